@@ -1,0 +1,4 @@
+"""tokenspeed-compile: frontends, the pipeline on one screen, the command line.
+
+May import every room but runtime; of runtime only `runtime.scheduling`.
+"""

@@ -1,0 +1,162 @@
+"""Import: the cleaned ATen graph as a module of `ts.aten` operations, layers folded into `ts.repeat`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from ...ir import dialect
+from ...ir import module as modules
+from ...ir.mlir import ir
+from ...ir.types import tensor
+from ...plans.errors import ModelError
+from ...plans.template import shift
+from .aten_graph import AtenGraph, Segment, clean, module_path, target_name, value_of
+from .repeats import RepeatedPattern, fold
+from .trace import TracedModel, placeholder_targets
+
+STEP_INPUT_NAMES = ("token_ids", "positions")
+_DTYPE_NAMES = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.bool: "i1",
+    torch.uint8: "u8",
+}
+
+Environment = dict[Node, ir.Value]
+
+
+def import_model(traced: TracedModel) -> ir.Module:
+    """The traced model as a module, still in ATen operations. Must run inside an IR context."""
+    return _Importer(traced).run()
+
+
+def _type_of(node: Node) -> ir.RankedTensorType:
+    value = value_of(node)
+    shape = [size if isinstance(size, int) else None for size in value.shape]
+    return tensor(_DTYPE_NAMES[value.dtype], shape)
+
+
+class _Importer:
+    def __init__(self, traced: TracedModel) -> None:
+        self.traced = traced
+        self.graph: AtenGraph = clean(traced)
+        self.targets = placeholder_targets(traced.exported)
+
+    def run(self) -> ir.Module:
+        module, block = modules.new_step()
+        values: Environment = {}
+        with ir.InsertionPoint(block):
+            user_inputs = iter(STEP_INPUT_NAMES)
+            for node in self.graph.inputs:
+                if self.targets[node.name][0] == InputKind.USER_INPUT:
+                    values[node] = dialect.Input(_type_of(node), modules.text(next(user_inputs))).res
+            self._emit(self.graph.prologue, values, layer=None)
+            hidden_node = self.graph.layers[0].live_in
+            assert hidden_node is not None
+            hidden = values[hidden_node]
+            for run in fold(self.traced.kinds):
+                hidden = self._repeat(run, hidden, values)
+            last = self.graph.layers[-1].live_out
+            assert last is not None
+            values[last] = hidden
+            self._emit(self.graph.epilogue, values, layer=None)
+            modules.finish(block, [values[self.graph.logits]])
+        modules.verify(module)
+        return module
+
+    def _repeat(self, run: RepeatedPattern, hidden: ir.Value, outer: Environment) -> ir.Value:
+        repeat = dialect.Repeat(
+            [hidden.type],
+            [hidden],
+            modules.integer(run.first),
+            modules.integer(run.count),
+            modules.integer(len(run.pattern)),
+        ).operation
+        body = ir.Block.create_at_start(repeat.regions[0], [hidden.type])
+        with ir.InsertionPoint(body):
+            carried: ir.Value = body.arguments[0]
+            for offset, kind in enumerate(run.pattern):
+                segment = self.graph.layers[kind]
+                assert segment.live_in is not None and segment.live_out is not None
+                inner = {**outer, segment.live_in: carried}
+                self._emit(segment, inner, layer=(kind, offset))
+                carried = inner[segment.live_out]
+            dialect.Yield([carried])
+        return repeat.results[0]
+
+    def _emit(self, segment: Segment, values: Environment, layer: tuple[int, int] | None) -> None:
+        for node in segment.nodes:
+            if target_name(node) == "tokenspeed.attention.default":
+                self._emit_attention(node, values, layer)
+                continue
+            operands: list[ir.Value] = []
+            arguments = {
+                "args": [self._argument(item, values, operands, layer) for item in node.args],
+                "kwargs": {
+                    name: self._argument(item, values, operands, layer)
+                    for name, item in node.kwargs.items()
+                    if name not in {"device", "layout", "pin_memory"}
+                },
+            }
+            text = json.dumps(arguments, sort_keys=True)
+            op = dialect.aten(_type_of(node), operands, target_name(node), text)
+            modules.set_label(op, self._templated(module_path(node), layer))
+            values[node] = op.results[0]
+
+    def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> None:
+        if layer is None:
+            raise ModelError("attention outside of the layers is not supported", where=module_path(node))
+        operands = [self._value(source, values, layer) for source in node.args[:3] if isinstance(source, Node)]
+        scale, window = node.args[3:5]
+        arguments = {"args": [scale, window, shift("{i}", layer[1])], "kwargs": {}}
+        op = dialect.aten(_type_of(node), operands, target_name(node), json.dumps(arguments))
+        modules.set_label(op, self._templated(module_path(node), layer))
+        values[node] = op.results[0]
+
+    def _argument(self, item: Any, values: Environment, operands: list[ir.Value], layer: tuple[int, int] | None) -> Any:
+        if isinstance(item, Node):
+            node = self.graph.resolve(item)
+            if not isinstance(node.meta.get("val"), torch.Tensor):
+                return {"symbol": "tokens"}
+            operands.append(self._value(node, values, layer))
+            return {"operand": len(operands) - 1}
+        if isinstance(item, Sequence) and not isinstance(item, str):
+            return [self._argument(part, values, operands, layer) for part in item]
+        if isinstance(item, Mapping):
+            raise ModelError("an operation takes a mapping as argument", got=repr(item))
+        if isinstance(item, torch.dtype):
+            return {"dtype": _DTYPE_NAMES[item]}
+        if isinstance(item, torch.SymInt):
+            return {"symbol": "tokens"}
+        return item
+
+    def _value(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> ir.Value:
+        node = self.graph.resolve(node)
+        if node in values:
+            return values[node]
+        return self._parameter(node, layer)
+
+    def _parameter(self, node: Node, layer: tuple[int, int] | None) -> ir.Value:
+        kind, target = self.targets[node.name]
+        if kind == InputKind.BUFFER and target in self.traced.constants:
+            return dialect.Constant(_type_of(node), modules.text(target)).res
+        name = self._templated(self.traced.ties.get(target, target), layer)
+        weight = dialect.Weight(_type_of(node), modules.text(name), ir.ArrayAttr.get([modules.text(name)]))
+        return weight.res
+
+    def _templated(self, name: str, layer: tuple[int, int] | None) -> str:
+        """A name inside a kept layer with the layer's index as a template."""
+        if layer is None:
+            return name
+        kind, offset = layer
+        return name.replace(f"{self.traced.layers_path}.{kind}", f"{self.traced.layers_path}.{shift('{i}', offset)}", 1)

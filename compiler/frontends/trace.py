@@ -1,0 +1,248 @@
+"""Tracing any causal LM of transformers on the meta device: one layer per distinct kind, no weights, no device.
+
+The whole model is built on meta (no storage), its layers are grouped by fingerprint, one layer per group is kept, and the
+rest is exported with a dynamic number of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ...plans.errors import ModelError
+
+ATTENTION_NAME = "tokenspeed"
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_SCALARS = (bool, int, float, str, type(None))
+
+_library = torch.library.Library("tokenspeed", "DEF")
+_library.define("attention(Tensor q, Tensor k, Tensor v, float scale, int window, int layer) -> Tensor")
+
+
+@torch.library.register_fake("tokenspeed::attention")
+def _attention_shape(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, _scale: float, _window: int, _layer: int) -> torch.Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.impl("tokenspeed::attention", "CPU")
+def _attention_of_one_sequence(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, _layer: int
+) -> torch.Tensor:
+    """Causal attention over one whole sequence, for the proof of raising. q, k, v: [1, heads, tokens, head_dim]."""
+    tokens = q.shape[2]
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
+    visible = (distance >= 0) & ((distance < window) if window else True)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2).contiguous()
+
+
+def _attention_hook(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    for name in ("softcap", "s_aux", "head_mask"):
+        if options.get(name) is not None:
+            raise ModelError(f"attention uses {name}, which is not supported yet", where=type(module).__name__)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: int = getattr(module, "layer_idx", 0)
+    return torch.ops.tokenspeed.attention(query, key, value, float(scale), int(sliding_window or 0), layer), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention_hook)
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """An exported model with one layer per kind.
+
+    `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
+    `parameters` the full model's parameter names, shapes and dtypes, tied ones once; `ties` maps a tied name to the one it shares;
+    `constants` the values of buffers that no checkpoint holds.
+    """
+
+    exported: ExportedProgram
+    config: dict[str, Any]
+    architecture: str
+    layers_path: str
+    kinds: tuple[int, ...]
+    parameters: dict[str, tuple[int, ...]]
+    ties: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    dtype: str
+
+
+class _Logits(torch.nn.Module):
+    """The model as a function of token ids and positions, both [1, tokens], to logits [1, tokens, vocabulary]."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
+    model_type = config.get("model_type", "")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"model type {model_type!r} is not a causal language model of transformers {transformers.__version__}",
+            where="config.json, field model_type",
+            expected="a causal LM such as llama, qwen2, qwen3 or mistral",
+            got=repr(model_type),
+            fix="choose another model, or check config.json",
+        )
+    try:
+        typed = AutoConfig.for_model(**config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(typed, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION_NAME)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"transformers cannot build a {model_type} model from this configuration",
+            where="config.json",
+            got=f"{type(error).__name__}: {error}",
+            fix="correct config.json",
+        ) from error
+    return model.eval()
+
+
+def _layer_list(model: torch.nn.Module, depth: int, model_type: str) -> tuple[str, torch.nn.ModuleList]:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return path, module
+    raise ModelError(f"found no list of {depth} layers in a {model_type} model", where=type(model).__name__)
+
+
+def _per_layer_lists(config: Any, depth: int) -> list[str]:
+    return [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == depth]
+
+
+def _fingerprint(layer: torch.nn.Module, config: Any, lists: list[str], index: int) -> tuple[Any, ...]:
+    modules = tuple(
+        (path, type(module).__qualname__, tuple(sorted((k, v) for k, v in vars(module).items() if _is_feature(k, v))))
+        for path, module in layer.named_modules()
+    )
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+    return modules, shapes, tuple(repr(getattr(config, name)[index]) for name in lists)
+
+
+def _is_feature(name: str, value: object) -> bool:
+    return name not in {"layer_idx", "training"} and isinstance(value, _SCALARS)
+
+
+def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any) -> tuple[str, tuple[int, ...]]:
+    depth = config.num_hidden_layers
+    path, layers = _layer_list(model, depth, config.model_type)
+    lists = _per_layer_lists(config, depth)
+    seen: dict[tuple[Any, ...], int] = {}
+    kept: list[int] = []
+    kinds = []
+    for index, layer in enumerate(layers):
+        mark = _fingerprint(layer, config, lists, index)
+        if mark not in seen:
+            seen[mark] = len(kept)
+            kept.append(index)
+        kinds.append(seen[mark])
+    model.set_submodule(path, torch.nn.ModuleList(layers[index] for index in kept))
+    for position, index in enumerate(kept):
+        for module in layers[index].modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = position  # type of the attribute is the model's own
+    for name in lists:
+        setattr(config, name, [getattr(config, name)[index] for index in kept])
+    config.num_hidden_layers = len(kept)
+    return path, tuple(kinds)
+
+
+def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Compute non-persistent buffers on the CPU, as transformers does after loading a checkpoint."""
+    values: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+        if not names:
+            continue
+        on_meta = {name: module._buffers[name] for name in names}
+        for name, buffer in on_meta.items():
+            assert buffer is not None
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+        model._init_weights(module)  # pyright: ignore[reportCallIssue]
+        for name, buffer in on_meta.items():
+            value = module._buffers[name]
+            assert value is not None
+            values[f"{path}.{name}"] = value.clone()
+            module._buffers[name] = buffer
+    return values
+
+
+def trace(config: dict[str, Any], dtype: str) -> TracedModel:
+    """Trace a model from its configuration alone.
+
+    Raises ModelError if transformers does not know the model, or it cannot be exported.
+    """
+    with _quiet():
+        model = _build(config, dtype)
+        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        ties = _tied_names(model)
+        typed: Any = model.config
+        path, kinds = _keep_one_layer_per_kind(model, typed)
+        constants = _fill_constants(model)
+        tokens = torch.export.Dim("tokens", min=2, max=65536)
+        example = torch.zeros(1, 8, dtype=torch.long, device="meta")
+        try:
+            exported = torch.export.export(
+                _Logits(model), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
+            ).run_decompositions({})
+        except ModelError:
+            raise
+        except Exception as error:  # torch.export raises whatever the traced code raises
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise ModelError(
+                f"model type {config['model_type']!r} cannot be traced with a dynamic number of tokens",
+                where=type(model).__name__,
+                got=f"{type(error).__name__}: {first_line[:300]}",
+                fix="choose one of the families that docs/models.md lists",
+            ) from error
+    return TracedModel(exported, config, type(model).__name__, path, kinds, parameters, ties, constants, dtype)
+
+
+def _tied_names(model: torch.nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(value), name)
+        if owner != name:
+            ties[name] = owner
+    return ties
+
+
+def placeholder_targets(exported: ExportedProgram) -> dict[str, tuple[InputKind, str]]:
+    """What each placeholder of the exported graph is: its kind and, for parameters and buffers, its name in the model."""
+    return {spec.arg.name: (spec.kind, (spec.target or "").removeprefix("model.")) for spec in exported.graph_signature.input_specs}

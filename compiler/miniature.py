@@ -1,0 +1,40 @@
+"""A small model with the same code paths: sizes shrunk, every flag kept. Raising is proved on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
+
+
+def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
+    """The configuration of a miniature with one layer per kind.
+
+    Keeps the ratio of query to key/value heads (up to 8), the presence of an own head_dim, windows, rope variant, biases.
+    """
+    small = dict(config)
+    heads = int(config.get("num_attention_heads", 4))
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    kv_small = min(kv_heads, 2)
+    small["num_key_value_heads"] = kv_small
+    small["num_attention_heads"] = kv_small * min(heads // kv_heads, 8)
+    if config.get("head_dim"):
+        small["head_dim"] = HEAD_DIM
+    small["hidden_size"] = small["num_attention_heads"] * HEAD_DIM
+    small["intermediate_size"] = INTERMEDIATE
+    small["vocab_size"] = VOCABULARY
+    if config.get("sliding_window"):
+        small["sliding_window"] = WINDOW
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        small[name] = None
+    representatives = [list(kinds).index(kind) for kind in range(max(kinds) + 1)]
+    depth = len(kinds)
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == depth and depth > 1:
+            small[name] = [value[index] for index in representatives]
+    small["num_hidden_layers"] = len(representatives)
+    if config.get("max_window_layers") is not None and "layer_types" not in config:
+        # qwen2 derives its layer types from this limit: the first representative lies below it, the second above
+        small["max_window_layers"] = sum(index < int(config["max_window_layers"]) for index in representatives)
+    return small

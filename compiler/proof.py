@@ -1,0 +1,162 @@
+"""The proof of raising and fusion: a miniature of the model, run as ATen and as `ts`, must give the same logits.
+
+Every layer kind takes part, in float32, on random weights and one sequence longer than the miniature's window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import InputKind
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.reference import Interpreter, StepRows
+from ..plans.errors import ModelError
+from ..plans.template import instantiate
+from .frontends.import_aten import import_model
+from .frontends.trace import TracedModel, placeholder_targets, trace
+from .miniature import VOCABULARY, miniature
+
+TOKENS = 24
+TOLERANCE = 1e-4
+
+_UNCOMPARED = {"scale", "window", "start", "label", "parameters", "sym", "first", "count", "stride", "layer", "kv_heads"}
+
+
+def prove(traced: TracedModel, raised: ir.Module, transform: Callable[[ir.Module], ir.Module]) -> float:
+    """Prove that `transform` (ATen module to raised module) is right for this model; gives back the largest difference.
+
+    The miniature must raise to the same operations as the model itself, and give the logits of its own ATen graph.
+    Raises ModelError otherwise.
+    """
+    small = trace(miniature(traced.config, traced.kinds), "f32")
+    small_module = transform(import_model(small))
+    wanted, got = signature(raised), signature(small_module)
+    if wanted != got:
+        different = next((pair for pair in zip(wanted, got, strict=False) if pair[0] != pair[1]), (len(wanted), len(got)))
+        raise ModelError(
+            "the miniature used to prove the model raises to other operations than the model",
+            where=traced.architecture,
+            expected=str(different[0]),
+            got=str(different[1]),
+        )
+    difference = _difference(small, small_module)
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"the raised {traced.architecture} does not compute what the model computes",
+            where="proof on a miniature in float32",
+            expected=f"largest logit difference <= {TOLERANCE}",
+            got=f"{difference:.3g}",
+            fix="report this model; it would have given wrong answers",
+        )
+    return difference
+
+
+def signature(module: ir.Module) -> list[tuple[str, tuple[str, ...]]]:
+    """Operation names with the attributes that do not depend on sizes, repeats' bodies once each."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    bodies: set[str] = set()
+    for operation in modules.walk(modules.step_block(module)):
+        if operation.name == "ts.repeat":
+            inner = [_mark(inside) for inside in modules.walk(modules.body_of(operation))]
+            if str(inner) not in bodies:
+                bodies.add(str(inner))
+                found.extend(inner)
+        elif operation.parent is not None and operation.parent.name != "ts.repeat":
+            found.append(_mark(operation))
+    return found
+
+
+def _mark(operation: ir.Operation) -> tuple[str, tuple[str, ...]]:
+    attributes = (f"{name}={operation.attributes[name]}" for name in operation.attributes if name not in _UNCOMPARED)
+    return operation.name, tuple(sorted(attributes))
+
+
+class _TensorWeights:
+    """Weights of a module by name: joined from random parameters."""
+
+    def __init__(self, joined: dict[str, list[str]], parameters: dict[str, Tensor]) -> None:
+        self.joined, self.parameters = joined, parameters
+
+    def full(self, name: str) -> Tensor:
+        return torch.cat([self.parameters[part] for part in self.joined[name]])
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return x @ self.full(name).T
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        return self.full(name)[index]
+
+
+def weight_parts(module: ir.Module) -> dict[str, list[str]]:
+    """Every weight instance by name, with the parameters it joins, layer indices filled in."""
+    parts: dict[str, list[str]] = {}
+
+    def visit(block: ir.Block, indices: range) -> None:
+        for view in block.operations:
+            operation = view.operation
+            if operation.name == "ts.weight":
+                for index in indices:
+                    name = instantiate(modules.text_attribute(operation, "sym"), index)
+                    parts[name] = [instantiate(part, index) for part in modules.text_list(operation, "parameters")]
+            elif operation.name == "ts.repeat":
+                first, count = modules.int_attribute(operation, "first"), modules.int_attribute(operation, "count")
+                stride = modules.int_attribute(operation, "stride")
+                visit(modules.body_of(operation), range(first, first + count * stride, stride))
+
+    visit(modules.step_block(module), range(1))
+    return parts
+
+
+def _random_parameters(traced: TracedModel) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(20261)
+    made = {}
+    for name, shape in traced.parameters.items():
+        spread = shape[-1] ** -0.5 if len(shape) > 1 else 0.3
+        centre = 1.0 if len(shape) == 1 and "norm" in name else 0.0
+        made[name] = centre + spread * torch.randn(shape, generator=generator)
+    return made
+
+
+def _difference(traced: TracedModel, module: ir.Module) -> float:
+    parameters = _random_parameters(traced)
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
+    positions = torch.arange(TOKENS)[None]
+    expected = run_aten(traced, parameters, ids, positions)[0]
+    rows = StepRows(ids[0], positions[0], [(0, 0, TOKENS)], torch.arange(TOKENS))
+    weights = _TensorWeights(weight_parts(module), parameters)
+    got = Interpreter(weights, traced.constants, instantiate, torch.float32).step(module, rows)
+    return float((expected - got).abs().max())
+
+
+def run_aten(traced: TracedModel, parameters: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits of the traced graph itself, operation by operation, on the CPU."""
+    targets = placeholder_targets(traced.exported)
+    inputs = iter((ids, positions))
+    values: list[Any] = []
+    for node in traced.exported.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        kind, target = targets[node.name]
+        if kind == InputKind.USER_INPUT:
+            values.append(next(inputs))
+        elif target in traced.constants:
+            values.append(traced.constants[target])
+        else:
+            values.append(parameters[traced.ties.get(target, target)])
+    with torch.no_grad():
+        return _CpuInterpreter(traced.exported.graph_module).run(*values)[0]
+
+
+class _CpuInterpreter(torch.fx.Interpreter):
+    """Skips the checks that name the meta device the graph was traced on."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if str(target) == "aten._assert_tensor_metadata.default":
+            return None
+        return super().call_function(target, args, {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs)

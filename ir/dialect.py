@@ -1,0 +1,266 @@
+"""The `ts` dialect: every operation with its fields and its verifier (the shape rule).
+
+Rows are the first dimension of activations. Operands that may be absent (a bias) are variadic with at most one value.
+"""
+
+from collections.abc import Sequence
+
+from . import shapes
+from .mlir import ext, ir
+
+Tensor = ir.RankedTensorType
+Operand = ext.Operand[ir.RankedTensorType]
+Result = ext.Result[ir.RankedTensorType]
+
+
+class TsDialect(ext.Dialect, name="ts"):
+    """LLM-level tensor operations on flat rows."""
+
+
+@staticmethod
+def _verify(op: ir.OpView) -> bool:
+    """The verifier of every operation: the rule that `shapes.RULES` holds for its name."""
+    problem = shapes.check(op.operation)
+    if problem:
+        op.operation.location.emit_error(f"'{op.operation.name}' {problem}")
+    return problem is None
+
+
+class Input(TsDialect.Operation, name="input", traits=[ext.Pure]):
+    """A step input by its name in the step ABI."""
+
+    verify_invariants = _verify
+    res: Result
+    sym: ir.StringAttr
+
+
+class Weight(TsDialect.Operation, name="weight", traits=[ext.Pure]):
+    """A weight: model parameters (checkpoint path templates) joined along dimension 0, known to programs as `sym`."""
+
+    verify_invariants = _verify
+    res: Result
+    sym: ir.StringAttr
+    parameters: ir.ArrayAttr
+
+
+class Constant(TsDialect.Operation, name="constant", traits=[ext.Pure]):
+    """A small array computed at compile time, by name."""
+
+    verify_invariants = _verify
+    res: Result
+    sym: ir.StringAttr
+
+
+class Aten(TsDialect.Operation, name="aten"):
+    """Any ATen operation that was not raised. `arguments` is JSON; `{"operand": n}` stands for the n-th operand.
+
+    Operands of one variadic group must have one type (a limit of IRDL), so each operand has a group to itself.
+    """
+
+    res: Result
+    operand0: Sequence[Operand]
+    operand1: Sequence[Operand]
+    operand2: Sequence[Operand]
+    operand3: Sequence[Operand]
+    operand4: Sequence[Operand]
+    operand5: Sequence[Operand]
+    operand6: Sequence[Operand]
+    rest: Sequence[Operand]
+    target: ir.StringAttr
+    arguments: ir.StringAttr
+
+
+def aten(kind: ir.Type, operands: list[ir.Value], target: str, arguments: str) -> ir.Operation:
+    """Build `ts.aten`; operands past the seventh must share one type."""
+    groups = [[operand] for operand in operands[:7]] + [[]] * (7 - len(operands))
+    op = Aten(kind, *groups, operands[7:], ir.StringAttr.get(target), ir.StringAttr.get(arguments))
+    return op.operation
+
+
+class Embedding(TsDialect.Operation, name="embedding", traits=[ext.Pure]):
+    verify_invariants = _verify
+    res: Result
+    ids: Operand
+    table: Operand
+
+
+class Linear(TsDialect.Operation, name="linear", traits=[ext.Pure]):
+    """x[rows, k] times weight[n, k] transposed, plus bias[n] if there is one."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    weight: Operand
+    bias: Sequence[Operand]
+
+
+class RmsNorm(TsDialect.Operation, name="rms_norm", traits=[ext.Pure]):
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), computed in float32."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    weight: Operand
+    eps: ir.FloatAttr
+    cast_before_weight: ir.IntegerAttr
+    one_plus_weight: ir.IntegerAttr
+
+
+class AddRmsNorm(TsDialect.Operation, name="add_rms_norm", traits=[ext.Pure]):
+    """sum = x + residual; normed = rms_norm(sum)."""
+
+    verify_invariants = _verify
+    sum: Result
+    normed: Result
+    x: Operand
+    residual: Operand
+    weight: Operand
+    eps: ir.FloatAttr
+    cast_before_weight: ir.IntegerAttr
+    one_plus_weight: ir.IntegerAttr
+
+
+class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
+    """cos and sin of position x frequency (Su et al. 2021), both halves alike, scaled by `scaling`."""
+
+    verify_invariants = _verify
+    cos: Result
+    sin: Result
+    positions: Operand
+    frequencies: Operand
+    scaling: ir.FloatAttr
+
+
+class Rope(TsDialect.Operation, name="rope", traits=[ext.Pure]):
+    """Rotary embedding of x[rows, heads, head_dim], half-split order."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    cos: Operand
+    sin: Operand
+
+
+class Attention(TsDialect.Operation, name="attention"):
+    """Stores k and v of these rows in layer `layer`'s KV cache, then causal attention of q over each row's own sequence.
+
+    `window` limits how far back a row sees (0: no limit). Key/value heads are shared by groups of query heads.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    q: Operand
+    k: Operand
+    v: Operand
+    layer: ir.StringAttr
+    scale: ir.FloatAttr
+    window: ir.IntegerAttr
+
+
+class RopeKvWrite(TsDialect.Operation, name="rope_kv_write"):
+    """Rotates q and k, stores k and v in the KV cache of `layer`, gives back q."""
+
+    verify_invariants = _verify
+    res: Result
+    q: Operand
+    k: Operand
+    v: Operand
+    cos: Operand
+    sin: Operand
+    layer: ir.StringAttr
+
+
+class CachedAttention(TsDialect.Operation, name="cached_attention"):
+    """Causal attention of q over the KV cache of `layer`, whose rows are already stored."""
+
+    verify_invariants = _verify
+    res: Result
+    q: Operand
+    layer: ir.StringAttr
+    scale: ir.FloatAttr
+    window: ir.IntegerAttr
+    kv_heads: ir.IntegerAttr
+
+
+class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.Pure]):
+    """activation(gate) * up."""
+
+    verify_invariants = _verify
+    res: Result
+    gate: Operand
+    up: Operand
+    activation: ir.StringAttr
+
+
+class Add(TsDialect.Operation, name="add", traits=[ext.Pure]):
+    verify_invariants = _verify
+    res: Result
+    a: Operand
+    b: Operand
+
+
+class Mul(TsDialect.Operation, name="mul", traits=[ext.Pure]):
+    verify_invariants = _verify
+    res: Result
+    a: Operand
+    b: Operand
+
+
+class Reshape(TsDialect.Operation, name="reshape", traits=[ext.Pure]):
+    """Same elements, rows kept: [rows, heads * d] <-> [rows, heads, d]."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+
+
+class Slice(TsDialect.Operation, name="slice", traits=[ext.Pure]):
+    """A window of the last dimension of x[rows, n], from column `start` on."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    start: ir.IntegerAttr
+
+
+class GatherRows(TsDialect.Operation, name="gather_rows", traits=[ext.Pure]):
+    """The rows of x that need logits."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    rows: Operand
+
+
+class AllReduce(TsDialect.Operation, name="all_reduce", traits=[ext.Pure]):
+    """Sum over the ranks of mesh axis `axis`: partial -> replicate."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    axis: ir.StringAttr
+
+
+class Repeat(TsDialect.Operation, name="repeat"):
+    """Runs its body for layer index i = first, first + stride, ... (`count` times); the arguments are carried along.
+
+    One body per distinct layer kind keeps the program, and the work of every pass, independent of depth.
+    """
+
+    res: Sequence[Result]
+    args: Sequence[Operand]
+    first: ir.IntegerAttr
+    count: ir.IntegerAttr
+    stride: ir.IntegerAttr
+    body: ext.Region
+
+
+class Yield(TsDialect.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
+    """Ends a repeat's body with the carried values."""
+
+    args: Sequence[Operand]
+
+
+def load() -> None:
+    """Register the dialect in the current context."""
+    TsDialect.load()

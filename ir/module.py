@@ -1,0 +1,154 @@
+"""Modules of the dialect: contexts, parsing, printing, building, walking, attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from . import dialect
+from .mlir import func, ir, passmanager
+
+SYMBOL = "step"
+
+
+class IrError(ValueError):
+    """Text that is not a valid module of the dialect; the message carries MLIR's diagnostics with line and column."""
+
+
+@contextmanager
+def context() -> Iterator[ir.Context]:
+    """A fresh MLIR context with the dialect registered; modules live and die with it."""
+    with ir.Context() as mlir_context, ir.Location.unknown():
+        dialect.load()
+        yield mlir_context
+
+
+def parse(text: str) -> ir.Module:
+    """Parse and verify a module.
+
+    Raises IrError with the diagnostics.
+    """
+    try:
+        module = ir.Module.parse(text)
+    except ir.MLIRError as error:
+        raise IrError(str(error)) from error
+    verify(module)
+    return module
+
+
+def verify(module: ir.Module) -> None:
+    """Run MLIR's and the dialect's verifiers.
+
+    Raises IrError with the diagnostics.
+    """
+    problems: list[str] = []
+    handler = module.context.attach_diagnostic_handler(lambda found: bool(problems.append(f"{found.location}: {found.message}")) or True)
+    try:
+        sound = module.operation.verify()
+    except ir.MLIRError as error:
+        problems.append(str(error))
+        sound = False
+    finally:
+        handler.detach()
+    if not sound:
+        raise IrError("\n".join(problems) or "the module does not verify")
+
+
+def new_step() -> tuple[ir.Module, ir.Block]:
+    """An empty module with one function `step`, and the function's block to build in."""
+    module = ir.Module.create()
+    with ir.InsertionPoint(module.body):
+        function = func.FuncOp(SYMBOL, ([], []))
+        block = function.add_entry_block()
+    return module, block
+
+
+def step_block(module: ir.Module) -> ir.Block:
+    """The block of the function `step`."""
+    for operation in module.body.operations:
+        if operation.operation.name == "func.func":
+            return operation.operation.regions[0].blocks[0]
+    raise IrError("the module has no function")
+
+
+def finish(block: ir.Block, results: Sequence[ir.Value]) -> None:
+    """End the step function with its results and give it the type that follows."""
+    with ir.InsertionPoint(block):
+        func.ReturnOp(list(results))
+    retype(block)
+
+
+def retype(block: ir.Block) -> None:
+    """Make the function's type agree with what its block returns (placements may have changed it)."""
+    terminator = list(block.operations)[-1].operation
+    types = [value.type for value in terminator.operands]
+    function = block.owner.operation
+    function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([], types))
+
+
+def body_of(repeat: ir.Operation) -> ir.Block:
+    return repeat.regions[0].blocks[0]
+
+
+def walk(block: ir.Block) -> Iterator[ir.Operation]:
+    """All operations in program order, a repeat before its body. A list is taken per block, so the caller may erase."""
+    for view in list(block.operations):
+        operation = view.operation
+        yield operation
+        for region in operation.regions:
+            for inner in region.blocks:
+                yield from walk(inner)
+
+
+def text_attribute(operation: ir.Operation, name: str) -> str:
+    return ir.StringAttr(operation.attributes[name]).value
+
+
+def int_attribute(operation: ir.Operation, name: str) -> int:
+    return ir.IntegerAttr(operation.attributes[name]).value
+
+
+def float_attribute(operation: ir.Operation, name: str) -> float:
+    return ir.FloatAttr(operation.attributes[name]).value
+
+
+def text_list(operation: ir.Operation, name: str) -> list[str]:
+    return [ir.StringAttr(item).value for item in ir.ArrayAttr(operation.attributes[name])]
+
+
+def label_of(operation: ir.Operation) -> str:
+    """The module path an operation came from, "" when unknown."""
+    return text_attribute(operation, "label") if "label" in operation.attributes else ""
+
+
+def set_label(operation: ir.Operation, label: str) -> None:
+    operation.attributes["label"] = ir.StringAttr.get(label)
+
+
+def text(value: str) -> ir.StringAttr:
+    return ir.StringAttr.get(value)
+
+
+def integer(value: int) -> ir.IntegerAttr:
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+
+
+def flag(value: bool) -> ir.IntegerAttr:
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(1), int(value))
+
+
+def number(value: float) -> ir.FloatAttr:
+    return ir.FloatAttr.get(ir.F64Type.get(), value)
+
+
+def erase_unused(block: ir.Block) -> None:
+    """Erase pure operations whose results nobody uses, last first."""
+    for operation in reversed(list(walk(block))):
+        keeps = operation.name in {"ts.repeat", "ts.yield", "ts.attention", "ts.rope_kv_write", "func.return"}
+        if not keeps and not any(list(result.uses) for result in operation.results):
+            operation.erase()
+
+
+def merge_equal(module: ir.Module) -> None:
+    """MLIR's common-subexpression elimination: equal pure operations become one."""
+    passmanager.PassManager.parse("builtin.module(cse)").run(module.operation)

@@ -1,0 +1,219 @@
+"""The meaning of every `ts` operation, in plain torch, and an interpreter over whole modules.
+
+Slow and exact: it proves raising and fusion against the traced model, and makes the golden outputs of a plan in float64.
+Rounding to the model's element type is left out on purpose when `dtype` is wider than the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import module as modules
+from .mlir import ir
+from .types import shape_of
+
+
+class Weights(Protocol):
+    """Where weights come from; `name` has its layer index filled in."""
+
+    def full(self, name: str) -> Tensor: ...
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """x[rows, k] times the transposed weight; may stream the weight."""
+        ...
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows `index` of a two-dimensional weight."""
+        ...
+
+
+@dataclass
+class StepRows:
+    """One step's flat rows: `sequences` gives each sequence's key and its row range; rows of one sequence are consecutive
+    positions."""
+
+    token_ids: Tensor
+    positions: Tensor
+    sequences: Sequence[tuple[int, int, int]]
+    logit_rows: Tensor
+
+
+Cache = dict[tuple[int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Interpreter:
+    """Runs a module's step function; keeps each sequence's keys and values between steps.
+
+    `instantiate(template, index)` fills a layer index into a name. `truncate` runs every repeat once (its first index).
+    """
+
+    weights: Weights
+    constants: dict[str, Tensor]
+    instantiate: Callable[[str, int], str]
+    dtype: torch.dtype
+    truncate: bool = False
+    cache: Cache = field(default_factory=dict)
+
+    def step(self, module: ir.Module, rows: StepRows) -> Tensor:
+        """Logits [logit rows, vocabulary] of one step."""
+        values: dict[ir.Value, Any] = {}
+        return self._block(modules.step_block(module), values, rows, 0)[0]
+
+    def _block(self, block: ir.Block, values: dict[ir.Value, Any], rows: StepRows, index: int) -> list[Tensor]:
+        for view in block.operations:
+            operation = view.operation
+            if operation.name in {"ts.yield", "func.return"}:
+                return [values[value] for value in operation.operands]
+            results = self._operation(operation, values, rows, index)
+            for result, value in zip(operation.results, results, strict=True):
+                values[result] = value
+        return []
+
+    def _operation(
+        self, operation: ir.Operation, values: dict[ir.Value, Any], rows: StepRows, index: int
+    ) -> Sequence[Tensor | str]:
+        name = operation.name
+        if name == "ts.repeat":
+            return self._repeat(operation, values, rows)
+        if name == "ts.input":
+            return [getattr(rows, modules.text_attribute(operation, "sym"))]
+        if name == "ts.constant":
+            return [self.constants[modules.text_attribute(operation, "sym")]]
+        if name == "ts.weight":
+            return [self.instantiate(modules.text_attribute(operation, "sym"), index)]
+        operands = [values[value] for value in operation.operands]
+        if name == "ts.linear":
+            out = self.weights.linear(operands[0], operands[1])
+            return [out + self.weights.full(operands[2]) if len(operands) > 2 else out]
+        if name == "ts.embedding":
+            return [self.weights.rows(operands[1], operands[0].long())]
+        operands = [self.weights.full(value) if isinstance(value, str) else value for value in operands]
+        if name in _STATEFUL:
+            layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
+            return _STATEFUL[name](operation, operands, rows, self.cache, layer)
+        return REFERENCE[name](operation, operands, self.dtype)
+
+    def _repeat(self, operation: ir.Operation, values: dict[ir.Value, Any], rows: StepRows) -> list[Tensor]:
+        carried = [values[value] for value in operation.operands]
+        first, stride = modules.int_attribute(operation, "first"), modules.int_attribute(operation, "stride")
+        body = modules.body_of(operation)
+        for turn in range(1 if self.truncate else modules.int_attribute(operation, "count")):
+            for argument, value in zip(body.arguments, carried, strict=True):
+                values[argument] = value
+            carried = self._block(body, values, rows, first + turn * stride)
+        return carried
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Tensor:
+    scale = weight + 1.0 if one_plus_weight else weight
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotary embedding of the first cos.shape[1] features of x[rows, heads, head_dim]."""
+    rotary, rest = x[..., : cos.shape[1]], x[..., cos.shape[1] :]
+    first, second = rotary.chunk(2, dim=-1)
+    turned = rotary * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    return torch.cat([turned, rest], dim=-1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+    """q[new, heads, d] are the last positions of k, v[context, kv_heads, d]."""
+    new, context, groups = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
+    keys, values = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, keys) * scale
+    distance = torch.arange(context - new, context)[:, None] - torch.arange(context)[None, :]
+    hidden = (distance < 0) | ((distance >= window) if window else False)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values)
+
+
+def _norm_attributes(operation: ir.Operation) -> tuple[float, bool]:
+    return modules.float_attribute(operation, "eps"), bool(modules.int_attribute(operation, "one_plus_weight"))
+
+
+def _add_rms_norm(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    x, residual, weight = operands
+    total = x + residual
+    return [total, rms_norm(total, weight, *_norm_attributes(operation))]
+
+
+def _rope_table(operation: ir.Operation, operands: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    positions, frequencies = operands
+    angles = positions.to(dtype)[:, None] * frequencies.to(dtype)[None, :]
+    angles = torch.cat([angles, angles], dim=-1)
+    scaling = modules.float_attribute(operation, "scaling")
+    return [angles.cos() * scaling, angles.sin() * scaling]
+
+
+def _gated_activation(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    gate, up = operands
+    name = modules.text_attribute(operation, "activation")
+    active = functional.silu(gate) if name == "silu" else functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none")
+    return [active * up]
+
+
+def _slice(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    start, width = modules.int_attribute(operation, "start"), shape_of(operation.results[0])[1]
+    return [operands[0][:, start : start + (width or 0)]]
+
+
+def _reshape(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    return [operands[0].reshape(-1, *(size or 0 for size in shape_of(operation.results[0])[1:]))]
+
+
+Reference = Callable[[ir.Operation, list[Tensor], torch.dtype], list[Tensor]]
+
+REFERENCE: dict[str, Reference] = {
+    "ts.rms_norm": lambda op, x, _: [rms_norm(x[0], x[1], *_norm_attributes(op))],
+    "ts.add_rms_norm": _add_rms_norm,
+    "ts.rope_table": _rope_table,
+    "ts.rope": lambda _op, x, _: [rope(*x)],
+    "ts.gated_activation": _gated_activation,
+    "ts.add": lambda _op, x, _: [x[0] + x[1]],
+    "ts.mul": lambda _op, x, _: [x[0] * x[1]],
+    "ts.reshape": _reshape,
+    "ts.slice": _slice,
+    "ts.gather_rows": lambda _op, x, _: [x[0][x[1].long()]],
+    "ts.all_reduce": lambda _op, x, _: [x[0]],
+}
+
+
+def _store(rows: StepRows, cache: Cache, layer: int, k: Tensor, v: Tensor) -> None:
+    for key, start, stop in rows.sequences:
+        new = k[start:stop], v[start:stop]
+        old = cache.get((layer, key))
+        cache[layer, key] = new if old is None else (torch.cat([old[0], new[0]]), torch.cat([old[1], new[1]]))
+
+
+def _attend(operation: ir.Operation, q: Tensor, rows: StepRows, cache: Cache, layer: int) -> Tensor:
+    scale, window = modules.float_attribute(operation, "scale"), modules.int_attribute(operation, "window")
+    return torch.cat([causal_attention(q[start:stop], *cache[layer, key], scale, window) for key, start, stop in rows.sequences])
+
+
+def _attention(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
+    _store(rows, cache, layer, operands[1], operands[2])
+    return [_attend(operation, operands[0], rows, cache, layer)]
+
+
+def _rope_kv_write(_operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
+    q, k, v, cos, sin = operands
+    _store(rows, cache, layer, rope(k, cos, sin), v)
+    return [rope(q, cos, sin)]
+
+
+def _cached_attention(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
+    return [_attend(operation, operands[0], rows, cache, layer)]
+
+
+_STATEFUL: dict[str, Callable[[ir.Operation, list[Tensor], StepRows, Cache, int], list[Tensor]]] = {
+    "ts.attention": _attention,
+    "ts.rope_kv_write": _rope_kv_write,
+    "ts.cached_attention": _cached_attention,
+}

@@ -1,0 +1,152 @@
+"""The shape rule of every operation: what its verifier checks. A rule returns what is wrong, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .mlir import ir
+from .types import dtype_of, shape_of
+
+Shape = tuple[int | None, ...]
+Rule = Callable[[list[Shape], list[Shape]], str | None]
+
+
+def _expect(condition: bool, message: str) -> str | None:
+    return None if condition else message
+
+
+def _linear(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, weight, *bias = operands
+    if len(x) != 2 or len(weight) != 2 or len(bias) > 1:
+        return f"expects x[rows, k], weight[n, k] and at most one bias, got ranks {[len(shape) for shape in operands]}"
+    if x[1] != weight[1]:
+        return f"weight has {weight[1]} columns, x has {x[1]}"
+    if bias and bias[0] != (weight[0],):
+        return f"bias has shape {bias[0]}, expected ({weight[0]},)"
+    return _expect(results[0] == (x[0], weight[0]), f"result is {results[0]}, expected {(x[0], weight[0])}")
+
+
+def _embedding(operands: list[Shape], results: list[Shape]) -> str | None:
+    ids, table = operands
+    if len(ids) != 1 or len(table) != 2:
+        return f"expects ids[rows] and table[vocabulary, hidden], got {ids} and {table}"
+    return _expect(results[0] == (ids[0], table[1]), f"result is {results[0]}, expected {(ids[0], table[1])}")
+
+
+def _rms_norm(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, weight = operands
+    return _expect(weight == (x[-1],) and results[0] == x, f"weight {weight} and result {results[0]} do not fit x {x}")
+
+
+def _add_rms_norm(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, residual, weight = operands
+    fits = residual == x and weight == (x[-1],) and results == [x, x]
+    return _expect(fits, f"x {x}, residual {residual}, weight {weight}, results {results} do not fit together")
+
+
+def _rope_table(operands: list[Shape], results: list[Shape]) -> str | None:
+    positions, frequencies = operands
+    if len(positions) != 1 or len(frequencies) != 1:
+        return "expects positions[rows] and frequencies[rotary_dim / 2]"
+    expected = (positions[0], (frequencies[0] or 0) * 2)
+    return _expect(results == [expected, expected], f"cos and sin are {results}, expected {expected}")
+
+
+def _rope(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, cos, sin = operands
+    if len(x) != 3 or len(cos) != 2 or cos != sin:
+        return f"expects x[rows, heads, head_dim] and equal cos, sin [rows, rotary_dim], got {operands}"
+    if (cos[1] or 0) > (x[2] or 0) or (cos[1] or 0) % 2:
+        return f"rotary dimension {cos[1]} is odd or larger than head_dim {x[2]}"
+    return _expect(results[0] == x, f"result is {results[0]}, expected {x}")
+
+
+def _heads(q: Shape, k: Shape, v: Shape) -> str | None:
+    if not len(q) == len(k) == len(v) == 3:
+        return "expects q, k, v of [rows, heads, head_dim]"
+    if k[1] != v[1] or q[2] != k[2] or not k[1] or (q[1] or 0) % k[1]:
+        return f"q {q}, k {k}, v {v}: head_dim must agree and query heads be a multiple of key/value heads"
+    return None
+
+
+def _attention(operands: list[Shape], results: list[Shape]) -> str | None:
+    q, k, v = operands
+    expected = (q[0], q[1], v[2]) if len(q) == len(v) == 3 else ()
+    return _heads(q, k, v) or _expect(results[0] == expected, f"result is {results[0]}, expected {expected}")
+
+
+def _rope_kv_write(operands: list[Shape], results: list[Shape]) -> str | None:
+    q, k, v, cos, sin = operands
+    return _heads(q, k, v) or _rope([q, cos, sin], results)
+
+
+def _cached_attention(operands: list[Shape], results: list[Shape]) -> str | None:
+    return _expect(len(operands[0]) == 3 and results[0] == operands[0], "q and result must be [rows, heads, head_dim] alike")
+
+
+def _same(operands: list[Shape], results: list[Shape]) -> str | None:
+    shapes = {*operands, *results}
+    return _expect(len(shapes) == 1, f"operands and result must have one shape, got {sorted(map(str, shapes))}")
+
+
+def _reshape(operands: list[Shape], results: list[Shape]) -> str | None:
+    def per_row(shape: Shape) -> int:
+        count = 1
+        for size in shape[1:]:
+            count *= size or 0
+        return count
+
+    before, after = operands[0], results[0]
+    fits = before[0] == after[0] and per_row(before) == per_row(after)
+    return _expect(fits, f"{before} cannot become {after}: rows and elements per row must stay")
+
+
+def _slice(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, part = operands[0], results[0]
+    fits = len(x) == len(part) == 2 and x[0] == part[0] and (part[1] or 0) <= (x[1] or 0)
+    return _expect(fits, f"{part} is not a window of the columns of {x}")
+
+
+def _gather_rows(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, rows = operands
+    return _expect(len(rows) == 1 and results[0] == (rows[0], *x[1:]), f"result is {results[0]} for x {x} and rows {rows}")
+
+
+def _source(_operands: list[Shape], results: list[Shape]) -> str | None:
+    return _expect(all(size is None or size > 0 for size in results[0]), f"sizes must be positive, got {results[0]}")
+
+
+RULES: dict[str, Rule] = {
+    "ts.input": _source,
+    "ts.weight": _source,
+    "ts.constant": _source,
+    "ts.embedding": _embedding,
+    "ts.linear": _linear,
+    "ts.rms_norm": _rms_norm,
+    "ts.add_rms_norm": _add_rms_norm,
+    "ts.rope_table": _rope_table,
+    "ts.rope": _rope,
+    "ts.attention": _attention,
+    "ts.rope_kv_write": _rope_kv_write,
+    "ts.cached_attention": _cached_attention,
+    "ts.gated_activation": _same,
+    "ts.add": _same,
+    "ts.mul": _same,
+    "ts.reshape": _reshape,
+    "ts.slice": _slice,
+    "ts.gather_rows": _gather_rows,
+    "ts.all_reduce": _same,
+}
+
+_MIXED_DTYPES = {"ts.embedding", "ts.rope_table", "ts.gather_rows"}
+
+
+def check(operation: ir.Operation) -> str | None:
+    """What is wrong with the operation's shapes or element types, or None."""
+    rule = RULES[operation.name]
+    operands, results = list(operation.operands), list(operation.results)
+    problem = rule([shape_of(value) for value in operands], [shape_of(value) for value in results])
+    if problem or operation.name in _MIXED_DTYPES or not operands:
+        return problem
+    dtypes = {dtype_of(value) for value in (*operands, *results)}
+    return _expect(len(dtypes) == 1, f"mixes element types {sorted(dtypes)}")

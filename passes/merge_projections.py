@@ -1,0 +1,72 @@
+"""fuse: linears that read the same rows become one linear with a joined weight (QKV, gate and up) and windows on its result."""
+
+from __future__ import annotations
+
+from ..ir import dialect
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import dtype_of, placement_of, shape_of, tensor
+
+
+def merge_projections(module: ir.Module) -> ir.Module:
+    """Join linears of one block that share their input; in place."""
+    for block in _blocks(modules.step_block(module)):
+        groups: dict[tuple[ir.Value, int], list[ir.Operation]] = {}
+        for view in block.operations:
+            operation = view.operation
+            if operation.name == "ts.linear":
+                groups.setdefault((operation.operands[0], len(operation.operands)), []).append(operation)
+        for group in groups.values():
+            if len(group) > 1:
+                _merge(group)
+    modules.erase_unused(modules.step_block(module))
+    return module
+
+
+def _blocks(block: ir.Block) -> list[ir.Block]:
+    inner = [modules.body_of(view.operation) for view in block.operations if view.operation.name == "ts.repeat"]
+    return [block, *inner]
+
+
+def _merge(group: list[ir.Operation]) -> None:
+    x = group[0].operands[0]
+    with ir.InsertionPoint(group[0]):
+        weight = _join([linear.operands[1] for linear in group])
+        bias = [_join([linear.operands[2] for linear in group])] if len(group[0].operands) > 2 else []
+        width = shape_of(weight)[0]
+        kind = tensor(dtype_of(x), [None, width], placement_of(group[0].results[0]))
+        merged = dialect.Linear(kind, x, weight, bias)
+        modules.set_label(merged.operation, joined_name([modules.label_of(linear) for linear in group]))
+        start = 0
+        for linear in group:
+            part = dialect.Slice(linear.results[0].type, merged.res, modules.integer(start))
+            modules.set_label(part.operation, modules.label_of(linear))
+            start += shape_of(linear.results[0])[1] or 0
+            linear.results[0].replace_all_uses_with(part.res)
+    for linear in group:
+        linear.erase()
+
+
+def _join(weights: list[ir.Value]) -> ir.Value:
+    owners = [_owner(weight) for weight in weights]
+    rows = sum(shape_of(weight)[0] or 0 for weight in weights)
+    kind = tensor(dtype_of(weights[0]), [rows, *shape_of(weights[0])[1:]], placement_of(weights[0]))
+    parts = [part for owner in owners for part in modules.text_list(owner, "parameters")]
+    sym = modules.text(joined_name([modules.text_attribute(owner, "sym") for owner in owners]))
+    return dialect.Weight(kind, sym, ir.ArrayAttr.get([modules.text(part) for part in parts])).res
+
+
+def _owner(value: ir.Value) -> ir.Operation:
+    owner = value.owner
+    assert not isinstance(owner, ir.Block)
+    return owner if isinstance(owner, ir.Operation) else owner.operation
+
+
+def joined_name(names: list[str]) -> str:
+    """a.q_proj.weight, a.k_proj.weight -> a.q_proj+k_proj.weight."""
+    split = [name.split(".") for name in names]
+    if len({len(parts) for parts in split}) == 1:
+        columns = [dict.fromkeys(column) for column in zip(*split, strict=True)]
+        if sum(len(column) > 1 for column in columns) == 1:
+            return ".".join("+".join(column) for column in columns)
+    return "+".join(names)

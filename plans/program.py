@@ -1,0 +1,119 @@
+"""Programs: flat instruction lists over named buffers, symbolic in rows (docs/plan-format.md, "Programs").
+
+A step is flat rows: decode rows first, then prefill chunks. Everything that varies from step to step lives in the
+fixed input buffers of `STEP_INPUTS`; no instruction takes a per-step host scalar.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Dimension = int | Literal["rows", "logit_rows"]
+DType = Literal["f32", "bf16", "f16", "i32", "i64", "u8", "i8"]
+Attribute = bool | int | float | str | tuple[int, ...]
+
+DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "u8": 1, "i8": 1}
+
+
+class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A dense array in the activation arena. Its offset per bucket is in `Bucket.offsets`, same order as `Program.buffers`."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dimension, ...]
+
+
+class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A window on an arena buffer: same storage, other shape. `offset` and `strides` count elements.
+
+    The first dimension is the symbolic row dimension of the base, so all strides are static.
+    """
+
+    name: str
+    base: str
+    shape: tuple[Dimension, ...]
+    offset: int
+    strides: tuple[int, ...]
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="call", tag_field="kind"):
+    """One pure function of the versioned allow-list, writing into its outputs.
+
+    Operands name, in this order of resolution: a view or buffer of this program, a step input, a slot buffer, a
+    constant, a weight, a KV cache (`kv.k.{i}`, `kv.v.{i}`). Inside a `Repeat`, `{i}`, `{i+1}`, ... stand for the layer index.
+    `label` is the module path this instruction came from, for people.
+    """
+
+    function: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Attribute] = {}
+    label: str = ""
+
+
+class Repeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="repeat", tag_field="kind"):
+    """`body` run for i = first, first + stride, ... (`count` times). Loop-carried values share one buffer, in place."""
+
+    first: int
+    count: int
+    stride: int
+    body: tuple[Call, ...]
+
+
+class Bucket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Up to `rows` rows of which up to `logit_rows` need logits; arena offset of each buffer, in bytes (64-byte aligned)."""
+
+    rows: int
+    logit_rows: int
+    offsets: tuple[int, ...]
+    arena_bytes: int
+
+
+class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rank's instruction list for one class of buckets."""
+
+    name: str
+    rank: int
+    buffers: tuple[Buffer, ...]
+    views: tuple[View, ...]
+    body: tuple[Call | Repeat, ...]
+    buckets: tuple[Bucket, ...]
+
+
+class StepInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fixed buffer the runtime fills before each step; `shape` is at its full extent."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+def step_inputs(max_rows: int, max_sequences: int, max_blocks_per_sequence: int) -> tuple[StepInput, ...]:
+    """The step ABI, the same for all targets.
+
+    - `token_ids`[rows]: input token; -1 means "the token this row's slot sampled last" (so a step may be prepared
+      before the step before it is complete).
+    - `positions`[rows]: 0-based position of each row in its sequence.
+    - `slot_mapping`[rows]: where the row's K/V go, block * block_tokens + offset; -1 writes nothing (padded rows).
+    - `row_slots`[rows]: sampling slot of the row's request, -1 on padded rows.
+    - `sequence_starts`[sequences + 1]: first row of each sequence; decode sequences (one row each) come first.
+    - `context_lengths`[sequences]: tokens in the KV cache once this step's rows are written.
+    - `block_tables`[sequences, blocks]: KV blocks of each sequence in order.
+    - `logit_rows`[sequences]: the rows whose logits are wanted; `logit_slots` their sampling slots.
+    - `counts`[4]: rows, decode rows, sequences, logit rows actually in use.
+    """
+    rows, sequences = max_rows, max_sequences
+    return (
+        StepInput("token_ids", "i32", (rows,)),
+        StepInput("positions", "i32", (rows,)),
+        StepInput("slot_mapping", "i64", (rows,)),
+        StepInput("row_slots", "i32", (rows,)),
+        StepInput("sequence_starts", "i32", (sequences + 1,)),
+        StepInput("context_lengths", "i32", (sequences,)),
+        StepInput("block_tables", "i32", (sequences, max_blocks_per_sequence)),
+        StepInput("logit_rows", "i32", (sequences,)),
+        StepInput("logit_slots", "i32", (sequences,)),
+        StepInput("counts", "i32", (4,)),
+    )

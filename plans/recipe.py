@@ -1,0 +1,64 @@
+"""Recipes: how a plan's weight is made from checkpoint tensors, from a closed set of steps.
+
+Programs name only the result. Inside a templated weight, source names carry `{i}`, `{i+1}`, ... for the layer index.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="source", tag_field="step"):
+    """A checkpoint tensor by its name in the checkpoint, in row-major order, still encoded as it lies in the file."""
+
+    name: str
+
+
+class Slice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="slice", tag_field="step"):
+    of: Recipe
+    dimension: int
+    start: int
+    stop: int
+
+
+class Cast(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cast", tag_field="step"):
+    of: Recipe
+    dtype: str
+
+
+class Concat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="concat", tag_field="step"):
+    parts: tuple[Recipe, ...]
+    dimension: int
+
+
+class Transpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="transpose", tag_field="step"):
+    of: Recipe
+    permutation: tuple[int, ...]
+
+
+class UnpermuteRope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="unpermute_rope", tag_field="step"):
+    """GGUF stores llama q/k rows interleaved per head; give back the half-split order of Hugging Face.
+
+    Rows are viewed as (heads, head_dim / 2, 2) and the last two axes are swapped.
+    """
+
+    of: Recipe
+    heads: int
+
+
+class Dequantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dequantize", tag_field="step"):
+    """Decode a source to float32 by the encoding its own `SourceTensor` declares (layers of one model may differ)."""
+
+    of: Source
+
+
+Recipe = Source | Slice | Cast | Concat | Transpose | UnpermuteRope | Dequantize
+
+
+def sources(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the checkpoint tensors a recipe reads, in order of reading."""
+    if isinstance(recipe, Source):
+        return (recipe.name,)
+    if isinstance(recipe, Concat):
+        return tuple(name for part in recipe.parts for name in sources(part))
+    return sources(recipe.of)

@@ -1,0 +1,260 @@
+"""The manifest: everything a runtime must know before it reads anything else of a plan (docs/plan-format.md)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .program import Buffer, DType, StepInput
+from .recipe import Recipe
+
+FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Common settings: immutable, and a field that this format version does not know is refused."""
+
+
+class Entry(_Part, frozen=True, kw_only=True):
+    """A file of the container: its size in bytes and the SHA-256 of its bytes, in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Provenance(_Part, frozen=True, kw_only=True):
+    """Where the plan came from; `inputs` maps an input's role to its digest, `options` are the compile options as spelled."""
+
+    compiler_version: str
+    compiler_digest: str
+    inputs: dict[str, str]
+    options: dict[str, str]
+    libraries: dict[str, str]
+
+
+class Target(_Part, frozen=True, kw_only=True):
+    """The machine the plan was compiled for. `features` must all be present on the host (names as in /proc/cpuinfo for CPUs).
+
+    `row_padding`: "exact" runs each step at its true number of rows, "bucket" pads it to the bucket (captured graphs).
+    """
+
+    name: str
+    kind: str
+    features: tuple[str, ...]
+    row_padding: Literal["exact", "bucket"]
+
+
+class MeshAxis(_Part, frozen=True, kw_only=True):
+    name: str
+    size: int
+
+
+class Model(_Part, frozen=True, kw_only=True):
+    """What the model is, as far as serving needs it. `end_tokens` end a generation unless the request says otherwise."""
+
+    name: str
+    model_type: str
+    architecture: str
+    vocabulary: int
+    hidden_size: int
+    layers: int
+    max_context: int
+    dtype: DType
+    parameters: int
+    end_tokens: tuple[int, ...]
+    begin_token: int | None
+    add_begin_token: bool
+
+
+class SourceTensor(_Part, frozen=True, kw_only=True):
+    """A checkpoint tensor. `encoding` is a safetensors dtype ("F32", "BF16") or a GGUF block type ("Q4_1"); `shape` is
+    row-major and logical; `bytes` as stored. `digest` is None in a shape-only plan; else hex SHA-256 over the
+    concatenated SHA-256 digests of its 64 MiB chunks. `entry` names the plan's own copy when weights are bundled.
+    """
+
+    name: str
+    encoding: str
+    shape: tuple[int, ...]
+    bytes: int
+    digest: str | None = None
+    entry: str | None = None
+
+
+class Weight(_Part, frozen=True, kw_only=True):
+    """A weight that programs name. Templated when its layers are many: one instance for each index in `layers`.
+
+    `shape`, `dtype` and `bytes` are of one final instance on this rank. `prepack` names the layout a kernel wants at
+    load ("none", "onednn"); packing keeps the value and the number of parameters.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    bytes: int
+    recipe: Recipe
+    layers: tuple[int, ...] = ()
+    prepack: Literal["none", "onednn"] = "none"
+
+
+class Constant(_Part, frozen=True, kw_only=True):
+    """A small array computed at compile time, e.g. rope's inv_freq; raw little-endian bytes in the container entry `entry`."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    entry: str
+
+
+class KvGroup(_Part, frozen=True, kw_only=True):
+    """Layers whose KV caches have one geometry. A K (or V) cache of one layer is [blocks, block_tokens, heads, head_dim]."""
+
+    name: str
+    kind: Literal["paged"]
+    layers: tuple[int, ...]
+    heads: int
+    head_dim: int
+    dtype: DType
+    window: int | None = None
+
+
+class KvGeometry(_Part, frozen=True, kw_only=True):
+    """`identity_tokens` is what a prefix hash covers; `block_tokens`, the physical block, divides it. `compatibility` seeds the
+    hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the pool's size.
+    """
+
+    identity_tokens: int
+    block_tokens: int
+    blocks: int
+    bytes_per_block: int
+    compatibility: str
+    groups: tuple[KvGroup, ...]
+
+
+class Schedule(_Part, frozen=True, kw_only=True):
+    """Limits the scheduler works within, fixed from the traffic profile. All counts are of rows or requests."""
+
+    max_rows: int
+    max_decode_rows: int
+    max_sequences: int
+    prefill_chunk: int
+    max_waiting: int
+    traffic: dict[str, float]
+
+
+class MemoryPlan(_Part, frozen=True, kw_only=True):
+    """Bytes of device memory by purpose. All but `workspace` (library scratch) and `overhead` (driver, allocator) are exact."""
+
+    weights: int
+    constants: int
+    arena: int
+    inputs: int
+    slots: int
+    kv: int
+    communication: int
+    workspace: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class ProgramReference(_Part, frozen=True, kw_only=True):
+    """`role` "step" runs the model over rows and leaves `logits`; "sample" turns logits into tokens. Pick the first step
+    program whose largest bucket holds the step.
+    """
+
+    name: str
+    role: Literal["step", "sample"]
+    entry: str
+    rank: int
+    max_rows: int
+
+
+class CostRow(_Part, frozen=True, kw_only=True):
+    """Work of one step at a bucket: floating-point operations, bytes moved, instructions launched (plans/perf_model.py)."""
+
+    rows: int
+    flops: float
+    weight_bytes: float
+    activation_bytes: float
+    instructions: int
+
+
+class Rate(_Part, frozen=True, kw_only=True):
+    """A hardware figure with its unit, where it is from, and whether it is nominal or measured."""
+
+    value: float
+    unit: str
+    source: str
+    basis: Literal["nominal", "measured"]
+
+
+class Performance(_Part, frozen=True, kw_only=True):
+    """Cost tables and rates; `predictions` holds seconds (ttft, tpot) and tokens per second for the traffic profile."""
+
+    rates: dict[str, Rate]
+    step_costs: tuple[CostRow, ...]
+    attention_flops_per_token_pair: float
+    kv_bytes_per_token: float
+    predictions: dict[str, float]
+
+
+class TokenizerReference(_Part, frozen=True, kw_only=True):
+    """Container entries of tokenizer.json and of the chat template ("" when absent), and text of special tokens by role."""
+
+    entry: str
+    chat_template_entry: str
+    special_tokens: dict[str, str]
+
+
+class Golden(_Part, frozen=True, kw_only=True):
+    """A replayable check: container entry and what it covers."""
+
+    name: str
+    entry: str
+    weights: Literal["counter", "checkpoint"]
+
+
+class Manifest(_Part, frozen=True, kw_only=True):
+    """manifest.json. Field rules and compatibility promise: docs/plan-format.md."""
+
+    format: tuple[int, int]
+    minimum_runtime: str
+    functions_version: int
+    provenance: Provenance
+    target: Target
+    mesh: tuple[MeshAxis, ...]
+    model: Model
+    programs: tuple[ProgramReference, ...]
+    step_inputs: tuple[StepInput, ...]
+    slot_buffers: tuple[Buffer, ...]
+    sources: tuple[SourceTensor, ...]
+    weights: tuple[Weight, ...]
+    constants: tuple[Constant, ...]
+    kv: KvGeometry
+    schedule: Schedule
+    memory: MemoryPlan
+    performance: Performance
+    tokenizer: TokenizerReference | None
+    goldens: tuple[Golden, ...]
+    entries: tuple[Entry, ...]
+
+
+class Decision(_Part, frozen=True, kw_only=True):
+    """Why one operation runs as it does; entry `decisions.json` holds a tuple of these. Seconds at `rows` rows."""
+
+    program: str
+    operation: str
+    label: str
+    times: int
+    kernel: str
+    reason: str
+    runner_up: str
+    rows: int
+    predicted_seconds: float
+    runner_up_seconds: float | None
+    bound: Literal["bandwidth", "compute", "dispatch"]
+    roofline_share: float
