@@ -1,0 +1,204 @@
+"""tokenspeed-compile: a model in, one plan file out."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from ..plans.command import run_command
+from ..plans.errors import UsageError
+from ..plans.units import format_bytes
+
+if TYPE_CHECKING:
+    from .pipeline import Compilation
+
+PHASES = ("import", "raise", "partition", "fuse", "select", "quantize", "codegen", "allocate", "emit")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """"8GiB", "8G", "500MB", "1073741824" -> bytes.
+
+    Raises UsageError for anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if found is None or found[2] not in _UNITS:
+        raise UsageError("this is not an amount of memory", where="--memory", expected="a number with a unit, e.g. 8GiB", got=text)
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.bin"), show_default=True)
+@click.option("--target", default="cpu", show_default=True, help="Target machine; `cpu` is this host's instruction set.")
+@click.option("--dtype", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True)
+@click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
+@click.option("--memory", help="Device memory the plan may use, e.g. 8GiB; the KV pool takes what is left.")
+@click.option("--max-sequences", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests running at once.")
+@click.option("--prefill-chunk", type=click.IntRange(1, 65536), default=512, show_default=True, help="Prompt tokens per step.")
+@click.option("--traffic", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Traffic profile (JSON).")
+@click.option("--bundle-weights", is_flag=True, help="Put the weights into the plan.")
+@click.option("--stop-after", type=click.Choice(PHASES), help="Print the IR after this phase and stop.")
+@click.option("--dump-ir", type=click.Path(path_type=Path, file_okay=False), help="Write the IR after each phase into this folder.")
+@click.option("--list-targets", is_flag=True, help="Print the targets and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
+@click.version_option(package_name="tokenspeed-compile")
+@run_command
+def main(
+    model: Path | None,
+    output: Path,
+    memory: str | None,
+    traffic: Path | None,
+    stop_after: str | None,
+    dump_ir: Path | None,
+    list_targets: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compile MODEL (a Hugging Face directory, a GGUF file, or a bare config.json) into one plan file."""
+    if list_targets:
+        _print_targets(as_json)
+        return
+    if model is None:
+        raise UsageError("no model was given", where="command line", expected="MODEL", fix="tokenspeed-compile path/to/model")
+    from .options import CompileOptions
+
+    chosen = CompileOptions(memory=parse_bytes(memory) if memory else None, traffic=_traffic(traffic), **options)
+    started = time.perf_counter()
+    state, seconds = _compile(model, chosen, stop_after, dump_ir)
+    if stop_after and stop_after != "emit":
+        click.echo(_after(state, stop_after))
+        return
+    from ..plans.writer import write_plan
+
+    assert state.manifest is not None
+    plan_id = write_plan(output, state.manifest, state.entries)
+    seconds["write"] = time.perf_counter() - started - sum(seconds.values())
+    _report(state, output, plan_id, seconds, as_json)
+
+
+def _traffic(path: Path | None) -> Any:
+    from ..passes.schedule import TrafficProfile
+
+    if path is None:
+        return TrafficProfile()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=TrafficProfile)
+    except msgspec.DecodeError as error:
+        names = ", ".join(field.name for field in fields(TrafficProfile))
+        raise UsageError(
+            "this is not a traffic profile", where=str(path), expected=f"a JSON object with {names}", got=str(error)
+        ) from error
+
+
+def _compile(model: Path, options: Any, stop_after: str | None, dump_ir: Path | None) -> tuple[Compilation, dict[str, float]]:
+    console = Console(stderr=True)
+    quiet = not sys.stderr.isatty()
+    seconds: dict[str, float] = {}
+    with nullcontext() if quiet else console.status("loading the compiler") as status:
+        last = time.perf_counter()
+
+        def mark(phase: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            seconds[phase] = now - last
+            last = now
+            if status is not None:
+                following = PHASES[PHASES.index(phase) + 1 :] if phase in PHASES else PHASES
+                status.update(f"{following[0] if following else 'writing'} (after {phase}: {seconds[phase]:.1f} s)")
+
+        from ..ir.module import context
+        from .frontends.source import open_model
+        from .pipeline import compile_model
+
+        mark("load")
+        source = open_model(model)
+        mark("open")
+
+        def observe(phase: str, state: Compilation) -> None:
+            mark(phase)
+            if dump_ir is not None:
+                dump_ir.mkdir(parents=True, exist_ok=True)
+                (dump_ir / f"{PHASES.index(phase) + 1:02}-{phase}.mlir").write_text(str(state.module))
+
+        with context():
+            state = compile_model(source, options, observe, stop_after or "emit")
+            state.ir_texts.setdefault(stop_after or "emit", str(state.module))
+    for note in source.notes:
+        click.echo(f"note: {note}", err=True)
+    return state, seconds
+
+
+def _after(state: Compilation, phase: str) -> str:
+    """IR while there is IR; the step program once instructions exist."""
+    if phase in {"codegen", "allocate"}:
+        return msgspec.json.format(msgspec.json.encode(state.step), indent=2).decode()
+    return state.ir_texts[phase]
+
+
+def _report(state: Compilation, output: Path, plan_id: str, seconds: dict[str, float], as_json: bool) -> None:
+    assert state.manifest is not None
+    manifest = state.manifest
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if as_json:
+        summary = {
+            "plan": str(output),
+            "plan_id": plan_id,
+            "bytes": output.stat().st_size,
+            "target": manifest.target.name,
+            "dtype": manifest.model.dtype,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "total_seconds": round(sum(seconds.values()), 3),
+            "peak_memory_bytes": peak,
+            "memory_bytes": manifest.memory.total,
+            "predictions": manifest.performance.predictions,
+        }
+        click.echo(json.dumps(summary))
+        return
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]
+    click.echo(f"{output}: {manifest.model.name} for {manifest.target.name}, {manifest.model.dtype}, {format_bytes(output.stat().st_size)}")
+    click.echo(
+        f"compiled in {sum(seconds.values()):.1f} s ({', '.join(f'{name} {seconds[name]:.1f}' for name in slowest)}), "
+        f"peak memory {format_bytes(peak)}"
+    )
+    click.echo(f"needs {format_bytes(manifest.memory.total)} on the device; next: tokenspeed-run {output}")
+
+
+def _print_targets(as_json: bool) -> None:
+    from ..targets.registry import TARGETS
+
+    if as_json:
+        rows = [
+            {
+                "name": machine.name,
+                "kind": machine.kind,
+                "description": machine.description,
+                "features": machine.features,
+                "rates": msgspec.to_builtins(machine.rates),
+            }
+            for machine in TARGETS.values()
+        ]
+        click.echo(json.dumps(rows))
+        return
+    table = Table("target", "what", "compute f32", "compute bf16", "bandwidth", "basis")
+    for machine in TARGETS.values():
+        rates = [machine.rates[name] for name in ("compute.f32", "compute.bf16", "bandwidth")]
+        figures = [f"{rate.value / 1e9:.0f} G{rate.unit}" for rate in rates]
+        table.add_row(machine.name, machine.description, *figures, "/".join(dict.fromkeys(rate.basis for rate in rates)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""emit: manifest and entries of the plan, from what the phases left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from .. import __version__
+from ..ir import module as modules
+from ..plans.errors import ModelError, UsageError
+from ..plans.golden import encode_golden
+from ..plans.perf_model import predict
+from ..plans.program import DTYPE_BYTES, Program, step_inputs
+from ..plans.recipe import Recipe, sources
+from ..plans.schema import (
+    FORMAT_MAJOR,
+    FORMAT_MINOR,
+    Constant,
+    CostRow,
+    Golden,
+    KvGeometry,
+    KvGroup,
+    Manifest,
+    Model,
+    Performance,
+    ProgramReference,
+    Provenance,
+    SourceTensor,
+    Target,
+    TokenizerReference,
+)
+from ..plans.template import instantiate
+from ..targets.cost import cost_of
+from ..targets.machine import Machine
+from .frontends.model_source import ModelSource
+from .frontends.trace import TracedModel
+from .goldens import make_golden
+from .identity import compiler_digest, library_versions
+from .kv_geometry import compatibility, kv_groups
+from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
+from .options import DEFAULT_CONTEXT, CompileOptions
+
+if TYPE_CHECKING:
+    from .pipeline import Compilation
+
+FUNCTIONS_VERSION = 1
+IDENTITY_TOKENS = 64
+_CONFIG_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_ENCODINGS = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
+
+
+def choose_dtype(source: ModelSource, options: CompileOptions, machine: Machine) -> str:
+    """The plan's element type: as asked, else the model's own where the target computes in it at full speed."""
+    own = _config_dtype(source)
+    if options.dtype != "auto":
+        chosen = options.dtype
+    else:
+        fast = f"compute.{own}" in machine.rates and machine.compute_rate(own).value >= machine.compute_rate("f32").value
+        chosen = own if fast else "f32"
+    if f"compute.{chosen}" not in machine.rates:
+        known = [name.removeprefix("compute.") for name in machine.rates if name.startswith("compute.")]
+        raise UsageError(
+            f"target {machine.name} does not compute in {chosen}", where="--dtype", expected=", ".join(known), got=chosen
+        )
+    return chosen
+
+
+def _config_dtype(source: ModelSource) -> str:
+    named = source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16"
+    return _CONFIG_DTYPES.get(str(named), "bf16")
+
+
+def choose_context(source: ModelSource, options: CompileOptions) -> int:
+    """Longest sequence in tokens: as asked, within what the model was made for."""
+    limit = int(source.config.get("max_position_embeddings") or DEFAULT_CONTEXT)
+    wanted = options.max_context or min(limit, DEFAULT_CONTEXT)
+    if not 2 <= wanted <= limit:
+        raise UsageError("the model does not reach this context", where="--max-context", expected=f"2 to {limit}", got=str(wanted))
+    return wanted
+
+
+def vocabulary(traced: TracedModel) -> int:
+    return int(traced.config["vocab_size"])
+
+
+def parameter_shapes(traced: TracedModel) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter and of every template `layers.{i+n}` that stands for it."""
+    shapes = dict(traced.parameters)
+    depth = len(traced.kinds)
+    for name, shape in traced.parameters.items():
+        head, found, tail = name.partition(f"{traced.layers_path}.")
+        if found and not head:
+            index, rest = tail.split(".", 1)
+            for offset in range(min(int(index), 16) + 1 if depth > 1 else 1):
+                shapes[f"{found}{{i+{offset}}}.{rest}" if offset else f"{found}{{i}}.{rest}"] = shape
+    return shapes
+
+
+def parameter_recipe(source: ModelSource) -> Callable[[str, str, Sequence[int], Sequence[int]], Recipe]:
+    return lambda name, dtype, shape, layers: source.recipe(name, dtype, shape, layers or None)
+
+
+def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest (its entry table still empty) and the container's entries."""
+    assert state.step is not None and state.sample is not None
+    entries: dict[str, Any] = {}
+    groups = kv_groups(state.module)
+    constants = _constants(state, entries)
+    programs = (state.step, state.sample)
+    bound = _sources(state, entries)
+    inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
+    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, state.machine.overhead_bytes)
+    block_bytes = bytes_per_block(groups)
+    blocks = kv_blocks(fixed, block_bytes, state.options.memory, state.limits, state.max_context)
+    manifest = Manifest(
+        format=(FORMAT_MAJOR, FORMAT_MINOR),
+        minimum_runtime=__version__,
+        functions_version=FUNCTIONS_VERSION,
+        provenance=_provenance(state),
+        target=_target(state.machine),
+        mesh=state.mesh,
+        model=_model(state),
+        programs=tuple(_reference(program, entries) for program in programs),
+        step_inputs=inputs,
+        slot_buffers=state.slots,
+        sources=bound,
+        weights=state.weights,
+        constants=constants,
+        kv=KvGeometry(
+            identity_tokens=IDENTITY_TOKENS,
+            block_tokens=BLOCK_TOKENS,
+            blocks=blocks,
+            bytes_per_block=block_bytes,
+            compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture),
+            groups=groups,
+        ),
+        schedule=state.limits,
+        memory=with_kv(fixed, block_bytes, blocks),
+        performance=_performance(state, groups),
+        tokenizer=_tokenizer(state.source, entries),
+        goldens=_goldens(state, entries),
+        entries=(),
+    )
+    entries["decisions.json"] = msgspec.json.encode(state.decisions)
+    entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
+    return manifest, entries
+
+
+def _constants(state: Compilation, entries: dict[str, Any]) -> tuple[Constant, ...]:
+    used = {
+        modules.text_attribute(operation, "sym")
+        for operation in modules.walk(modules.step_block(state.module))
+        if operation.name == "ts.constant"
+    }
+    made = []
+    for name in sorted(used):
+        value = state.traced.constants[name].to(torch.float32).contiguous().numpy()
+        entry = f"constants/{name}.bin"
+        entries[entry] = value.astype("<f4").tobytes()
+        made.append(Constant(name=name, dtype="f32", shape=value.shape, entry=entry))
+    return tuple(made)
+
+
+def _source_names(state: Compilation) -> list[str]:
+    names = {
+        instantiate(name, layer) for weight in state.weights for name in sources(weight.recipe) for layer in weight.layers or (0,)
+    }
+    return sorted(names)
+
+
+def _sources(state: Compilation, entries: dict[str, Any]) -> tuple[SourceTensor, ...]:
+    """The checkpoint tensors the plan reads: with digests when weights are at hand, else as the model declares them."""
+    names = _source_names(state)
+    source = state.source
+    if source.checkpoint is None:
+        if state.options.bundle_weights:
+            raise ModelError("there are no weights to bundle", where=source.name, fix="give a model directory with weights")
+        return _declared(state, names)
+    bound = source.digests(names=names)
+    if not state.options.bundle_weights:
+        return bound
+    packed = []
+    for tensor in bound:
+        entry = f"weights/{tensor.name}"
+        entries[entry] = source.checkpoint.read(tensor.name)
+        packed.append(msgspec.structs.replace(tensor, entry=entry))
+    return tuple(packed)
+
+
+def _declared(state: Compilation, names: list[str]) -> tuple[SourceTensor, ...]:
+    dtype = _config_dtype(state.source)
+    shapes = state.traced.parameters
+    return tuple(
+        SourceTensor(
+            name=name, encoding=_ENCODINGS[dtype], shape=shapes[name], bytes=int(np.prod(shapes[name])) * DTYPE_BYTES[dtype]
+        )
+        for name in names
+    )
+
+
+def _provenance(state: Compilation) -> Provenance:
+    options = {**state.options.spelled(), "target": state.machine.name}
+    return Provenance(
+        compiler_version=__version__,
+        compiler_digest=compiler_digest(),
+        inputs=dict(sorted(state.source.inputs.items())),
+        options=options,
+        libraries=library_versions(),
+    )
+
+
+def _target(machine: Machine) -> Target:
+    return Target(name=machine.name, kind=machine.kind, features=machine.features, row_padding=machine.row_padding)
+
+
+def _model(state: Compilation) -> Model:
+    source, traced = state.source, state.traced
+    tokenizer = source.tokenizer
+    dtype: Any = state.dtype
+    return Model(
+        name=source.name,
+        model_type=traced.config["model_type"],
+        architecture=traced.architecture,
+        vocabulary=vocabulary(traced),
+        hidden_size=int(traced.config["hidden_size"]),
+        layers=len(traced.kinds),
+        max_context=state.max_context,
+        dtype=dtype,
+        parameters=sum(int(np.prod(shape)) for shape in traced.parameters.values()),
+        end_tokens=source.end_tokens,
+        begin_token=tokenizer.begin_token if tokenizer else None,
+        add_begin_token=bool(tokenizer and tokenizer.add_begin_token),
+    )
+
+
+def _reference(program: Program, entries: dict[str, Any]) -> ProgramReference:
+    entry = f"programs/{program.name}.msgpack"
+    entries[entry] = msgspec.msgpack.encode(program)
+    role: Any = program.name
+    return ProgramReference(name=program.name, role=role, entry=entry, rank=0, max_rows=program.buckets[-1].rows)
+
+
+def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReference | None:
+    files = source.tokenizer
+    if files is None:
+        return None
+    entries["tokenizer/tokenizer.json"] = files.tokenizer_json
+    template = ""
+    if files.chat_template:
+        template = "tokenizer/chat_template.jinja"
+        entries[template] = files.chat_template.encode()
+    return TokenizerReference(
+        entry="tokenizer/tokenizer.json", chat_template_entry=template, special_tokens=dict(sorted(files.special_tokens.items()))
+    )
+
+
+def _goldens(state: Compilation, entries: dict[str, Any]) -> tuple[Golden, ...]:
+    constants = state.traced.constants
+    case = make_golden(state.module, state.weights, constants, vocabulary(state.traced), state.max_context, state.dtype)
+    if case is None:
+        return ()
+    entry = f"golden/{case.name}.msgpack"
+    entries[entry] = encode_golden(case)
+    return (Golden(name=case.name, entry=entry, weights="counter"),)
+
+
+def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
+    machine = state.machine
+    assert state.step is not None
+    rates = {"compute": machine.compute_rate(state.dtype)} | {name: machine.rates[name] for name in ("bandwidth", "dispatch")}
+    performance = Performance(
+        rates=rates,
+        step_costs=tuple(_cost_row(state, bucket.rows, bucket.logit_rows) for bucket in state.step.buckets),
+        attention_flops_per_token_pair=4.0 * _attention_width(state),
+        kv_bytes_per_token=float(bytes_per_block(groups)) / BLOCK_TOKENS,
+        predictions={},
+    )
+    return msgspec.structs.replace(performance, predictions=predict(performance, state.limits, state.limits.traffic))
+
+
+def _attention_width(state: Compilation) -> float:
+    """Query features over all layers: heads * head_dim * layers."""
+    total = 0
+    for operation, times in _counted(state):
+        if operation.name == "ts.cached_attention":
+            cost = cost_of(operation, 1)  # one floating-point operation per feature by its rule
+            total += cost.flops * times
+    return total
+
+
+def _counted(state: Compilation) -> list[tuple[Any, int]]:
+    found = []
+    for operation in modules.walk(modules.step_block(state.module)):
+        parent = operation.parent
+        if operation.name not in {"ts.repeat", "ts.yield", "func.return"}:
+            repeated = parent is not None and parent.name == "ts.repeat"
+            found.append((operation, modules.int_attribute(parent, "count") if repeated else 1))
+    return found
+
+
+def _cost_row(state: Compilation, rows: int, logit_rows: int) -> CostRow:
+    flops = weights = activations = 0.0
+    instructions = 0
+    gathered = False
+    for operation, times in _counted(state):
+        gathered = gathered or operation.name == "ts.gather_rows"
+        cost = cost_of(operation, logit_rows if gathered else rows)
+        flops += cost.flops * times
+        weights += cost.weight_bytes * times
+        activations += cost.activation_bytes * times
+        instructions += times if cost.bytes or cost.flops else 0
+    return CostRow(rows=rows, flops=flops, weight_bytes=weights, activation_bytes=activations, instructions=instructions)

@@ -1,0 +1,187 @@
+"""What every frontend gives: a configuration, checkpoint tensors, how parameters are made from them, tokenizer files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...plans.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
+from ...plans.digests import tensor_digest
+from ...plans.errors import ModelError, WeightsError
+from ...plans.recipe import Cast, Dequantize, Recipe, Source, UnpermuteRope
+from ...plans.schema import SourceTensor
+from ...plans.template import instantiate, is_templated
+
+PLAN_DTYPES = ("f32", "bf16", "f16")
+PLAIN_ENCODINGS = frozenset({"F32", "F16", "BF16"})
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What an entrypoint needs to turn text into tokens and back.
+
+    Encode with `tokenizer_json` *without* its own special tokens; `add_begin_token` says whether `begin_token` goes first.
+    `special_tokens` maps a role as chat templates spell it ("bos_token", "eos_token", ...) to its text.
+    """
+
+    tokenizer_json: bytes
+    chat_template: str
+    special_tokens: dict[str, str]
+    end_tokens: tuple[int, ...]
+    begin_token: int | None
+    add_begin_token: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint tensor (template) behind a parameter; `rope_heads` when its rows are interleaved for rope, per head."""
+
+    tensor: str
+    rope_heads: int | None = None
+
+
+def same_name(parameter: str) -> Origin:
+    """Checkpoints whose tensors are named as the module's parameters are."""
+    return Origin(parameter)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as read from its files, before anything is traced.
+
+    `config` is a Hugging Face config.json dictionary (give libraries a copy: some change what they are given).
+    `sources` and `checkpoint` are None for a shape-only model. `inputs` maps the role of each input to its SHA-256, in hex.
+    `encodings` are the tensor encodings this frontend reads; `origin` raises ModelError for a parameter it cannot name.
+    `notes` are sentences for the user, e.g. why there is no tokenizer.
+    """
+
+    name: str
+    config: dict[str, Any]
+    sources: tuple[SourceTensor, ...] | None
+    checkpoint: Checkpoint | None
+    tokenizer: TokenizerFiles | None
+    inputs: dict[str, str]
+    notes: tuple[str, ...] = ()
+    origin: Callable[[str], Origin] = field(default=same_name, repr=False)
+    encodings: frozenset[str] = PLAIN_ENCODINGS
+
+    def recipe(self, parameter_template: str, dtype: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
+        """How the parameter is made from checkpoint tensors, as `dtype` ("f32", "bf16", "f16").
+
+        Every instance of a templated name is checked against the checkpoint: present, of `shape`, in an encoding that is
+        read. `layers` are the values of `{i}`; without it, every layer whose offsets stay within the model.
+        Raises ModelError naming the tensor, what was expected and what was found.
+        """
+        if dtype not in PLAN_DTYPES:
+            raise ModelError(
+                "Weights cannot be made as this type.", where=parameter_template, expected=", ".join(PLAN_DTYPES), got=dtype
+            )
+        origin = self.origin(parameter_template)
+        recipe: Recipe = Source(origin.tensor)
+        if self.checkpoint is not None:
+            names = [instantiate(origin.tensor, i) for i in self._layers(origin.tensor, layers)]
+            encodings = {_checked(self.checkpoint.tensors, name, parameter_template, shape, self.encodings) for name in names}
+            if encodings - PLAIN_ENCODINGS:
+                recipe = Dequantize(Source(origin.tensor))
+        if origin.rope_heads is not None:
+            recipe = UnpermuteRope(recipe, origin.rope_heads)
+        return Cast(recipe, dtype)
+
+    def digests(self, progress: Progress | None = None, names: Iterable[str] | None = None) -> tuple[SourceTensor, ...]:
+        """The sources (those in `names`, if given) with their digests; reads every byte of them.
+
+        `progress(done, total)` is called in the calling thread with bytes hashed so far. A shape-only model has none: ().
+        """
+        if self.checkpoint is None or self.sources is None:
+            return ()
+        wanted = None if names is None else set(names)
+        chosen = [source for source in self.sources if wanted is None or source.name in wanted]
+        total, done, found = sum(source.bytes for source in chosen), 0, []
+        read = self.checkpoint.read
+        # hashing releases the interpreter lock, so threads scale to the number of cores
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for source, digest in zip(chosen, pool.map(lambda s: tensor_digest([read(s.name)]), chosen), strict=True):
+                found.append(msgspec.structs.replace(source, digest=digest))
+                done += source.bytes
+                if progress is not None:
+                    progress(done, total)
+        return tuple(found)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a generation: the tokenizer files', else the configuration's."""
+        return self.tokenizer.end_tokens if self.tokenizer else token_ids(self.config.get("eos_token_id"))
+
+    def _layers(self, template: str, layers: Iterable[int] | None) -> list[int]:
+        if not is_templated(template):
+            return [0]
+        if layers is not None:
+            return list(layers)
+        depth = self.config["num_hidden_layers"]
+        offset = max(_offsets(template))
+        return list(range(depth - offset))
+
+
+def open_weights(path: Path) -> Checkpoint:
+    """The checkpoint at `path`. To the compiler, weights that are missing or damaged are a fault of the model: ModelError."""
+    try:
+        return open_checkpoint(path)
+    except WeightsError as error:
+        raise ModelError(error.what, where=error.where, expected=error.expected, got=error.got, fix=error.fix) from None
+
+
+def source_tensors(checkpoint: Checkpoint) -> tuple[SourceTensor, ...]:
+    """All tensors of a checkpoint, by name, without digests."""
+    tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
+    return tuple(SourceTensor(name=t.name, encoding=t.encoding, shape=tuple(t.shape), bytes=t.bytes) for t in tensors)
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """Token ids of a configuration field that may be absent, one id, or a list of ids."""
+    found = value if isinstance(value, list) else [value]
+    return tuple(token for token in found if isinstance(token, int) and not isinstance(token, bool))
+
+
+def _offsets(template: str) -> list[int]:
+    probe = instantiate(template, 0).split(".")
+    return [int(part) for part, original in zip(probe, template.split("."), strict=True) if part != original]
+
+
+def _checked(
+    tensors: Mapping[str, CheckpointTensor], name: str, parameter: str, shape: Sequence[int], encodings: frozenset[str]
+) -> str:
+    """The encoding of tensor `name`, once it is known to be there, of the right shape, and readable."""
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise ModelError(
+            "A parameter of the model has no tensor in the checkpoint.",
+            where=parameter,
+            expected=f"tensor {name}",
+            got=f"{len(tensors)} tensors, none of that name",
+            fix="check that config.json and the weights are of the same model, and that no shard is missing",
+        )
+    if tuple(tensor.shape) != tuple(shape):
+        raise ModelError(
+            "A checkpoint tensor has another shape than the configuration asks for.",
+            where=name,
+            expected=f"{list(shape)} for {parameter}",
+            got=str(list(tensor.shape)),
+            fix="check that config.json and the weights are of the same model",
+        )
+    if tensor.encoding not in encodings:
+        raise ModelError(
+            "A checkpoint tensor is stored in an encoding that is not read.",
+            where=name,
+            expected=", ".join(sorted(encodings)),
+            got=tensor.encoding,
+            fix="convert the checkpoint to one of these, e.g. bfloat16",
+        )
+    return tensor.encoding

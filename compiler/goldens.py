@@ -1,0 +1,117 @@
+"""Golden cases: the final IR interpreted in float64, at the model's true shapes, on counter-based weights.
+
+Every repeat runs once, so each layer kind takes part and the cost does not grow with depth. Large weights are generated and
+multiplied in slices of rows, so memory stays small whatever the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.reference import Interpreter, StepRows
+from ..plans.counter_weights import counter_weight
+from ..plans.golden import GoldenCase, GoldenSequence, GoldenStep
+from ..plans.schema import Weight
+from ..plans.template import instantiate
+
+COLUMNS = 96
+SLICE_ELEMENTS = 1 << 24
+KEPT_ELEMENTS = 1 << 22
+_TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_RELATIVE_TOLERANCE = {"f32": 2e-4, "bf16": 6e-2, "f16": 1e-2}
+
+# (key, first position, rows) for each step: packed prefill, decode beside a chunk, decode of two, decode of one
+_STEPS = (((0, 0, 9), (1, 0, 5)), ((1, 5, 1), (0, 9, 4)), ((0, 13, 1), (1, 6, 1)), ((0, 14, 1),))
+_STEPS_OF_A_LARGE_MODEL = _STEPS[:2]
+LARGE_MODEL_ELEMENTS = 100_000_000
+
+
+class CounterWeights:
+    """Counter-based weights rounded to the plan's element type, in float64; large ones never whole in memory."""
+
+    def __init__(self, weights: Sequence[Weight], head: str, columns: Tensor) -> None:
+        self.shapes = {
+            instantiate(weight.name, layer): (weight.shape, weight.dtype) for weight in weights for layer in weight.layers or (0,)
+        }
+        self.head, self.columns = head, columns
+        self.kept: dict[str, Tensor] = {}
+
+    def full(self, name: str) -> Tensor:
+        shape, _ = self.shapes[name]
+        return self._slice(name, 0, shape[0])
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        if name == self.head:
+            return x @ self.rows(name, self.columns).T
+        shape, _ = self.shapes[name]
+        step = max(1, SLICE_ELEMENTS // shape[1])
+        parts = [x @ self._slice(name, start, min(shape[0], start + step)).T for start in range(0, shape[0], step)]
+        return torch.cat(parts, dim=1)
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        unique, place = torch.unique(index, return_inverse=True)
+        return torch.cat([self._slice(name, row, row + 1) for row in unique.tolist()])[place]
+
+    def _slice(self, name: str, start: int, stop: int) -> Tensor:
+        shape, dtype = self.shapes[name]
+        whole = (start, stop) == (0, shape[0])
+        if whole and name in self.kept:
+            return self.kept[name]
+        values = torch.from_numpy(counter_weight(name, shape, start, stop)).to(_TORCH[dtype]).double()
+        if whole and values.numel() <= KEPT_ELEMENTS:
+            self.kept[name] = values
+        return values
+
+
+def make_golden(
+    module: ir.Module, weights: Sequence[Weight], constants: dict[str, Tensor], vocabulary: int, max_context: int, dtype: str
+) -> GoldenCase | None:
+    """The golden case of a program on counter-based weights; None if the context is too short for its steps."""
+    steps = _STEPS if _used_elements(weights) <= LARGE_MODEL_ELEMENTS else _STEPS_OF_A_LARGE_MODEL
+    if max_context < 16:
+        return None
+    generator = np.random.Generator(np.random.Philox(key=20261123))
+    columns = torch.from_numpy(np.sort(generator.choice(vocabulary, min(COLUMNS, vocabulary), replace=False)))
+    tokens = {key: generator.integers(0, vocabulary, 16) for key in (0, 1)}
+    provider = CounterWeights(weights, _head_weight(module), columns)
+    interpreter = Interpreter(provider, constants, instantiate, torch.float64, truncate=True)
+    made: list[GoldenStep] = []
+    largest = 0.0
+    with torch.no_grad():
+        for step in steps:
+            sequences = tuple(GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step)
+            logits = interpreter.step(module, _rows(sequences))
+            largest = max(largest, float(logits.abs().max()))
+            made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))
+    return GoldenCase("layers", True, tuple(columns.tolist()), tuple(made), _RELATIVE_TOLERANCE[dtype] * max(1.0, largest))
+
+
+def _used_elements(weights: Sequence[Weight]) -> int:
+    return sum(int(np.prod(weight.shape)) for weight in weights if weight.layers)
+
+
+def _head_weight(module: ir.Module) -> str:
+    """Name of the weight that makes the logits: only the sampled columns of it are needed."""
+    returned = list(modules.step_block(module).operations)[-1].operation.operands[0]
+    head = returned.owner
+    assert not isinstance(head, ir.Block)
+    weight = head.operands[1].owner
+    assert not isinstance(weight, ir.Block)
+    return modules.text_attribute(weight if isinstance(weight, ir.Operation) else weight.operation, "sym")
+
+
+def _rows(sequences: Sequence[GoldenSequence]) -> StepRows:
+    spans, last, row = [], [], 0
+    for sequence in sequences:
+        spans.append((sequence.key, row, row + len(sequence.tokens)))
+        row += len(sequence.tokens)
+        last.append(row - 1)
+    ids = [token for sequence in sequences for token in sequence.tokens]
+    positions = [sequence.start + at for sequence in sequences for at in range(len(sequence.tokens))]
+    return StepRows(torch.tensor(ids), torch.tensor(positions), spans, torch.tensor(last))

@@ -1,0 +1,33 @@
+"""Who compiled: the package's version, a digest of the compiler's own sources, and the libraries that shape a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOMS = ("plans", "ir", "targets", "passes", "compiler", "runtime/functions")
+LIBRARIES = ("torch", "transformers", "torch-mlir", "tokenizers", "gguf", "numpy")
+
+
+def compiler_digest() -> str:
+    """SHA-256 over the names and contents of all sources that decide what a plan is."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Public versions (a local build tag such as +cpu does not change what is compiled)."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,70 @@
+"""KV groups from the attention operations of a module, and the digest that says when two plans' KV is interchangeable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+from torch import Tensor
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import dtype_of, shape_of
+from ..plans.digests import bound_compatibility
+from ..plans.schema import KvGroup, SourceTensor
+from ..plans.template import instantiate
+
+
+def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
+    """Layers with equal geometry and window, in one group each, ordered by first layer."""
+    found: dict[tuple[int, int, str, int], list[int]] = {}
+    for operation in modules.walk(modules.step_block(module)):
+        if operation.name != "ts.cached_attention":
+            continue
+        q = operation.operands[0]
+        geometry = (
+            modules.int_attribute(operation, "kv_heads"),
+            shape_of(q)[2] or 0,
+            dtype_of(q),
+            modules.int_attribute(operation, "window"),
+        )
+        found.setdefault(geometry, []).extend(_layers(operation))
+    groups = []
+    for (heads, head_dim, dtype, window), layers in sorted(found.items(), key=lambda item: min(item[1])):
+        name = f"window{window}" if window else "full"
+        groups.append(
+            KvGroup(
+                name=name,
+                kind="paged",
+                layers=tuple(sorted(layers)),
+                heads=heads,
+                head_dim=head_dim,
+                dtype=dtype,  # pyright: ignore[reportArgumentType]
+                window=window or None,
+            )
+        )
+    return tuple(groups)
+
+
+def _layers(operation: ir.Operation) -> list[int]:
+    template, parent = modules.text_attribute(operation, "layer"), operation.parent
+    if parent is None or parent.name != "ts.repeat":
+        return [int(template)]
+    first, count, stride = (modules.int_attribute(parent, name) for name in ("first", "count", "stride"))
+    return [int(instantiate(template, index)) for index in range(first, first + count * stride, stride)]
+
+
+def compatibility(
+    groups: Sequence[KvGroup], sources: Sequence[SourceTensor], constants: dict[str, Tensor], architecture: str
+) -> str:
+    """The seed of prefix hashes: what keys and values depend on, and nothing else. A recompile keeps it."""
+    digest = hashlib.sha256(architecture.encode())
+    digest.update(msgspec.json.encode(tuple(groups)))
+    for source in sorted(sources, key=lambda source: source.name):
+        digest.update(msgspec.json.encode((source.name, source.encoding, source.shape)))
+    for name, value in sorted(constants.items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    shape_only = digest.hexdigest()
+    bound = bool(sources) and all(source.digest for source in sources)
+    return bound_compatibility(shape_only, sources) if bound else shape_only

@@ -1,0 +1,90 @@
+"""The memory plan: every byte by purpose, and a KV pool that fits what is left, or a refusal that says by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import msgspec
+
+from ..plans.errors import MemoryPlanError
+from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
+from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, Weight
+from ..plans.units import format_bytes
+
+BLOCK_TOKENS = 64
+ATTENTION_SCRATCH = 32 << 20
+LIBRARY_SCRATCH = 32 << 20
+
+
+def bytes_per_block(groups: Sequence[KvGroup]) -> int:
+    """Bytes of one KV block over all layers: keys and values."""
+    return sum(2 * len(g.layers) * g.heads * g.head_dim * DTYPE_BYTES[g.dtype] * BLOCK_TOKENS for g in groups)
+
+
+def fixed_memory(
+    weights: Sequence[Weight],
+    constants: Sequence[Constant],
+    programs: Sequence[Program],
+    inputs: Sequence[StepInput],
+    slots: Sequence[Buffer],
+    overhead: int,
+) -> MemoryPlan:
+    """Everything but the KV pool."""
+    arena = max(bucket.arena_bytes for program in programs for bucket in program.buckets)
+    return MemoryPlan(
+        weights=sum(weight.bytes * max(1, len(weight.layers)) for weight in weights),
+        constants=sum(_bytes(item.shape, item.dtype) for item in constants),
+        arena=arena,
+        inputs=sum(_bytes(item.shape, item.dtype) for item in inputs),
+        slots=sum(_bytes(item.shape, item.dtype) for item in slots),
+        kv=0,
+        communication=0,
+        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs),
+        overhead=overhead,
+    )
+
+
+def _bytes(shape: Sequence[int | str], dtype: str) -> int:
+    return prod(extent for extent in shape if isinstance(extent, int)) * DTYPE_BYTES[dtype]
+
+
+def _largest_result(programs: Sequence[Program]) -> int:
+    """A library call may hold one result of its own before it is copied into the arena."""
+    largest = 0
+    for program in programs:
+        last = program.buckets[-1]
+        symbols = {"rows": last.rows, "logit_rows": last.logit_rows}
+        for buffer in program.buffers:
+            shape = [symbols[extent] if isinstance(extent, str) else extent for extent in buffer.shape]
+            largest = max(largest, prod(shape) * DTYPE_BYTES[buffer.dtype])
+    return largest
+
+
+def kv_blocks(fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: Schedule, max_context: int) -> int:
+    """Blocks of the pool: what fits in `memory`, or what the traffic asks for when no memory is given.
+
+    Raises MemoryPlanError when not even one sequence of `max_context` tokens fits.
+    """
+    least = -(-max_context // BLOCK_TOKENS)
+    if memory is None:
+        traffic = limits.traffic
+        live = traffic["concurrency"] * (traffic["prompt_tokens"] + traffic["output_tokens"])
+        return max(least, -(-int(2 * live) // BLOCK_TOKENS))
+    blocks = (memory - fixed.total) // block_bytes
+    if blocks < least:
+        needed = fixed.total + least * block_bytes
+        raise MemoryPlanError(
+            f"the plan does not fit: {format_bytes(needed - memory)} too much",
+            where="--memory",
+            expected=f"at least {format_bytes(needed)}: "
+            + ", ".join(f"{name} {format_bytes(getattr(fixed, name))}" for name in fixed.__struct_fields__ if getattr(fixed, name))
+            + f", KV of one full context {format_bytes(least * block_bytes)}",
+            got=format_bytes(memory),
+            fix="give more --memory, or a smaller --max-context, --max-sequences or --prefill-chunk",
+        )
+    return int(blocks)
+
+
+def with_kv(fixed: MemoryPlan, block_bytes: int, blocks: int) -> MemoryPlan:
+    return msgspec.structs.replace(fixed, kv=block_bytes * blocks)

@@ -1,0 +1,31 @@
+"""What a user may ask of a compile; every option is spelled as on the command line and travels in the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from ..passes.schedule import TrafficProfile
+
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Sizes are in tokens, memory in bytes. None means: derived from the model, the target or the traffic."""
+
+    target: str = "cpu"
+    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    max_context: int | None = None
+    memory: int | None = None
+    max_sequences: int = 16
+    prefill_chunk: int = 512
+    bundle_weights: bool = False
+    traffic: TrafficProfile = TrafficProfile()
+
+    def spelled(self) -> dict[str, str]:
+        """Option name -> value, for the plan's provenance."""
+        named = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self) if field.name != "traffic"}
+        traffic = {f"traffic.{field.name}": getattr(self.traffic, field.name) for field in fields(self.traffic)}
+        given = {name: value for name, value in {**named, **traffic}.items() if value is not None}
+        return {name: str(value) for name, value in sorted(given.items())}

@@ -1,0 +1,150 @@
+"""The whole compiler on one screen: phases in order, nothing hidden.
+
+import -> raise -> partition -> fuse -> select -> quantize -> schedule -> codegen -> allocate -> emit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..passes.allocate import allocate
+from ..passes.fuse_add_norm import fuse_add_norm
+from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
+from ..passes.lower import lower
+from ..passes.merge_projections import merge_projections
+from ..passes.partition import partition, verify_spmd
+from ..passes.quantize import plan_weights, split_packed
+from ..passes.raise_aten import raise_aten
+from ..passes.sample_program import build_sample_program
+from ..passes.schedule import bucket_sizes, schedule, workloads
+from ..passes.select import select
+from ..plans.program import Buffer, Program
+from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
+from ..targets.machine import Machine
+from ..targets.registry import find_target
+from . import emit
+from .frontends.import_aten import import_model
+from .frontends.model_source import ModelSource
+from .frontends.trace import TracedModel, trace
+from .options import CompileOptions
+from .proof import prove
+
+MESH = (MeshAxis(name="tp", size=1),)
+FUSIONS = (merge_projections, fuse_add_norm, fuse_rope_kv_write)
+
+
+@dataclass
+class Compilation:
+    """What the phases hand on. Fields are filled in the order of the phases and not changed afterwards, but for `module`."""
+
+    source: ModelSource
+    options: CompileOptions
+    machine: Machine
+    dtype: str
+    max_context: int
+    limits: Schedule
+    traced: TracedModel
+    module: ir.Module
+    mesh: tuple[MeshAxis, ...] = MESH
+    decisions: tuple[Decision, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    step: Program | None = None
+    sample: Program | None = None
+    slots: tuple[Buffer, ...] = ()
+    ir_texts: dict[str, str] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    entries: dict[str, Any] = field(default_factory=dict)
+
+
+def raise_and_place(state: Compilation) -> None:
+    state.module = raise_aten(state.module, state.traced.config["model_type"])
+
+
+def place(state: Compilation) -> None:
+    partition(state.module, state.mesh)
+
+
+def fuse(state: Compilation) -> None:
+    state.module = _fused(state.module)
+    prove(state.traced, state.module, lambda small: _fused(partition(raise_aten(small, "miniature"), state.mesh)))
+
+
+def choose_kernels(state: Compilation) -> None:
+    state.decisions = select(state.module, state.machine, workloads(state.limits))
+
+
+def store_weights(state: Compilation) -> None:
+    split_packed(state.module, state.machine)
+    shapes = emit.parameter_shapes(state.traced)
+    state.weights = plan_weights(state.module, state.machine, shapes, emit.parameter_recipe(state.source))
+
+
+def make_instructions(state: Compilation) -> None:
+    state.step = lower(state.module, state.machine)
+    vocabulary = emit.vocabulary(state.traced)
+    logits_dtype: Any = state.dtype
+    sequences = state.limits.max_sequences
+    state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype)
+
+
+def lay_out_memory(state: Compilation) -> None:
+    assert state.step is not None
+    state.step = allocate(state.step, bucket_sizes(state.limits))
+
+
+def write_manifest(state: Compilation) -> None:
+    state.manifest, state.entries = emit.emit(state)
+
+
+PHASES: tuple[tuple[str, Callable[[Compilation], None]], ...] = (
+    ("import", lambda _state: None),
+    ("raise", raise_and_place),
+    ("partition", place),
+    ("fuse", fuse),
+    ("select", choose_kernels),
+    ("quantize", store_weights),
+    ("codegen", make_instructions),
+    ("allocate", lay_out_memory),
+    ("emit", write_manifest),
+)
+"""Import and schedule happen in `begin`: the trace needs the context limit and kernels need the buckets."""
+
+Observer = Callable[[str, Compilation], None]
+
+
+def begin(source: ModelSource, options: CompileOptions) -> Compilation:
+    """Resolve the options against model and target, trace, import. Must run inside an IR context."""
+    machine = find_target(options.target)
+    dtype = emit.choose_dtype(source, options, machine)
+    max_context = emit.choose_context(source, options)
+    limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
+    traced = trace(dict(source.config), dtype)
+    return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced))
+
+
+def compile_model(source: ModelSource, options: CompileOptions, observe: Observer, stop_after: str = "emit") -> Compilation:
+    """Run the phases in order, telling `observe` after each; must run inside an IR context.
+
+    Raises TokenspeedError: the model, the options or the memory do not allow a plan.
+    """
+    state = begin(source, options)
+    for name, phase in PHASES:
+        phase(state)
+        modules.verify(state.module)
+        if name != "emit":
+            state.ir_texts[name] = str(state.module)
+        observe(name, state)
+        if name == stop_after:
+            break
+    return state
+
+
+def _fused(module: ir.Module) -> ir.Module:
+    for fusion in FUSIONS:
+        fusion(module)
+        verify_spmd(module)
+    return module

@@ -1,0 +1,222 @@
+"""codegen: the selected operations as a flat instruction list over named buffers, windows and views.
+
+Reshapes and slices cost nothing: they become views. What a repeat carries stays in one buffer, updated in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import dtype_of, shape_of
+from ..plans.program import Attribute, Buffer, Call, Dimension, Program, Repeat, View
+from ..targets.machine import Machine
+from .select import kernel_named
+
+LOGITS = "logits"
+IN_PLACE = {"add", "mul"}
+"""Functions whose output may be one of their inputs."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value lives: an operand name and, for arena values, the window of its base buffer."""
+
+    name: str
+    base: str = ""
+    offset: int = 0
+    shape: tuple[Dimension, ...] = ()
+    strides: tuple[int, ...] = ()
+
+
+def lower(module: ir.Module, machine: Machine) -> Program:
+    """The step program of one rank, without buckets yet (allocate adds them)."""
+    return _Lowering(machine).run(modules.step_block(module))
+
+
+class _Lowering:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.buffers: dict[str, Buffer] = {}
+        self.views: dict[str, View] = {}
+        self.places: dict[ir.Value, _Place] = {}
+        self.symbols: dict[ir.Value, Dimension] = {}
+        self.renamed: dict[str, str] = {}
+        self.counter = 0
+
+    def run(self, block: ir.Block) -> Program:
+        body: list[Call | Repeat] = []
+        self._block(block, body)
+        returned = list(block.operations)[-1].operation.operands[0]
+        self._rename(self.places[returned].name, LOGITS)
+        calls = tuple(self._resolved(item) for item in body)
+        buffers = tuple(buffer for name, buffer in self.buffers.items() if name not in self.renamed)
+        return Program("step", 0, buffers, tuple(map(self._resolved_view, self.views.values())), calls, ())
+
+    def _block(self, block: ir.Block, body: list[Call | Repeat] | list[Call]) -> None:
+        for view in block.operations:
+            operation = view.operation
+            if operation.name == "ts.repeat":
+                body.append(self._repeat(operation))  # pyright: ignore[reportArgumentType]
+            elif operation.name not in {"ts.yield", "func.return"}:
+                body.extend(self._operation(operation))
+
+    def _operation(self, operation: ir.Operation) -> list[Call]:
+        if operation.name in {"ts.weight", "ts.constant", "ts.input"}:
+            return self._leaf(operation)
+        if operation.name in {"ts.reshape", "ts.slice"}:
+            self._view(operation)
+            return []
+        symbol = self._symbol(operation)
+        for result in operation.results:
+            self.symbols[result] = symbol
+            self.places[result] = self._buffer(operation, result, symbol)
+        kernel = kernel_named(self.machine, operation)
+        inputs = [self.places[value].name for value in operation.operands]
+        outputs = [self.places[value].name for value in operation.results]
+        build = _CALLS.get(operation.name)
+        label = modules.label_of(operation)
+        if build is None:
+            return [Call(kernel.function, tuple(inputs), tuple(outputs), _attributes(operation), label)]
+        layer = modules.text_attribute(operation, "layer")
+        return build(kernel.function, inputs, outputs, _attributes(operation), layer, label)
+
+    def _leaf(self, operation: ir.Operation) -> list[Call]:
+        name = modules.text_attribute(operation, "sym")
+        value = operation.results[0]
+        self.symbols[value] = "logit_rows" if name == "logit_rows" else "rows"
+        if name != "token_ids":
+            self.places[value] = _Place(name)
+            return []
+        # a decode row may be scheduled before the step that samples its token is complete
+        self.places[value] = self._buffer(operation, value, "rows", "tokens")
+        outputs = (self.places[value].name,)
+        return [Call("take_last_tokens", ("token_ids", "row_slots", "last_tokens"), outputs, {}, "token_ids")]
+
+    def _symbol(self, operation: ir.Operation) -> Dimension:
+        return "logit_rows" if operation.name == "ts.gather_rows" else self.symbols[operation.operands[0]]
+
+    def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: Dimension, stem: str = "") -> _Place:
+        name = f"{stem or operation.name.removeprefix('ts.')}.{self.counter}"
+        self.counter += 1
+        shape = (symbol, *(size or 0 for size in shape_of(value)[1:]))
+        self.buffers[name] = Buffer(name, dtype_of(value), shape)  # pyright: ignore[reportArgumentType]
+        return _Place(name, name, 0, shape, _contiguous(shape))
+
+    def _view(self, operation: ir.Operation) -> None:
+        source, result = self.places[operation.operands[0]], operation.results[0]
+        features = tuple(size or 0 for size in shape_of(result)[1:])
+        shape = (source.shape[0], *features)
+        # the features of a row are contiguous in every buffer and window, so only the row's stride is inherited
+        strides = (source.strides[0], *_contiguous((1, *features))[1:])
+        offset = source.offset + (modules.int_attribute(operation, "start") if operation.name == "ts.slice" else 0)
+        name = f"{operation.name.removeprefix('ts.')}.{self.counter}"
+        self.counter += 1
+        self.views[name] = View(name, source.base, shape, offset, strides)
+        self.places[result] = _Place(name, source.base, offset, shape, strides)
+        self.symbols[result] = self.symbols[operation.operands[0]]
+
+    def _repeat(self, operation: ir.Operation) -> Repeat:
+        block = modules.body_of(operation)
+        for argument, value in zip(block.arguments, operation.operands, strict=True):
+            self.places[argument] = self.places[value]
+            self.symbols[argument] = self.symbols[value]
+        calls: list[Call] = []
+        self._block(block, calls)
+        terminator = list(block.operations)[-1].operation
+        for argument, value in zip(block.arguments, terminator.operands, strict=True):
+            self._carry(self.places[argument].name, self.places[value].name, calls)
+        for argument, result in zip(block.arguments, operation.results, strict=True):
+            self.places[result] = self.places[argument]
+            self.symbols[result] = self.symbols[argument]
+        first, count, stride = (modules.int_attribute(operation, name) for name in ("first", "count", "stride"))
+        return Repeat(first, count, stride, tuple(calls))
+
+    def _carry(self, carried: str, produced: str, calls: list[Call]) -> None:
+        """Put what the body produces where the next round reads it: in place if the old value is dead by then, else a copy."""
+        made = next(at for at, call in enumerate(calls) if produced in call.outputs)
+        reads = [at for at, call in enumerate(calls) if self._touches(call, carried)]
+        last_read = max(reads, default=-1)
+        if last_read < made or (last_read == made and calls[made].function in IN_PLACE):
+            self._rename(produced, carried)
+        else:
+            calls.append(Call("copy", (produced,), (carried,), {}, "carried to the next layer"))
+
+    def _touches(self, call: Call, buffer: str) -> bool:
+        return any(self._base(name) == buffer for name in (*call.inputs, *call.outputs))
+
+    def _base(self, name: str) -> str:
+        return self.views[name].base if name in self.views else name
+
+    def _rename(self, old: str, new: str) -> None:
+        if old == new:
+            return
+        if new not in self.buffers:
+            shape, dtype = self.buffers[old].shape, self.buffers[old].dtype
+            self.buffers[new] = Buffer(new, dtype, shape)
+        self.renamed[old] = new
+
+    def _final(self, name: str) -> str:
+        while name in self.renamed:
+            name = self.renamed[name]
+        return name
+
+    def _resolved(self, item: Call | Repeat) -> Call | Repeat:
+        if isinstance(item, Repeat):
+            return Repeat(item.first, item.count, item.stride, tuple(self._resolved_call(call) for call in item.body))
+        return self._resolved_call(item)
+
+    def _resolved_call(self, call: Call) -> Call:
+        inputs, outputs = tuple(map(self._final, call.inputs)), tuple(map(self._final, call.outputs))
+        return Call(call.function, inputs, outputs, call.attributes, call.label)
+
+    def _resolved_view(self, view: View) -> View:
+        return View(view.name, self._final(view.base), view.shape, view.offset, view.strides)
+
+
+def _contiguous(shape: tuple[Dimension, ...]) -> tuple[int, ...]:
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    return tuple(prod(sizes[at:]) for at in range(len(sizes) + 1))
+
+
+def _attributes(operation: ir.Operation) -> dict[str, Attribute]:
+    reader = _ATTRIBUTES.get(operation.name, {})
+    return {name: read(operation, name) for name, read in reader.items()}
+
+
+def _flag(operation: ir.Operation, name: str) -> bool:
+    return bool(modules.int_attribute(operation, name))
+
+
+_NORM = {"eps": modules.float_attribute, "cast_before_weight": _flag, "one_plus_weight": _flag}
+_ATTENTION = {"scale": modules.float_attribute, "window": modules.int_attribute}
+_ATTRIBUTES = {
+    "ts.rms_norm": _NORM,
+    "ts.add_rms_norm": _NORM,
+    "ts.rope_table": {"scaling": modules.float_attribute},
+    "ts.gated_activation": {"activation": modules.text_attribute},
+    "ts.cached_attention": _ATTENTION,
+}
+
+
+def _caches(layer: str) -> list[str]:
+    return [f"kv.k.{layer}", f"kv.v.{layer}"]
+
+
+def _rope_kv_write(
+    function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
+) -> list[Call]:
+    return [Call(function, (*inputs, "slot_mapping", *_caches(layer)), tuple(outputs), attributes, label)]
+
+
+def _cached_attention(
+    function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
+) -> list[Call]:
+    step = ("sequence_starts", "context_lengths", "block_tables", "counts")
+    return [Call(function, (*inputs, *_caches(layer), *step), tuple(outputs), attributes, label)]
+
+
+_CALLS = {"ts.rope_kv_write": _rope_kv_write, "ts.cached_attention": _cached_attention}
+"""Operations that also read step inputs and KV caches, which the IR leaves implicit."""

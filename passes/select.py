@@ -1,0 +1,135 @@
+"""select: for every operation the cheapest kernel whose capability matches, with the reason and the runner-up on record.
+
+A kernel is judged at the rows of a typical decode step and of a typical prefill chunk, weighted by how often each runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import dtype_of
+from ..plans.errors import ModelError
+from ..plans.schema import Decision
+from ..targets.cost import FREE, Cost, cost_of
+from ..targets.machine import Kernel, Machine
+
+_STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A kind of step: its rows, how many of them need logits, and its share of all steps."""
+
+    rows: int
+    logit_rows: int
+    share: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    kernel: Kernel
+    seconds: tuple[float, ...]
+    """Per workload."""
+    expected: float
+
+
+def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload]) -> tuple[Decision, ...]:
+    """Set each operation's `kernel` attribute; gives back the decisions, one per operation, in program order.
+
+    Raises ModelError when no kernel can run an operation, listing why each refused.
+    """
+    decisions: list[Decision] = []
+    block = modules.step_block(module)
+    after_gather = _logit_operations(block)
+    for operation in modules.walk(block):
+        if operation.name in FREE or operation.name in _STRUCTURE:
+            continue
+        rows = [load.logit_rows if operation in after_gather else load.rows for load in workloads]
+        ranked = _rank(operation, machine, workloads, rows)
+        operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
+        decisions.append(_decision(operation, machine, ranked, rows[0], _times(operation)))
+    return tuple(decisions)
+
+
+def kernel_named(machine: Machine, operation: ir.Operation) -> Kernel:
+    """The kernel that `select` chose for the operation."""
+    name = modules.text_attribute(operation, "kernel")
+    return next(kernel for kernel in machine.kernels if kernel.name == name and kernel.operation == operation.name)
+
+
+def _logit_operations(block: ir.Block) -> set[ir.Operation]:
+    """Operations that run on the logit rows only: everything downstream of gather_rows."""
+    found: set[ir.Operation] = set()
+    values: set[ir.Value] = set()
+    for operation in modules.walk(block):
+        if operation.name == "ts.gather_rows" or any(value in values for value in operation.operands):
+            found.add(operation)
+            values.update(operation.results)
+    return found
+
+
+def _times(operation: ir.Operation) -> int:
+    parent = operation.parent
+    return modules.int_attribute(parent, "count") if parent is not None and parent.name == "ts.repeat" else 1
+
+
+def _rank(operation: ir.Operation, machine: Machine, workloads: Sequence[Workload], rows: list[int]) -> list[_Candidate]:
+    refusals: list[str] = []
+    candidates: list[_Candidate] = []
+    for kernel in machine.kernels:
+        if kernel.operation != operation.name:
+            continue
+        refused = kernel.refuses(operation, machine)
+        if refused is not None:
+            refusals.append(f"{kernel.name}: {refused}")
+            continue
+        seconds = tuple(_seconds(cost_of(operation, count), kernel, machine, operation, count) for count in rows)
+        expected = sum(load.share * value for load, value in zip(workloads, seconds, strict=True))
+        candidates.append(_Candidate(kernel, seconds, expected))
+    if not candidates:
+        raise ModelError(
+            f"no kernel of target {machine.name} can run {operation.name}",
+            where=modules.label_of(operation),
+            got="; ".join(refusals) or "no kernel registered for this operation",
+            fix="choose another --dtype or --target",
+        )
+    return sorted(candidates, key=lambda candidate: (candidate.expected, candidate.kernel.name))
+
+
+def _limits(cost: Cost, machine: Machine, operation: ir.Operation) -> tuple[float, float]:
+    """Seconds at the compute limit and at the bandwidth limit."""
+    dtype = dtype_of(operation.results[0])
+    return cost.flops / machine.compute_rate(dtype).value, cost.bytes / machine.rates["bandwidth"].value
+
+
+def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operation, rows: int) -> float:
+    return max(_limits(cost, machine, operation)) / kernel.efficiency(rows) + machine.rates["dispatch"].value
+
+
+def _decision(operation: ir.Operation, machine: Machine, ranked: list[_Candidate], rows: int, times: int) -> Decision:
+    best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    compute, bandwidth = _limits(cost_of(operation, rows), machine, operation)
+    dispatch = machine.rates["dispatch"].value
+    bound = "dispatch" if dispatch > max(compute, bandwidth) else "compute" if compute > bandwidth else "bandwidth"
+    if second is None:
+        refused = [k.name for k in machine.kernels if k.operation == operation.name and k.name != best.kernel.name]
+        reason = f"only kernel that can run it here (refused: {', '.join(refused)})" if refused else "only kernel registered"
+    else:
+        reason = f"{second.expected / best.expected:.2f}x faster than {second.kernel.name} over the traffic"
+    return Decision(
+        program="step",
+        operation=operation.name,
+        label=modules.label_of(operation),
+        times=times,
+        kernel=best.kernel.name,
+        reason=f"{reason}; efficiency {best.kernel.receipt}",
+        runner_up=second.kernel.name if second else "",
+        rows=rows,
+        predicted_seconds=best.seconds[0],
+        runner_up_seconds=second.seconds[0] if second else None,
+        bound=bound,
+        roofline_share=max(compute, bandwidth) / best.seconds[0],
+    )

@@ -1,0 +1,84 @@
+"""Counter-based weights: any element of any weight, computed from its name and index alone (docs/plan-format.md).
+
+For goldens and for `--weights dummy`. The mixing function is lowbias32 (C. Wellons, hash-prospector, public domain).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+# Work arrays of this many elements (128 KiB each) stay in a core's second-level cache; measured best of 4096 to 32768.
+_CHUNK = 32768
+_NORM_SCALE = 0.1
+
+
+def counter_values(name: str, start: int, count: int, scale: float) -> FloatArray:
+    """Elements `start` to `start + count` of the stream called `name`: float32 in [-scale, scale), uniform.
+
+    Each element depends on its index only, so any split into calls gives the same values. Releases the GIL while it works.
+    """
+    if start < 0 or count < 0:
+        raise ValueError("start and count must not be negative")
+    seeds = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype="<u4")
+    output = np.empty(count, np.float32)
+    lanes, scratch = np.arange(_CHUNK, dtype=np.uint32), np.empty(_CHUNK, np.uint32)
+    work = np.empty(_CHUNK, np.uint32)
+    step = np.float32(np.float32(scale) * np.float32(2.0**-23))
+    position = 0
+    while position < count:
+        index = start + position
+        size = min(_CHUNK, count - position, (1 << 32) - index % (1 << 32))  # the upper index word is constant in a chunk
+        lower, upper = np.uint32(index % (1 << 32)), index >> 32
+        x = work[:size]
+        np.add(lanes[:size], lower, out=x)
+        np.bitwise_xor(x, seeds[0], out=x)
+        np.add(x, np.uint32((int(seeds[1]) + 0x9E3779B9 * upper) % (1 << 32)), out=x)
+        _mix(x, scratch[:size])
+        _to_float(x, step, output[position : position + size])
+        position += size
+    return output
+
+
+def _mix(x: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
+    """lowbias32 in place."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None)):
+        np.right_shift(x, np.uint32(shift), out=scratch)
+        np.bitwise_xor(x, scratch, out=x)
+        if factor is not None:
+            np.multiply(x, np.uint32(factor), out=x)
+
+
+def _to_float(x: NDArray[np.uint32], step: np.float32, output: FloatArray) -> None:
+    """((x >> 8) - 2^23) * step; the difference is exact in float32, so there is one rounding."""
+    np.right_shift(x, np.uint32(8), out=x)
+    signed = x.view(np.int32)
+    np.subtract(signed, np.int32(1 << 23), out=signed)
+    np.multiply(signed, step, out=output, casting="unsafe", dtype=np.float32)
+
+
+def weight_scale(shape: tuple[int, ...]) -> float:
+    """sqrt(3 / fan_in) for two or more dimensions (fan_in is the last), which keeps a linear layer's variance; else 0.1."""
+    return float(np.sqrt(3.0 / shape[-1])) if len(shape) >= 2 else _NORM_SCALE
+
+
+def counter_weight(name: str, shape: tuple[int, ...], start_row: int = 0, stop_row: int | None = None) -> FloatArray:
+    """Rows `start_row` to `stop_row` (along the first dimension) of the final weight instance `name` of `shape`.
+
+    One-dimensional weights are centred at 1 (gains of norms), or at 0 when the name ends in "bias". Returns float32
+    [stop_row - start_row, *shape[1:]].
+    """
+    rows = shape[0] if shape else 1
+    stop = rows if stop_row is None else stop_row
+    if not 0 <= start_row <= stop <= rows:
+        raise ValueError(f"rows {start_row} to {stop} of {rows}")
+    row_elements = prod(shape[1:])
+    values = counter_values(name, start_row * row_elements, (stop - start_row) * row_elements, weight_scale(shape))
+    if len(shape) < 2 and not name.endswith("bias"):
+        np.add(values, np.float32(1), out=values)
+    return values.reshape((stop - start_row, *shape[1:]) if shape else ())

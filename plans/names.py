@@ -1,0 +1,37 @@
+"""What operand names of a program may stand for, outside the program itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .schema import KvGroup, Manifest, Weight
+from .template import instantiate
+
+
+def weight_instances(weight: Weight) -> Iterator[tuple[str, int]]:
+    """(name, layer) of each instance of a weight; layer is 0 for one that is not templated."""
+    if not weight.layers:
+        yield weight.name, 0
+    for layer in weight.layers:
+        yield instantiate(weight.name, layer), layer
+
+
+def kv_cache_names(group: KvGroup) -> Iterator[str]:
+    for layer in group.layers:
+        yield f"kv.k.{layer}"
+        yield f"kv.v.{layer}"
+
+
+def read_only_names(manifest: Manifest) -> Iterator[str]:
+    """Step inputs, constants and weight instances: what no instruction may write."""
+    yield from (item.name for item in manifest.step_inputs)
+    yield from (item.name for item in manifest.constants)
+    for weight in manifest.weights:
+        yield from (name for name, _ in weight_instances(weight))
+
+
+def writable_names(manifest: Manifest) -> Iterator[str]:
+    """Slot buffers and KV caches."""
+    yield from (item.name for item in manifest.slot_buffers)
+    for group in manifest.kv.groups:
+        yield from kv_cache_names(group)

@@ -1,0 +1,150 @@
+"""Whether a program may run on its manifest's buffers: every operand resolves and every access stays inside its buffer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import prod
+
+from .container import ALIGNMENT
+from .findings import MAX_NUMBER, require, require_number, require_unique
+from .names import read_only_names, writable_names
+from .program import DTYPE_BYTES, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from .schema import Manifest, ProgramReference
+from .template import instantiate, is_templated
+
+MAX_EXPANDED_OPERANDS = 4_000_000
+
+_FUNCTION = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+
+
+def check_program(manifest: Manifest, program: Program) -> None:
+    """Raise `PlanError`, naming program and item, unless the program is sound for every bucket and every layer."""
+    where = f"program {program.name}"
+    reference = next((item for item in manifest.programs if item.name == program.name), None)
+    require(reference is not None, where, "a program the manifest lists", program.name)
+    assert reference is not None
+    require(program.rank == reference.rank, f"{where}: rank", reference.rank, program.rank)
+    require_unique([item.name for item in (*program.buffers, *program.views)], f"{where}: buffers and views")
+    _check_shapes(program, where)
+    _check_buckets(manifest, program, reference, where)
+    for bucket in program.buckets:
+        _check_arena(program, bucket, f"{where}, bucket of {bucket.rows} rows")
+        _check_views(program, bucket, f"{where}, bucket of {bucket.rows} rows")
+    _check_operands(manifest, program, where)
+
+
+def extents(shape: Sequence[Dimension], bucket: Bucket) -> tuple[int, ...]:
+    """A shape with `rows` and `logit_rows` replaced by the bucket's."""
+    symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
+    return tuple(symbols[extent] if isinstance(extent, str) else extent for extent in shape)
+
+
+def _check_shapes(program: Program, where: str) -> None:
+    for item in (*program.buffers, *program.views):
+        require(len(item.shape) <= 8, f"{where}, {item.name}: shape", "at most 8 dimensions", len(item.shape))
+        static = [extent for extent in item.shape if isinstance(extent, int)]
+        require(
+            all(1 <= extent <= MAX_NUMBER for extent in static), f"{where}, {item.name}: shape", "positive dimensions", item.shape
+        )
+    buffers = {buffer.name for buffer in program.buffers}
+    for view in program.views:
+        _check_view(view, buffers, f"{where}, {view.name}")
+
+
+def _check_view(view: View, buffers: set[str], where: str) -> None:
+    require(view.base in buffers, f"{where}: base", "a buffer of this program", repr(view.base))
+    require(len(view.strides) == len(view.shape), f"{where}: strides", f"{len(view.shape)} strides", len(view.strides))
+    require_number(view.offset, f"{where}: offset")
+    for stride in view.strides:
+        require_number(stride, f"{where}: strides")
+
+
+def _check_buckets(manifest: Manifest, program: Program, reference: ProgramReference, where: str) -> None:
+    require(bool(program.buckets), f"{where}: buckets", "at least one", "none")
+    shapes = {item.name: item.shape for item in manifest.step_inputs}
+    keys = [(bucket.rows, bucket.logit_rows) for bucket in program.buckets]
+    require(all(one < other for one, other in pairwise(keys)), f"{where}: buckets", "ascending buckets", keys)
+    for bucket in program.buckets:
+        at = f"{where}, bucket of {bucket.rows} rows"
+        require_number(bucket.rows, f"{at}: rows", 1, shapes["token_ids"][0])
+        require_number(bucket.logit_rows, f"{at}: logit_rows", 0, shapes["logit_rows"][0])
+        require(
+            len(bucket.offsets) == len(program.buffers), f"{at}: offsets", f"{len(program.buffers)} offsets", len(bucket.offsets)
+        )
+        require_number(bucket.arena_bytes, f"{at}: arena_bytes", 0, manifest.memory.arena)
+    largest = program.buckets[-1].rows
+    require(largest == reference.max_rows, f"{where}: buckets", f"a largest bucket of {reference.max_rows} rows", largest)
+
+
+def _check_arena(program: Program, bucket: Bucket, where: str) -> None:
+    for buffer, offset in zip(program.buffers, bucket.offsets, strict=True):
+        at = f"{where}, {buffer.name}: offset"
+        require(offset >= 0 and offset % ALIGNMENT == 0, at, f"a multiple of {ALIGNMENT}", offset)
+        end = offset + _elements(buffer, bucket) * DTYPE_BYTES[buffer.dtype]
+        require(end <= bucket.arena_bytes, at, f"an end within the arena's {bucket.arena_bytes} bytes", f"{offset}, end {end}")
+
+
+def _check_views(program: Program, bucket: Bucket, where: str) -> None:
+    sizes = {buffer.name: _elements(buffer, bucket) for buffer in program.buffers}
+    for view in program.views:
+        shape = extents(view.shape, bucket)
+        if 0 in shape:
+            continue
+        last = view.offset + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=True))
+        require(
+            last < sizes[view.base],
+            f"{where}, {view.name}",
+            f"elements below {sizes[view.base]} of {view.base}",
+            f"element {last}",
+        )
+
+
+def _elements(buffer: Buffer, bucket: Bucket) -> int:
+    return prod(extents(buffer.shape, bucket))
+
+
+def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
+    """Every name of every call resolves, for every layer it is run for, and nothing writes what must not change."""
+    count = sum(_operand_count(item) for item in program.body)
+    require(count <= MAX_EXPANDED_OPERANDS, f"{where}: body", f"at most {MAX_EXPANDED_OPERANDS} operands", count)
+    writable = {item.name for item in (*program.buffers, *program.views)} | set(writable_names(manifest))
+    readable = writable | set(read_only_names(manifest))
+    for position, (call, indices) in enumerate(_calls(manifest, program, where)):
+        at = f"{where}, instruction {position} ({call.function})"
+        require(_FUNCTION.fullmatch(call.function) is not None, at, "the name of a function", repr(call.function))
+        require(bool(call.outputs), f"{at}: outputs", "at least one", "none")
+        _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")
+        _check_resolves(call.outputs, writable, indices, f"{at}: outputs", "a view, buffer, slot buffer or KV cache")
+
+
+def _operand_count(item: Call | Repeat) -> int:
+    calls, times = (item.body, max(item.count, 0)) if isinstance(item, Repeat) else ((item,), 1)
+    return times * sum(len(call.inputs) + len(call.outputs) for call in calls)
+
+
+def _calls(manifest: Manifest, program: Program, where: str) -> Iterator[tuple[Call, range | None]]:
+    """Each call as written, with the layer indices it is run for (None outside a repeat)."""
+    for item in program.body:
+        if isinstance(item, Call):
+            yield item, None
+            continue
+        at = f"{where}, repeat from layer {item.first}"
+        require_number(item.first, f"{at}: first")
+        require_number(item.count, f"{at}: count", 1)
+        require_number(item.stride, f"{at}: stride", 1)
+        require(bool(item.body), f"{at}: body", "at least one call", "none")
+        last = item.first + (item.count - 1) * item.stride
+        require(last < manifest.model.layers, at, f"layers below {manifest.model.layers}", last)
+        yield from ((call, range(item.first, last + 1, item.stride)) for call in item.body)
+
+
+def _check_resolves(names: Sequence[str], known: set[str], indices: range | None, where: str, expected: str) -> None:
+    for name in names:
+        if indices is None or not is_templated(name):
+            require(name in known, where, expected, repr(name))
+            continue
+        for index in indices:
+            instance = instantiate(name, index)
+            require(instance in known, where, expected, repr(instance))

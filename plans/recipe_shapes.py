@@ -1,0 +1,103 @@
+"""What a recipe gives: shape and dtype, from the shapes and encodings of its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from .program import DTYPE_BYTES
+from .recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+
+MAX_DEPTH = 32
+
+PLAIN_ENCODINGS = {"F32": "f32", "BF16": "bf16", "F16": "f16", "I32": "i32", "I64": "i64", "U8": "u8", "I8": "i8"}
+
+Result = tuple[tuple[int, ...], str]
+SourceLookup = Callable[[str], Result]
+"""(shape, encoding) of a source by its name; raises `ValueError` when there is none."""
+
+
+def count_nodes(recipe: Recipe, depth: int = 1) -> int:
+    """Steps in a recipe. Raises `ValueError` when it is nested more than `MAX_DEPTH` deep."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} steps deep")
+    if isinstance(recipe, Source):
+        return 1
+    if isinstance(recipe, Concat):
+        return 1 + sum(count_nodes(part, depth + 1) for part in recipe.parts)
+    return 1 + count_nodes(recipe.of, depth + 1)
+
+
+def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
+    """(shape, dtype) of the value a recipe gives. Raises `ValueError` saying which step cannot be done."""
+    match recipe:
+        case Source():
+            return _plain(recipe, lookup)
+        case Dequantize():
+            return lookup(recipe.of.name)[0], "f32"
+        case Cast():
+            if recipe.dtype not in DTYPE_BYTES:
+                raise ValueError(f"cast to unknown dtype {recipe.dtype!r}")
+            return infer(recipe.of, lookup)[0], recipe.dtype
+        case Slice():
+            return _sliced(recipe, *infer(recipe.of, lookup))
+        case Concat():
+            return _concatenated(recipe, [infer(part, lookup) for part in recipe.parts])
+        case Transpose():
+            return _transposed(recipe, *infer(recipe.of, lookup))
+        case UnpermuteRope():
+            return _unpermuted(recipe, *infer(recipe.of, lookup))
+        case _:
+            assert_never(recipe)
+
+
+def _plain(recipe: Source, lookup: SourceLookup) -> Result:
+    shape, encoding = lookup(recipe.name)
+    if encoding not in PLAIN_ENCODINGS:
+        raise ValueError(f"source {recipe.name!r} is encoded as {encoding} and not dequantized")
+    return shape, PLAIN_ENCODINGS[encoding]
+
+
+def _sliced(recipe: Slice, shape: tuple[int, ...], dtype: str) -> Result:
+    _check_dimension("slice", recipe.dimension, shape)
+    extent = shape[recipe.dimension]
+    if not 0 <= recipe.start < recipe.stop <= extent:
+        raise ValueError(f"slice {recipe.start}:{recipe.stop} of a dimension of {extent}")
+    return _with_extent(shape, recipe.dimension, recipe.stop - recipe.start), dtype
+
+
+def _concatenated(recipe: Concat, parts: list[Result]) -> Result:
+    if not parts:
+        raise ValueError("concat of nothing")
+    shape, dtype = parts[0]
+    _check_dimension("concat", recipe.dimension, shape)
+    for other, other_dtype in parts[1:]:
+        same_rank = len(other) == len(shape)
+        if (
+            not same_rank
+            or other_dtype != dtype
+            or _with_extent(other, recipe.dimension, 0) != _with_extent(shape, recipe.dimension, 0)
+        ):
+            raise ValueError(f"concat of {dtype}{list(shape)} and {other_dtype}{list(other)} along dimension {recipe.dimension}")
+    return _with_extent(shape, recipe.dimension, sum(part[recipe.dimension] for part, _ in parts)), dtype
+
+
+def _transposed(recipe: Transpose, shape: tuple[int, ...], dtype: str) -> Result:
+    if sorted(recipe.permutation) != list(range(len(shape))):
+        raise ValueError(f"transpose {list(recipe.permutation)} of {len(shape)} dimensions")
+    return tuple(shape[dimension] for dimension in recipe.permutation), dtype
+
+
+def _unpermuted(recipe: UnpermuteRope, shape: tuple[int, ...], dtype: str) -> Result:
+    if not shape or recipe.heads < 1 or shape[0] % (2 * recipe.heads):
+        raise ValueError(f"unpermute_rope of {list(shape)} with {recipe.heads} heads")
+    return shape, dtype
+
+
+def _check_dimension(step: str, dimension: int, shape: tuple[int, ...]) -> None:
+    if not 0 <= dimension < len(shape):
+        raise ValueError(f"{step} along dimension {dimension} of {len(shape)} dimensions")
+
+
+def _with_extent(shape: tuple[int, ...], dimension: int, extent: int) -> tuple[int, ...]:
+    return (*shape[:dimension], extent, *shape[dimension + 1 :])

@@ -1,0 +1,226 @@
+"""The engine loop: commands to the scheduler, steps to the executor, news to the entrypoint."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from .engine_sequence import EngineSequence
+from .executor_interface import Executor, RowsFailed, StepResult
+from .protocol import (
+    Abort,
+    Accepted,
+    Drained,
+    EngineCommand,
+    EngineFailed,
+    EngineNews,
+    EngineStats,
+    Rejected,
+    Shutdown,
+    StepNews,
+    Submit,
+    TokenEvent,
+    TokenLogprob,
+)
+from .scheduling.errors import RequestRefused
+from .scheduling.request import Outcome, Request
+from .scheduling.scheduler import Scheduler
+from .scheduling.step import SlotAdmission, StepBatch
+
+_FAILED_STEPS_IN_A_ROW = 3
+_BLOCKED_WAIT_SECONDS, _BLOCKED_WAITS = 0.01, 1000
+
+Admission = tuple[SlotAdmission, EngineSequence]
+
+
+class Channel(Protocol):
+    def receive(self, timeout: float | None = 0.0) -> list[EngineCommand]: ...
+
+    def send(self, news: EngineNews) -> None: ...
+
+
+class EngineStuck(RuntimeError):
+    """The engine cannot go on; the message says why."""
+
+
+class EngineLoop:
+    """Runs until it is told to shut down. `end_tokens` are the model's; `overlap` schedules a step while another runs.
+
+    One thread calls `run`; the executor is called from that thread or, with `overlap`, from one thread of its own.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, channel: Channel, end_tokens: tuple[int, ...], *, overlap: bool = True
+    ) -> None:
+        self._scheduler, self._executor, self._channel = scheduler, executor, channel
+        self._end_tokens = end_tokens
+        self._overlap = overlap
+        self._sequences: dict[str, EngineSequence] = {}
+        self._draining = False
+        self._failed_steps = 0
+        self._blocked = 0  # times in a row that there was work, no step in flight, and nothing to schedule
+
+    def run(self) -> bool:
+        """Serve until Shutdown; then tell Drained and return True. False: something failed for good, and was told."""
+        try:
+            if self._overlap:
+                self.overlap_loop()
+            else:
+                self.normal_loop()
+        except Exception as error:  # the process boundary: whatever it is, the entrypoint must hear of it
+            self._channel.send(EngineFailed(f"{type(error).__name__}: {error}", 1))
+            return False
+        self._channel.send(Drained())
+        return True
+
+    def normal_loop(self) -> None:
+        while not self._finished:
+            self._take_commands(idle=True)
+            batch = self._schedule(idle=True)
+            if batch is not None:
+                self._complete(batch, self._execute(batch, self._admitted(batch)))
+
+    def overlap_loop(self) -> None:
+        """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1."""
+        running: tuple[StepBatch, Future[StepResult | Exception]] | None = None
+        with ThreadPoolExecutor(1, "executor") as thread:
+            while not self._finished:
+                self._take_commands(idle=running is None)
+                batch = self._schedule(idle=running is None)
+                launched = batch and (batch, thread.submit(self._execute, batch, self._admitted(batch)))
+                if running is not None:
+                    self._complete(running[0], running[1].result())
+                running = launched
+
+    @property
+    def _finished(self) -> bool:
+        return self._draining and not self._scheduler.has_work
+
+    def _schedule(self, *, idle: bool) -> StepBatch | None:
+        batch = self._scheduler.schedule()
+        self._blocked = self._blocked + 1 if idle and batch is None and self._scheduler.has_work else 0
+        if self._blocked > _BLOCKED_WAITS:
+            raise EngineStuck("requests are waiting, but no step can be scheduled")
+        return batch
+
+    def _take_commands(self, *, idle: bool) -> None:
+        """Take what has arrived; with `idle` (no step in flight) and nothing to run, wait for something to arrive."""
+        commands = self._channel.receive(self._patience() if idle else 0.0)
+        ended = [event for command in commands for event in self._take(command)]
+        if ended:
+            self._tell(ended)
+
+    def _patience(self) -> float | None:
+        if self._scheduler.has_work:
+            return _BLOCKED_WAIT_SECONDS if self._blocked else 0.0
+        return None
+
+    def _take(self, command: EngineCommand) -> list[TokenEvent]:
+        match command:
+            case Submit():
+                self._submit(command)
+                return []
+            case Abort():
+                return self._abort(command.request_id)
+            case Shutdown():
+                self._draining = True
+                doomed = () if command.drain else tuple(self._sequences)
+                return [event for request_id in doomed for event in self._abort(request_id)]
+
+    def _submit(self, submit: Submit) -> None:
+        if self._draining:
+            self._channel.send(Rejected(submit.request_id, "draining", "the engine is shutting down"))
+            return
+        sequence = EngineSequence(submit, self._end_tokens)
+        request = Request(
+            request_id=submit.request_id,
+            tokens=np.array(submit.tokens, dtype=np.int32),
+            max_tokens=submit.sampling.max_tokens,
+            priority=submit.priority,
+            salt=submit.salt,
+            stop_tokens=frozenset(sequence.end_tokens),
+            min_tokens=submit.sampling.min_tokens,
+        )
+        try:
+            self._scheduler.submit(request)
+        except RequestRefused as error:
+            message = f"{error.what}: expected {error.expected}, got {error.got}"
+            self._channel.send(Rejected(submit.request_id, error.code, message))
+            return
+        self._sequences[submit.request_id] = sequence
+        self._channel.send(Accepted(submit.request_id))
+
+    def _abort(self, request_id: str) -> list[TokenEvent]:
+        outcome = self._scheduler.abort(request_id)
+        return [] if outcome is None else [self._event(outcome)]
+
+    def _admitted(self, batch: StepBatch) -> list[Admission]:
+        """Looked up here, because an abort may drop a sequence while its step waits for the executor's thread."""
+        admissions = [(admission, self._sequences[admission.request_id]) for admission in batch.admissions]
+        for _, sequence in admissions:
+            sequence.admitted()
+        return admissions
+
+    def _execute(self, batch: StepBatch, admissions: list[Admission]) -> StepResult | Exception:
+        """Touches nothing but the executor: with overlap this runs in the executor's thread."""
+        try:
+            for admission, sequence in admissions:
+                self._executor.admit(
+                    admission.slot, sequence.submit.sampling, sequence.end_tokens, admission.prompt, admission.output
+                )
+            return self._executor.run(batch)
+        except Exception as error:  # handed over to `_complete`, which decides who is affected
+            return error
+
+    def _complete(self, batch: StepBatch, result: StepResult | Exception) -> None:
+        match result:
+            case StepResult():
+                self._failed_steps = 0
+                events = self._succeed(batch, result)
+            case RowsFailed(result=StepResult() as partial):
+                self._failed_steps = 0
+                events = self._fail_rows(result) + self._succeed(batch, _without(partial, batch, result.request_ids))
+            case _:
+                events = self._fail_step(batch, result)
+        self._tell(events)
+
+    def _succeed(self, batch: StepBatch, result: StepResult) -> list[TokenEvent]:
+        logprobs = dict(zip(batch.logit_request_ids, result.logprobs, strict=True))
+        outcomes = self._scheduler.complete(batch.step_id, result.tokens)
+        return [self._event(outcome, logprobs.get(outcome.request_id)) for outcome in outcomes]
+
+    def _fail_rows(self, error: RowsFailed) -> list[TokenEvent]:
+        """Out of the scheduler before the step completes, so that what was sampled for them is dropped."""
+        outcomes = [self._scheduler.abort(request_id) for request_id in error.request_ids]
+        return [self._error_event(outcome, error.message) for outcome in outcomes if outcome is not None]
+
+    def _fail_step(self, batch: StepBatch, error: Exception) -> list[TokenEvent]:
+        events = [self._error_event(outcome, str(error)) for outcome in self._scheduler.fail(batch.step_id)]
+        self._failed_steps += 1
+        if self._failed_steps >= _FAILED_STEPS_IN_A_ROW:
+            self._tell(events)
+            raise EngineStuck(f"{self._failed_steps} steps in a row failed, the last with {type(error).__name__}: {error}")
+        return events
+
+    def _event(self, outcome: Outcome, logprob: TokenLogprob | None = None, error: str = "") -> TokenEvent:
+        sequence = self._sequences[outcome.request_id]
+        if outcome.finish_reason is not None:
+            del self._sequences[outcome.request_id]
+        return sequence.event(outcome, logprob, error)
+
+    def _error_event(self, outcome: Outcome, message: str) -> TokenEvent:
+        failed = Outcome(outcome.request_id, None, "error", None, outcome.cached_tokens)
+        return self._event(failed, error=message)
+
+    def _tell(self, events: list[TokenEvent]) -> None:
+        stats = self._scheduler.stats()
+        figures = {name: getattr(stats, name) for name in EngineStats.__struct_fields__}
+        self._channel.send(StepNews(tuple(events), EngineStats(**figures)))
+
+
+def _without(result: StepResult, batch: StepBatch, failed: tuple[str, ...]) -> StepResult:
+    """Any valid token in the failed places: the scheduler wants one for each row, and drops these."""
+    keep = np.array([request_id not in failed for request_id in batch.logit_request_ids])
+    return StepResult(np.where(keep, result.tokens, 0).astype(np.int32), result.logprobs)

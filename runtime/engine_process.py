@@ -1,0 +1,150 @@
+"""The engine process: `python -m tokenspeed.runtime.engine_process OPTIONS`, started by the entrypoint alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from ..plans.errors import PlanError, TokenspeedError
+from ..plans.reader import Plan
+from .engine import EngineLoop
+from .engine_channel import EngineChannel
+from .executor_interface import Executor, Report
+from .protocol import EngineFailed, Ready
+from .scheduling.kv import KvManager
+from .scheduling.request import SchedulerLimits
+from .scheduling.scheduler import Scheduler
+from .startup_clock import StartupClock
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The one command-line argument, as JSON. `plan_id` is what the entrypoint checked; `weights` is a path, "dummy" or
+    None for those in the plan; `commands` and `news` are socket addresses.
+    """
+
+    plan: str
+    plan_id: str
+    weights: str | None
+    threads: int | None
+    overlap: bool
+    verify: bool
+    commands: str
+    news: str
+
+
+class VerificationFailed(TokenspeedError):
+    """Golden inputs did not give their golden outputs on this machine."""
+
+    exit_code = 8
+
+
+class GoldenResult(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def passed(self) -> bool: ...
+
+    @property
+    def max_error(self) -> float: ...
+
+    @property
+    def tolerance(self) -> float: ...
+
+
+def run(options: EngineOptions, channel: EngineChannel) -> int:
+    """Load, verify if asked, serve until told to stop; the process's exit code."""
+    clock = StartupClock()
+    clock.finish("engine start")
+    try:
+        with Plan.open(options.plan) as plan:
+            _check_same_plan(plan, options)
+            clock.finish("plan checks")
+            from .executor import load_executor
+
+            clock.finish("imports")
+            executor = load_executor(plan, options.weights, options.threads, clock.finish)
+            try:
+                clock.finish("weights")
+                if options.verify:
+                    _verify(plan, options.weights, clock.finish)
+                    clock.finish("verification")
+                loop = _loop(plan, executor, channel, overlap=options.overlap)
+                channel.send(Ready(clock.phases))
+                return 0 if loop.run() else 1
+            finally:
+                executor.close()
+    except TokenspeedError as error:
+        channel.send(EngineFailed(str(error), error.exit_code, error.to_dict()))
+        return error.exit_code
+    except Exception as error:  # the process boundary
+        channel.send(EngineFailed(f"the engine could not start: {type(error).__name__}: {error}", 1))
+        return 1
+
+
+def _check_same_plan(plan: Plan, options: EngineOptions) -> None:
+    if plan.plan_id != options.plan_id:
+        raise PlanError(
+            "the plan changed while it was being loaded",
+            where=options.plan,
+            expected=options.plan_id,
+            got=plan.plan_id,
+            fix="start again",
+        )
+
+
+def _loop(plan: Plan, executor: Executor, channel: EngineChannel, *, overlap: bool) -> EngineLoop:
+    manifest = plan.manifest
+    kv = KvManager(manifest.kv.blocks, manifest.kv.block_tokens, manifest.kv.identity_tokens, manifest.kv.compatibility)
+    limits = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context)
+    return EngineLoop(Scheduler(limits, kv), executor, channel, manifest.model.end_tokens, overlap=overlap)
+
+
+def _verify(plan: Plan, weights: str | None, report: Report) -> None:
+    from .goldens import replay_goldens
+
+    results: Sequence[GoldenResult] = replay_goldens(plan, weights, report)
+    failed = [result for result in results if not result.passed]
+    if failed or not results:
+        worst = max(failed, key=lambda result: result.max_error / (result.tolerance or 1.0), default=None)
+        raise VerificationFailed(
+            f"{len(failed)} of {len(results)} golden checks failed" if results else "the plan carries no golden checks",
+            where=", ".join(result.name for result in failed[:8]),
+            expected=f"errors within tolerance ({worst.tolerance:g})" if worst else "at least one golden",
+            got=f"{worst.max_error:g} in {worst.name}" if worst else "none",
+            fix="compile the plan for this machine again, or report the kernel at fault: tokenspeed-plan explain",
+        )
+
+
+def _exit_with_parent() -> None:
+    """The entrypoint holds our standard input open and never writes: its end means that the entrypoint is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def main() -> int:
+    # The entrypoint drains on these signals and needs the engine for it; it ends the engine by its own means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _exit_with_parent()
+    options = msgspec.json.decode(sys.argv[1], type=EngineOptions)
+    channel = EngineChannel(options.commands, options.news)
+    try:
+        return run(options, channel)
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""One generated sequence as its client sees it: token events in, text out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..detokenizer import detokenizer
+from ..protocol import FinishReason, Submit, TokenEvent, TokenLogprob
+from ..tokenizer import Tokenizer
+from .stop_strings import StopStrings
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token with its log-probability; `text_offset` counts characters of the choice's text before it."""
+
+    logprob: TokenLogprob
+    text_offset: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new. `stop_reason` is the stop string or stop token that ended the choice."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class Choice:
+    """Choice `index` of a request; `prompt` is the index of its prompt. Stop strings count once `min_tokens` are out."""
+
+    def __init__(
+        self,
+        index: int,
+        submit: Submit,
+        tokenizer: Tokenizer | None,
+        *,
+        stops: tuple[str, ...] = (),
+        prompt: int = 0,
+        skip_special_tokens: bool = True,
+    ) -> None:
+        self.index, self.prompt, self.submit = index, prompt, submit
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._detokenizer = detokenizer(tokenizer, submit.tokens, skip_special_tokens=skip_special_tokens)
+        self._stops = StopStrings(stops)
+        self._characters = 0  # decoded so far, held back or not
+        self._shown = 0
+        self._scored: list[ScoredToken] = []
+
+    def feed(self, event: TokenEvent) -> Delta:
+        """The news of one engine event. A delta with `finish_reason` is the last, even if the engine has not stopped yet."""
+        self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
+        text: list[str] = []
+        for count, token in enumerate(event.tokens, start=1):
+            self.completion_tokens += 1
+            if event.logprobs:
+                self._scored.append(ScoredToken(event.logprobs[count - 1], self._characters))
+            piece, stop = self._push(self._detokenizer.push(token))
+            text.append(piece)
+            if stop is not None:
+                return self._delta("".join(text), event.tokens[:count], "stop", stop)
+        if event.finish_reason is None:
+            return self._delta("".join(text), event.tokens)
+        if event.stop_token is not None:
+            self.completion_tokens += 1
+        piece, stop = self._push(self._detokenizer.flush())
+        text.append(piece)
+        if stop is not None:
+            return self._delta("".join(text), event.tokens, "stop", stop)
+        text.append(self._stops.flush())
+        return self._delta("".join(text), event.tokens, event.finish_reason, event.stop_token)
+
+    def _push(self, text: str) -> tuple[str, str | None]:
+        self._characters += len(text)
+        if self.completion_tokens <= self.submit.sampling.min_tokens:
+            return text, None
+        return self._stops.push(text)
+
+    def _delta(
+        self, text: str, tokens: tuple[int, ...], finish: FinishReason | None = None, stop: str | int | None = None
+    ) -> Delta:
+        """Scores go out with the text of their tokens; those of tokens cut away by a stop string never do."""
+        self._shown += len(text)
+        if finish is not None and not isinstance(stop, str):
+            ready = len(self._scored)
+        else:
+            ready = sum(1 for scored in self._scored if scored.text_offset < self._shown)
+        scored, self._scored = self._scored[:ready], self._scored[ready:]
+        return Delta(text, tokens, tuple(scored), finish, stop)

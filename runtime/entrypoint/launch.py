@@ -1,0 +1,165 @@
+"""From a checked plan to a running server or terminal session."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...plans.reader import Plan
+from ..startup_clock import StartupClock
+from .access import ApiKeys
+from .engine_client import EngineClient, Sockets
+from .engine_session import EngineError, EngineProcess, engine_session
+from .listening import listen, url
+from .served_model import served_model
+
+if TYPE_CHECKING:
+    from .service import Service
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What `tokenspeed-run` was asked for; see its options."""
+
+    plan: str
+    weights: str | None
+    threads: int | None
+    overlap: bool
+    verify: bool
+    host: str
+    port: int
+    api_keys: tuple[str, ...]
+    drain_timeout: float
+    prompt: str | None
+    chat: bool
+    max_tokens: int | None
+    temperature: float
+    seed: int | None
+    as_json: bool
+
+
+def launch(plan: Plan, options: LaunchOptions, clock: StartupClock) -> None:
+    """The engine process is started before the HTTP stack is imported, so that the two load side by side.
+
+    Raises TokenspeedError when the port is taken or the engine cannot start.
+    """
+    served = options.prompt is None and not options.chat
+    server = listen(options.host, options.port) if served else None
+    sockets = Sockets()
+    try:
+        process = EngineProcess(sockets, _engine_options(plan, options))
+        try:
+            asyncio.run(_run(plan, options, clock, sockets, process, server))
+        finally:
+            process.kill()
+    finally:
+        sockets.close()
+
+
+def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
+    """Fields of `engine_process.EngineOptions`, which this process does not import."""
+    return {
+        "plan": options.plan,
+        "plan_id": plan.plan_id,
+        "weights": options.weights,
+        "threads": options.threads,
+        "overlap": options.overlap,
+        "verify": options.verify,
+    }
+
+
+async def _run(
+    plan: Plan,
+    options: LaunchOptions,
+    clock: StartupClock,
+    sockets: Sockets,
+    process: EngineProcess,
+    server: socket.socket | None,
+) -> None:
+    from .metrics import Metrics
+    from .service import Service
+
+    model = served_model(plan)
+    client = EngineClient(sockets)
+    metrics = Metrics(model.name, lambda: client.stats)
+    client.on_news(metrics.observe_news)
+    service = Service(model, client, ApiKeys(options.api_keys), metrics)
+    async with engine_session(client, process):
+        if server is not None:
+            await _serve(service, server, options, clock)
+        else:
+            await _started(service)
+            await _terminal(service, options, clock)
+
+
+async def _started(service: Service) -> None:
+    await service.engine.wait_ready()
+    if service.engine.failure is not None:
+        raise EngineError(service.engine.failure)
+
+
+async def _serve(service: Service, server: socket.socket, options: LaunchOptions, clock: StartupClock) -> None:
+    """Listens from the start, so that /health and /ready tell how the loading goes."""
+    from .http_server import serve
+
+    serving = asyncio.create_task(serve(service, server, options.drain_timeout))
+    starting = asyncio.create_task(_started(service))
+    try:
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _announce(service, url(server), options, clock)
+        await serving
+    finally:
+        starting.cancel()
+        serving.cancel()
+        await asyncio.wait({serving, starting})
+
+
+def _announce(service: Service, address: str, options: LaunchOptions, clock: StartupClock) -> None:
+    phases, total = service.engine.startup, clock.total
+    if options.as_json:
+        fields = {"url": f"{address}/v1", "model": service.model.name, "plan_id": service.model.plan_id}
+        print(msgspec.json.encode(fields | {"startup_seconds": phases, "total_seconds": total}).decode(), flush=True)
+        return
+    print(f"{service.model.name} is served at {address}/v1", flush=True)
+    print(f"start-up {total:.2f} s: {_breakdown(clock, phases)}", flush=True)
+    if not options.api_keys and not _is_loopback(options.host):
+        print(f"warning: whoever can reach {options.host} can use this server; set --api-key", file=sys.stderr)
+
+
+def _breakdown(clock: StartupClock, engine_phases: dict[str, float]) -> str:
+    own = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in clock.phases.items())
+    engine = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in engine_phases.items())
+    return f"{own}; engine: {engine}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _terminal(service: Service, options: LaunchOptions, clock: StartupClock) -> None:
+    from .terminal import TerminalOptions, complete_text, converse
+
+    start_up = clock.total
+    terminal = TerminalOptions(options.max_tokens, options.temperature, options.seed, quiet=options.as_json)
+    if options.prompt is None:
+        await converse(service, terminal)
+        return
+    completed = await complete_text(service, options.prompt, terminal)
+    if options.as_json:
+        fields = dataclasses.asdict(completed) | {"startup_seconds": start_up, "model": service.model.name}
+        print(msgspec.json.encode(fields).decode(), flush=True)
+        return
+    print(completed.summary(), file=sys.stderr)
+    print(f"start-up {start_up:.2f} s: {_breakdown(clock, service.engine.startup)}", file=sys.stderr)

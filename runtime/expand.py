@@ -1,0 +1,184 @@
+"""Expands a program once into launches bound to views: names resolved, repeats unrolled, operands checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NoReturn
+
+import torch
+
+from ..plans.errors import PlanError
+from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from ..plans.template import instantiate
+from .device_arrays import TORCH_TYPES
+from .functions.base import Context, Launch, Operands
+from .functions.registry import lookup
+
+# How the step inputs follow the rows of a step; the others are used whole, `counts` says what is real.
+_ROW_INPUTS = frozenset(("token_ids", "positions", "slot_mapping", "row_slots"))
+_LOGIT_INPUTS = frozenset(("logit_rows", "logit_slots"))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many rows and logit rows an expansion is for."""
+
+    rows: int
+    logit_rows: int
+
+    def of(self, shape: tuple[Dimension, ...]) -> tuple[int, ...]:
+        symbols = {"rows": self.rows, "logit_rows": self.logit_rows}
+        return tuple(symbols[extent] if isinstance(extent, str) else extent for extent in shape)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a program's operands may name outside the program: `inputs` may only be read, `state` may be written."""
+
+    arena: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
+    context: Context
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Launches in order; `array` finds a view or buffer of the program by name."""
+
+    launches: tuple[Launch, ...]
+    array: Callable[[str], torch.Tensor]
+
+
+def bucket_for(program: Program, rows: int, logit_rows: int) -> Bucket | None:
+    """The smallest bucket that holds the step."""
+    fitting = [bucket for bucket in program.buckets if bucket.rows >= rows and bucket.logit_rows >= logit_rows]
+    return min(fitting, key=lambda bucket: (bucket.rows, bucket.logit_rows), default=None)
+
+
+def calls(program: Program, first_only: bool) -> Iterator[tuple[Call, int | None]]:
+    """Calls in order with the layer index of their repeat; with `first_only` each repeat runs its first iteration alone."""
+    for item in program.body:
+        if isinstance(item, Repeat):
+            for step in range(1 if first_only else item.count):
+                for call in item.body:
+                    yield call, item.first + step * item.stride
+        else:
+            yield item, None
+
+
+def operand_names(program: Program, first_only: bool) -> set[str]:
+    """All operand names of a program, layer indices filled in."""
+    return {
+        _named(name, index) for call, index in calls(program, first_only) for name in (*call.inputs, *call.outputs)
+    }
+
+
+def expand(program: Program, bucket: Bucket, extent: Extent, around: Surroundings, first_only: bool = False) -> Expansion:
+    """Bind every call. Raises PlanError for a name that does not resolve, an access outside the arena, a forbidden output
+    or operands that a function refuses."""
+    arrays = _Arrays(program, bucket, extent, around)
+    launches: list[Launch] = []
+    for call, index in calls(program, first_only):
+        operands = Operands(
+            call.function,
+            [arrays.readable(_named(name, index)) for name in call.inputs],
+            [arrays.writable(_named(name, index)) for name in call.outputs],
+            call.attributes,
+            around.context,
+            f"{program.name}: {_named(call.label, index)}",
+        )
+        launches.append(lookup(call.function)(operands))
+    return Expansion(tuple(launches), arrays.own)
+
+
+def _named(name: str, index: int | None) -> str:
+    return name if index is None else instantiate(name, index)
+
+
+class _Arrays:
+    """Finds operands by name for one extent, each made once."""
+
+    def __init__(self, program: Program, bucket: Bucket, extent: Extent, around: Surroundings) -> None:
+        self._program, self._around, self._extent = program.name, around, extent
+        self._buffers = {
+            buffer.name: (buffer, offset) for buffer, offset in zip(program.buffers, bucket.offsets, strict=True)
+        }
+        self._views = {view.name: view for view in program.views}
+        self._made: dict[str, torch.Tensor] = {}
+
+    def own(self, name: str) -> torch.Tensor:
+        found = self._find_own(name)
+        if found is None:
+            self._refuse("a view or buffer of this program", name)
+        return found
+
+    def writable(self, name: str) -> torch.Tensor:
+        found = self._find_own(name)
+        if found is None:
+            found = self._around.state.get(name)
+        if found is None:
+            self._refuse("a view, buffer, slot buffer or KV cache as output", name)
+        return found
+
+    def readable(self, name: str) -> torch.Tensor:
+        found = self._find_own(name)
+        if found is None:
+            found = self._made.get(name)
+        if found is None:
+            found = self._cut_input(name)
+        if found is None:
+            found = self._around.state.get(name)
+        if found is None:
+            self._refuse("a name that resolves", name)
+        return found
+
+    def _cut_input(self, name: str) -> torch.Tensor | None:
+        found = self._around.inputs.get(name)
+        if found is None:
+            return None
+        if name in _ROW_INPUTS:
+            found = found[: self._extent.rows]
+        elif name in _LOGIT_INPUTS:
+            found = found[: self._extent.logit_rows]
+        self._made[name] = found
+        return found
+
+    def _find_own(self, name: str) -> torch.Tensor | None:
+        found = self._made.get(name)
+        if name in self._views:
+            found = found if found is not None else self._view(self._views[name])
+        elif name in self._buffers:
+            found = found if found is not None else self._buffer(*self._buffers[name])
+        else:
+            return None
+        self._made[name] = found
+        return found
+
+    def _buffer(self, buffer: Buffer, offset: int) -> torch.Tensor:
+        shape = self._extent.of(buffer.shape)
+        size = prod(shape) * DTYPE_BYTES[buffer.dtype]
+        if min(shape, default=0) < 0 or offset < 0 or offset % 64 or offset + size > self._around.arena.numel():
+            self._refuse(f"{buffer.name} inside the arena of {self._around.arena.numel()} bytes", f"{size} bytes at {offset}")
+        return self._around.arena[offset : offset + size].view(TORCH_TYPES[buffer.dtype]).view(shape)
+
+    def _view(self, view: View) -> torch.Tensor:
+        base = self._find_own(view.base) if view.base in self._buffers else None
+        if base is None:
+            self._refuse(f"{view.name} on a buffer of this program", view.base)
+        shape = self._extent.of(view.shape)
+        sound = len(shape) == len(view.strides) and min((view.offset, *shape, *view.strides)) >= 0
+        reach = view.offset + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=False))
+        if not sound or (0 not in shape and reach >= base.numel()):
+            self._refuse(f"{view.name} inside {view.base} of {base.numel()} elements", f"{list(shape)} at {view.offset}")
+        return base.view(-1).as_strided(shape, view.strides, base.storage_offset() + view.offset)
+
+    def _refuse(self, expected: str, got: str) -> NoReturn:
+        raise PlanError(
+            "A program of the plan names what is not there.",
+            where=f"program {self._program}",
+            expected=expected,
+            got=got,
+            fix="compile the plan again with tokenspeed-compile",
+        )

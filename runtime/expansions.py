@@ -1,0 +1,107 @@
+"""Expanded programs by number of rows: decode sizes stay, other sizes are kept while they are recent."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ..plans.errors import PlanError, UsageError
+from ..plans.program import Bucket, Program
+from ..plans.schema import Manifest
+from .expand import Expansion, Extent, Surroundings, bucket_for, expand
+from .weights import PlanSource
+
+_KEPT = 128
+_LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A rank's programs: step programs by ascending size, and the sample program."""
+
+    steps: tuple[Program, ...]
+    sample: Program
+
+
+def read_programs(plan: PlanSource, rank: int = 0) -> Programs:
+    """The programs of a rank. Raises PlanError when one is missing or its logits are not where the sample program looks."""
+    references = [item for item in plan.manifest.programs if item.rank == rank]
+    steps = sorted((item for item in references if item.role == "step"), key=lambda item: item.max_rows)
+    samples = [item for item in references if item.role == "sample"]
+    if not steps or len(samples) != 1:
+        _refuse("programs", f"step programs and one sample program for rank {rank}", f"{len(steps)} and {len(samples)}")
+    programs = Programs(tuple(plan.program(item.name) for item in steps), plan.program(samples[0].name))
+    expected = _logits(programs.sample)
+    for program in programs.steps:
+        if _logits(program) != expected:
+            _refuse(f"program {program.name}, {_LOGITS}", f"as in {programs.sample.name}: {expected}", str(_logits(program)))
+    return programs
+
+
+def _logits(program: Program) -> tuple[str, tuple[int | str, ...], tuple[int, ...]]:
+    """dtype, shape and the distinct offsets of a program's logits."""
+    for index, buffer in enumerate(program.buffers):
+        if buffer.name == _LOGITS:
+            return buffer.dtype, buffer.shape, tuple(sorted({bucket.offsets[index] for bucket in program.buckets}))
+    return "", (), ()
+
+
+class Expansions:
+    """Makes and keeps expansions. With row padding "exact" there is one for each number of rows, else one per bucket."""
+
+    def __init__(self, manifest: Manifest, programs: Programs, around: Surroundings, first_only: bool) -> None:
+        self._programs, self._around, self._first_only = programs, around, first_only
+        self._exact = manifest.target.row_padding == "exact"
+        self._decode_rows = manifest.schedule.max_decode_rows
+        self._decode: dict[tuple[int, int, int], Expansion] = {}
+        self._recent: OrderedDict[tuple[int, int, int], Expansion] = OrderedDict()
+
+    def prepare_largest(self) -> None:
+        """Expand each program at its largest size, which checks it whole and grows the scratch to its final size."""
+        for program in (*self._programs.steps, self._programs.sample):
+            bucket = max(program.buckets, key=lambda bucket: (bucket.rows, bucket.logit_rows))
+            expand(program, bucket, Extent(bucket.rows, bucket.logit_rows), self._around, self._first_only)
+
+    def step(self, rows: int, logit_rows: int) -> tuple[Expansion, Extent]:
+        """What runs a step of that size, and the extent its inputs must be padded to. Raises UsageError when it is too large."""
+        for index, program in enumerate(self._programs.steps):
+            bucket = bucket_for(program, rows, logit_rows)
+            if bucket is not None:
+                extent = Extent(rows, logit_rows) if self._exact else Extent(bucket.rows, bucket.logit_rows)
+                return self._expansion(index, program, bucket, extent), extent
+        raise UsageError("A step is larger than any bucket of the plan.", got=f"{rows} rows, {logit_rows} logit rows")
+
+    def sample(self, logit_rows: int) -> Expansion:
+        program = self._programs.sample
+        bucket = bucket_for(program, logit_rows, logit_rows)
+        if bucket is None:
+            raise UsageError("A step samples more rows than the plan allows.", got=f"{logit_rows} logit rows")
+        return self._expansion(-1, program, bucket, Extent(logit_rows, logit_rows))
+
+    def _expansion(self, index: int, program: Program, bucket: Bucket, extent: Extent) -> Expansion:
+        key = (index, extent.rows, extent.logit_rows)
+        found = self._decode.get(key)
+        if found is not None:
+            return found
+        found = self._recent.get(key)
+        if found is not None:
+            self._recent.move_to_end(key)
+            return found
+        made = expand(program, bucket, extent, self._around, self._first_only)
+        if extent.rows == extent.logit_rows <= self._decode_rows:
+            self._decode[key] = made
+        else:
+            self._recent[key] = made
+            if len(self._recent) > _KEPT:
+                self._recent.popitem(last=False)
+        return made
+
+
+def _refuse(where: str, expected: str, got: str) -> None:
+    raise PlanError(
+        "The plan's programs do not fit together.",
+        where=where,
+        expected=expected,
+        got=got,
+        fix="compile the plan again with tokenspeed-compile",
+    )

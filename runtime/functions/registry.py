@@ -1,0 +1,66 @@
+"""The allow-list itself. A name that is not here cannot be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...plans.errors import PlanError
+from .activation import gated_activation
+from .adjust_logits import adjust_logits
+from .attention import attention
+from .base import Launch, Operands
+from .draw_tokens import draw_tokens
+from .elementwise import add, copy, mul, scale, softcap
+from .kv import kv_write, rope_kv_write
+from .linear import linear, linear_onednn
+from .norms import add_rms_norm, rms_norm
+from .record_tokens import record_tokens
+from .rope import rope, rope_table
+from .token_logprobs import token_logprobs
+from .tokens import embedding, gather_rows, take_last_tokens
+from .version import FUNCTIONS_VERSION
+
+# Checks its operands and gives back a launch bound to them; a launch takes no argument and allocates no activation.
+Function = Callable[[Operands], Launch]
+
+_FUNCTIONS: dict[str, Function] = {
+    function.__name__: function
+    for function in (
+        take_last_tokens,
+        embedding,
+        rope_table,
+        rms_norm,
+        add_rms_norm,
+        linear,
+        linear_onednn,
+        add,
+        mul,
+        scale,
+        copy,
+        softcap,
+        gated_activation,
+        rope,
+        kv_write,
+        rope_kv_write,
+        attention,
+        gather_rows,
+        adjust_logits,
+        draw_tokens,
+        token_logprobs,
+        record_tokens,
+    )
+}
+
+
+def lookup(name: str) -> Function:
+    """The function of that name. Raises PlanError when the allow-list has none."""
+    found = _FUNCTIONS.get(name)
+    if found is None:
+        raise PlanError(
+            f"The plan calls a function that this runtime does not have: {name!r}.",
+            where="programs",
+            expected=f"a function of the allow-list, version {FUNCTIONS_VERSION}: {', '.join(sorted(_FUNCTIONS))}",
+            got=name,
+            fix="run the plan with the runtime it was compiled for, or compile it again",
+        )
+    return found

@@ -1,0 +1,130 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split layout of Hugging Face."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .base import Context, Launch, Operands, is_small
+
+
+def rope_table(operands: Operands) -> Launch:
+    """(positions[R] i32, inv_freq[D/2] f32) -> cos[R, D], sin[R, D], times `scaling`.
+
+    Angles, cosines and sines are computed in f32, then cast. `layout` "half": angle j is that of inv_freq[j mod D/2].
+    """
+    (positions, frequencies), (cos, sin) = operands.take(2, 2)
+    operands.typed(torch.int32, positions)
+    operands.typed(torch.float32, frequencies)
+    operands.floating(cos, sin)
+    operands.choice("layout", ("half",), "half")
+    scaling = operands.number("scaling", 1.0)
+    operands.require(positions.ndim == 1 and frequencies.ndim == 1, "positions[R], inv_freq[D/2]")
+    half = len(frequencies)
+    for table in (cos, sin):
+        operands.shaped(table, len(positions), 2 * half)
+    angles = operands.context.scratch("rope angles", torch.float32, 2 * len(positions) * half).view(2, -1, half)
+    cos_halves, sin_halves = cos.unflatten(1, (2, half)), sin.unflatten(1, (2, half))
+    column = positions.unsqueeze(1)
+
+    def run() -> None:
+        angle, value = angles[0], angles[1]
+        angle.copy_(column)
+        angle.mul_(frequencies)
+        for compute, table in ((torch.cos, cos_halves), (torch.sin, sin_halves)):
+            compute(angle, out=value)
+            value.mul_(scaling)
+            table.copy_(value.unsqueeze(1))
+
+    return run
+
+
+def rope(operands: Operands) -> Launch:
+    """(x[R, heads, D], cos[R, d], sin[R, d]) -> rotated [R, heads, D]; d <= D, the columns from d on pass through."""
+    (x, cos, sin), (out,) = operands.take(3, 1)
+    check_tables(operands, x, cos, sin)
+    operands.floating(x, out)
+    operands.shaped(out, *x.shape)
+    return rotation(operands.context, x, cos, sin, out)
+
+
+def check_tables(operands: Operands, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    operands.floating(x, cos, sin)
+    operands.require(x.ndim == 3 and cos.ndim == 2 and cos.shape == sin.shape, "x[R, heads, D], cos[R, d], sin[R, d]")
+    rotated = cos.shape[1]
+    fits = len(cos) == len(x) and 0 < rotated <= x.shape[2] and rotated % 2 == 0
+    operands.require(fits, "tables of R rows and an even number of columns, at most D")
+
+
+def rotation(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
+    """Bind x * cos + rotate_half(x) * sin; operands were checked."""
+    rotated = cos.shape[1]
+    turn = _small if is_small(x, out) else _large
+    launch = turn(context, x[..., :rotated], cos, sin, out[..., :rotated])
+    if rotated == x.shape[2]:
+        return launch
+    rest, rest_out = x[..., rotated:], out[..., rotated:]
+
+    def run() -> None:
+        launch()
+        rest_out.copy_(rest)
+
+    return run
+
+
+class _SignedSine:
+    """sin with its first half negated, so that one product with the swapped halves does both; made once a step."""
+
+    def __init__(self, sin: torch.Tensor) -> None:
+        rows, columns = sin.shape
+        self._source = sin.numpy()
+        self._half = columns // 2
+        self._step = -1
+        self._flat = np.empty((rows, columns), np.float32)
+        self.table = self._flat.reshape(rows, 1, 2, self._half)
+
+    def refresh(self, step: int) -> None:
+        if self._step != step:
+            np.copyto(self._flat, self._source)
+            np.negative(self._flat[:, : self._half], self._flat[:, : self._half])
+            self._step = step
+
+
+def _small(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
+    rows, heads, columns = x.shape
+    key = ("signed sine", sin.data_ptr(), tuple(sin.shape), sin.stride())
+    sine = context.shared(key, _SignedSine, lambda: _SignedSine(sin))
+    values, result, cosine = x.numpy(), out.numpy(), cos.numpy()[:, None, :]
+    swapped = x.unflatten(2, (2, columns // 2)).numpy()[:, :, ::-1]
+    product = context.scratch("rope product", torch.float32, x.numel()).view(x.shape).numpy()
+    halves = product.reshape(rows, heads, 2, columns // 2)
+
+    def run() -> None:
+        sine.refresh(context.step)
+        np.multiply(swapped, sine.table, halves)
+        np.multiply(values, cosine, result)
+        np.add(result, product, result)
+
+    return run
+
+
+def _large(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
+    del context
+    half = x.shape[2] // 2
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if x.dtype == torch.float32:
+        left, right = (x[..., :half], out[..., :half]), (x[..., half:], out[..., half:])
+
+        def run() -> None:
+            torch.mul(x, cos, out=out)
+            left[1].addcmul_(right[0], sin[..., :half], value=-1)
+            right[1].addcmul_(left[0], sin[..., half:])
+
+        return run
+
+    def run_rounding() -> None:
+        # eager models round both products before the sum
+        turned = torch.cat((x[..., half:].neg(), x[..., :half]), -1)
+        torch.add(x * cos, turned * sin, out=out)
+
+    return run_rounding

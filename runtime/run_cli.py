@@ -1,0 +1,102 @@
+"""tokenspeed-run: loads a plan and serves it, or completes one prompt, or holds a conversation. No compiler inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..plans.command import run_command
+from ..plans.errors import UsageError
+from ..plans.reader import Plan
+from .host import check_host
+from .startup_clock import StartupClock
+
+if TYPE_CHECKING:
+    from ..plans.signing import TrustStore
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--weights", metavar="DIR|FILE|dummy", help="Where the weights are. [default: in the plan]")
+@click.option("--verify", is_flag=True, help="Replay the plan's goldens on this machine first; refuse to serve if one fails.")
+@click.option("--prompt", metavar="TEXT", help="Complete TEXT on standard output and exit.")
+@click.option("--chat", is_flag=True, help="Chat on the terminal: one message a line of standard input.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option(
+    "--api-key", "api_keys", multiple=True, envvar="TOKENSPEED_API_KEY", metavar="KEY",
+    help="Accept this API key; may be repeated. Better in TOKENSPEED_API_KEY: other users see command lines.",
+)  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), help="For --prompt and --chat. [default: what the context holds]")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 2), help="For --prompt and --chat.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="For --prompt and --chat. [default: random]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads the engine computes with. [default: the cores it may use]")
+@click.option(
+    "--drain-timeout", default=30.0, show_default=True, type=click.FloatRange(min=0),
+    help="Seconds that running requests have to finish after SIGTERM.",
+)  # fmt: skip
+@click.option("--overlap/--no-overlap", default=True, show_default=True, help="Schedule each step while the one before it runs.")
+@click.option("--trust-store", type=click.Path(path_type=Path), help="Public key, or folder of them, the plan must be signed by.")
+@click.option("--require-signature", is_flag=True, help="Refuse to go on without a trust store.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON; errors are JSON too.")
+@run_command
+def main(
+    plan: Path,
+    weights: str | None,
+    verify: bool,
+    prompt: str | None,
+    chat: bool,
+    host: str,
+    port: int,
+    api_keys: tuple[str, ...],
+    max_tokens: int | None,
+    temperature: float,
+    seed: int | None,
+    threads: int | None,
+    drain_timeout: float,
+    overlap: bool,
+    trust_store: Path | None,
+    require_signature: bool,
+    as_json: bool,
+) -> None:
+    """Serve PLAN over HTTP with OpenAI's API.
+
+    With --prompt or --chat: use it on the terminal instead.
+    """
+    clock = StartupClock()
+    clock.finish("imports")
+    if prompt is not None and chat:
+        raise UsageError("--prompt and --chat exclude each other", fix="give one of them")
+    with Plan.open(plan, trust=_trust(trust_store), require_signature=require_signature) as opened:
+        check_host(opened.manifest)
+        clock.finish("plan checks")
+        from .entrypoint.launch import LaunchOptions, launch  # only now: a refusal must not wait for these imports
+
+        options = LaunchOptions(
+            plan=str(plan),
+            weights=weights,
+            threads=threads,
+            overlap=overlap,
+            verify=verify,
+            host=host,
+            port=port,
+            api_keys=api_keys,
+            drain_timeout=drain_timeout,
+            prompt=prompt,
+            chat=chat,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            as_json=as_json,
+        )
+        launch(opened, options, clock)
+
+
+def _trust(path: Path | None) -> TrustStore | None:
+    if path is None:
+        return None
+    from ..plans.signing import TrustStore
+
+    return TrustStore.open(path)

@@ -1,0 +1,120 @@
+"""Take in the results of the oldest launched step: seal what is full, append tokens, find who ends."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .flight import Flight
+from .request import FinishReason, Outcome
+from .sequence import Sequence, Status
+from .slots import PENDING
+from .state import SchedulerState
+
+
+def complete(state: SchedulerState, flight: Flight, tokens: NDArray[np.int32]) -> list[Outcome]:
+    """`tokens`[logit row]: what the step sampled. Rows of sequences that left their slot since the launch are dead."""
+    live = state.slots.binding[flight.slots] == flight.bindings
+    _confirm(state, flight.slots[live], flight.computed[live])
+    sampling = live[flight.samples]
+    outcomes = _append(state, flight.slots[flight.samples][sampling], tokens[sampling])
+    if not sampling.all():
+        dead = np.flatnonzero(~sampling)
+        outcomes += _late(state, flight, flight.slots[flight.samples][dead].tolist(), tokens[dead].tolist())
+    state.retire_step(flight)
+    return outcomes
+
+
+def fail(state: SchedulerState, flight: Flight) -> list[Outcome]:
+    """The step was not executed, or wrongly: every sequence in it ends with "error"; what was sealed before stays good."""
+    live = state.slots.binding[flight.slots] == flight.bindings
+    affected = [state.running[slot] for slot in flight.slots[live].tolist()]
+    affected += [sequence for sequence in flight.preempted.values() if sequence.status is Status.WAITING]
+    for sequence in affected:
+        state.finish(sequence)
+    state.retire_step(flight)
+    return [sequence.outcome(None, "error") for sequence in affected]
+
+
+def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: NDArray[np.int32]) -> None:
+    """The KV of the first `computed` tokens is written. Units are sealed before new tokens overwrite the recent ones."""
+    table = state.slots
+    table.confirmed[slots] = computed
+    full = slots[computed - table.sealed[slots] >= table.unit_tokens]
+    for slot in full.tolist():
+        sequence = state.running[slot]
+        state.flush(sequence)
+        _seal(state, sequence, int(table.confirmed[slot]) // table.unit_tokens)
+
+
+def _seal(state: SchedulerState, sequence: Sequence, units: int) -> None:
+    assert sequence.blocks is not None
+    sequence.hash_units(units)
+    first = int(state.slots.sealed[sequence.slot]) // state.slots.unit_tokens
+    for unit in range(first, units):
+        parent, digest = sequence.chain.digests[unit : unit + 2]
+        state.kv.seal(sequence.blocks, digest, parent, sequence.unit_bytes(unit))
+    state.slots.sealed[sequence.slot] = units * state.slots.unit_tokens
+
+
+def _append(state: SchedulerState, slots: NDArray[np.intp], tokens: NDArray[np.int32]) -> list[Outcome]:
+    """One token more for each of these slots; no Python object is touched but for those that end."""
+    table = state.slots
+    position = table.length[slots]
+    table.recent[slots, position % table.unit_tokens] = tokens
+    table.length[slots] = position + 1
+    # With a further step in flight, the token it feeds on is this one; the one after it is still to come.
+    table.last_token[slots] = np.where(table.computed[slots] == position, tokens, PENDING)
+    state.counters.generation_tokens += len(slots)
+
+    values = tokens.tolist()
+    ended = _ended(state, slots, position + 1, values)
+    cached = table.cached[slots].tolist()
+    running = state.running
+    outcomes = [
+        Outcome(running[slot].request_id, token, None, None, hits)
+        for slot, token, hits in zip(slots.tolist(), values, cached, strict=True)
+    ]
+    for index, reason in ended.items():
+        sequence = running[int(slots[index])]
+        outcomes[index] = sequence.outcome(values[index], reason)
+        state.finish(sequence)
+    return outcomes
+
+
+def _ended(
+    state: SchedulerState, slots: NDArray[np.intp], length: NDArray[np.int32], values: list[int]
+) -> dict[int, FinishReason]:
+    """Which of the slots end with their new token, by index. A stop token at the limit is a stop."""
+    ended: dict[int, FinishReason] = {}
+    for index in np.flatnonzero(length >= state.slots.limit[slots]).tolist():
+        ended[index] = "length"
+    if not state.stop_tokens.keys().isdisjoint(values):
+        for index, token in enumerate(values):
+            if token in state.stop_tokens:
+                sequence = state.running[int(slots[index])]
+                if sequence.is_stop(token, int(length[index]) - 1 - sequence.prompt_length):
+                    ended[index] = "stop"
+    return ended
+
+
+def _late(state: SchedulerState, flight: Flight, slots: list[int], values: list[int]) -> list[Outcome]:
+    """Tokens of sequences that left their slot: kept for the preempted, dropped for those that ended."""
+    outcomes = []
+    for slot, token in zip(slots, values, strict=True):
+        sequence = flight.preempted.get(slot)
+        if sequence is None or sequence.status is not Status.WAITING:
+            state.counters.discarded_tokens += 1
+            continue
+        outcomes.append(_append_waiting(state, sequence, token))
+    return outcomes
+
+
+def _append_waiting(state: SchedulerState, sequence: Sequence, token: int) -> Outcome:
+    stopped = sequence.is_stop(token, sequence.length - sequence.prompt_length)
+    sequence.append(np.array([token], dtype=np.int32))
+    state.counters.generation_tokens += 1
+    reason: FinishReason | None = "stop" if stopped else "length" if sequence.length >= sequence.limit else None
+    if reason is not None:
+        state.finish(sequence)
+    return sequence.outcome(token, reason)

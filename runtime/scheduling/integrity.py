@@ -1,0 +1,82 @@
+"""Every invariant that ties requests, slots and blocks together; the pool's own are in kv.py."""
+
+from __future__ import annotations
+
+from .errors import IntegrityError
+from .flight import Flight
+from .sequence import Sequence, Status
+from .slots import Phase
+from .state import SchedulerState
+
+
+def check_state(state: SchedulerState) -> None:
+    """Raises IntegrityError naming the first invariant that is broken."""
+    state.kv.check_integrity()
+    _check_membership(state)
+    for slot, sequence in state.running.items():
+        _check_slot(state, slot, sequence)
+        _check_blocks(state, slot, sequence)
+    for flight in state.flights:
+        _check(flight.step_id > state.completed_step, "a completed step is in flight")
+
+
+def _check_membership(state: SchedulerState) -> None:
+    slots = state.slots
+    running = [s for s in state.requests.values() if s.status is Status.RUNNING]
+    waiting = [s for s in state.requests.values() if s.status is Status.WAITING]
+    _check(len(running) + len(waiting) == len(state.requests), "a finished request is still listed")
+    _check(len(waiting) == len(state.waiting), "the queue miscounts the waiting requests")
+    _check({s.slot for s in running} == set(state.running), "slots and running requests disagree")
+    occupied = {slot for slot in range(len(slots.phase)) if slots.phase[slot] != Phase.EMPTY}
+    _check(occupied == set(state.running), "slot phases and running requests disagree")
+    empty = slots.empty_slots()
+    _check(sorted([*empty, *state.running]) == list(range(len(slots.phase))), "a slot is lost or listed twice")
+    prefilling = {slot for slot in state.running if slots.phase[slot] == Phase.PREFILL}
+    _check(prefilling == set(state.prefilling), "prefilling requests and slot phases disagree")
+    _check(all(s.blocks is None for s in waiting), "a waiting request holds blocks")
+    held = {id(s.blocks) for s in running}
+    _check(held == {id(blocks) for blocks in state.kv.open_sequences()}, "blocks are held by no running request")
+
+
+def _check_slot(state: SchedulerState, slot: int, sequence: Sequence) -> None:
+    slots, name = state.slots, sequence.request_id
+    computed, length, limit = int(slots.computed[slot]), int(slots.length[slot]), int(slots.limit[slot])
+    confirmed, sealed, capacity = int(slots.confirmed[slot]), int(slots.sealed[slot]), int(slots.capacity[slot])
+    in_flight = sum(_samples(flight, slot, int(slots.binding[slot])) for flight in state.flights)
+    _check(state.requests.get(name) is sequence, f"{name}: runs but is not listed")
+    _check(sealed <= confirmed <= computed <= capacity, f"{name}: sealed, confirmed, computed, capacity out of order")
+    _check(confirmed - sealed < slots.unit_tokens, f"{name}: a full confirmed unit is not sealed")
+    _check(sequence.prompt_length <= length < limit, f"{name}: runs at its limit or without its prompt")
+    _check(0 <= length - sequence.length <= slots.unit_tokens, f"{name}: too many tokens not flushed")
+    if slots.phase[slot] == Phase.DECODE:
+        _check(computed + 1 == length + in_flight, f"{name}: computed and known tokens disagree")
+        _check((slots.last_token[slot] >= 0) == (in_flight == 0), f"{name}: the next input token is wrong about being pending")
+    else:
+        _check(computed < length == sequence.length, f"{name}: prefills what it has computed")
+
+
+def _samples(flight: Flight, slot: int, binding: int) -> bool:
+    """Whether a launched step samples a token for this binding of the slot."""
+    sampling = flight.samples[flight.slots[flight.samples] == slot]
+    return bool((flight.bindings[sampling] == binding).any())
+
+
+def _check_blocks(state: SchedulerState, slot: int, sequence: Sequence) -> None:
+    slots, blocks = state.slots, sequence.blocks
+    if blocks is None:
+        raise IntegrityError(f"{sequence.request_id}: runs without blocks")
+    indices = blocks.indices()
+    row = slots.block_table[slot]
+    _check(row[: len(indices)].tolist() == indices, f"{sequence.request_id}: its block table is not its blocks")
+    _check(not row[len(indices) :].any(), f"{sequence.request_id}: its block table has entries beyond its blocks")
+    _check(slots.capacity[slot] == len(indices) * state.kv.block_tokens, f"{sequence.request_id}: capacity is not its blocks")
+    _check(slots.sealed[slot] == len(blocks.sealed) * slots.unit_tokens, f"{sequence.request_id}: sealed tokens miscounted")
+    for number, block in enumerate(blocks.sealed):
+        parent, digest = sequence.chain.digests[number : number + 2]
+        _check(block.unit.digest == digest, f"{sequence.request_id}: unit {number} has another digest")
+        _check(block.unit.matches(parent, sequence.unit_bytes(number)), f"{sequence.request_id}: unit {number} has other tokens")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise IntegrityError(message)

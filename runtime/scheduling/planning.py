@@ -1,0 +1,148 @@
+"""Choose the rows of the next step (the rules are in policy.py): decode rows, then prefill chunks and admissions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import policy
+from .kv import Hits
+from .sequence import Sequence, Status
+from .slots import Phase
+from .state import SchedulerState
+
+
+class Chunk(NamedTuple):
+    """`rows` prompt rows of a sequence from position `start`."""
+
+    sequence: Sequence
+    start: int
+    rows: int
+
+
+class StepPlanner:
+    """Plans one step at a time over the scheduler's state. Keeps only which waiting head did not fit, and how much was free."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+        self._blocked: tuple[Sequence, int] | None = None
+
+    def plan(self) -> tuple[NDArray[np.intp], list[Chunk]]:
+        """Slots that decode and chunks that prefill; admits and preempts on the way.
+
+        Where preemption emptied the step (its only candidate gave way to others), they are looked at again.
+        """
+        while True:
+            preemptions = self._state.counters.preemptions
+            decodes, chunks = self._plan_once()
+            if len(decodes) or chunks or preemptions == self._state.counters.preemptions:
+                return decodes, chunks
+
+    def _plan_once(self) -> tuple[NDArray[np.intp], list[Chunk]]:
+        state = self._state
+        decodes = self._decodes()
+        chunks = self._prefills(state.limits.max_rows - len(decodes))
+        # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
+        return decodes[state.slots.phase[decodes] == Phase.DECODE], chunks
+
+    def _decodes(self) -> NDArray[np.intp]:
+        state, slots = self._state, self._state.slots
+        ready = policy.choose_decodes(slots.ready_to_decode(), state.limits.max_decode_rows, slots, state.priority)
+        needy = ready[slots.computed[ready] >= slots.capacity[ready]]
+        if not len(needy):
+            return ready
+        for sequence in policy.by_rank(state.running[slot] for slot in needy.tolist()):
+            if sequence.status is Status.RUNNING and self._find_block(sequence):
+                state.grow(sequence)
+        return ready[(slots.phase[ready] == Phase.DECODE) & (slots.computed[ready] < slots.capacity[ready])]
+
+    def _find_block(self, sequence: Sequence) -> bool:
+        """Make a block available, by preemption if need be. False: the sequence sits this step out, or was itself preempted."""
+        state = self._state
+        while not state.kv.available:
+            if state.kv.retiring:
+                return False
+            victim = policy.victim(state.running.values())
+            state.preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _prefills(self, budget: int) -> list[Chunk]:
+        """Running prefills and the waiting queue merged by rank; the first of the queue that does not fit closes it."""
+        state, chunks = self._state, []
+        running = policy.by_rank(state.prefilling.values())[::-1]
+        admitting = True
+        while budget > 0:
+            waiting = state.waiting.first() if admitting else None
+            if waiting is not None and (not running or waiting.rank < running[-1].rank):
+                admitting = self._try_to_admit(waiting)
+                if not admitting:
+                    continue
+                sequence = waiting
+            elif running:
+                sequence = running.pop()
+            else:
+                break
+            if sequence.status is Status.RUNNING:
+                chunks.append(self._chunk(sequence, budget))
+                budget -= chunks[-1].rows
+        return chunks
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
+        start = int(self._state.slots.computed[sequence.slot])
+        return Chunk(sequence, start, min(sequence.length - start, self._state.limits.prefill_chunk, budget))
+
+    def _try_to_admit(self, sequence: Sequence) -> bool:
+        state = self._state
+        if sequence.preempted_in_step == state.next_step or self._is_blocked(sequence):
+            return False
+        if not state.slots.free and not self._may_take_a_slot(sequence):
+            return False
+        hits = state.find_hits(sequence)
+        if (not state.slots.free or state.shortage(sequence, hits) > 0) and self._make_room(sequence, hits):
+            hits = state.find_hits(sequence)
+        if not state.slots.free or state.shortage(sequence, hits) > 0:
+            return False
+        state.admit(sequence, hits)
+        return True
+
+    def _is_blocked(self, sequence: Sequence) -> bool:
+        """Whether this head was found not to fit and no block has become available since: saves the lookup each step."""
+        state = self._state
+        if self._blocked is None or self._blocked[0] is not sequence or not state.running:
+            return False
+        return self._slack() <= self._blocked[1]
+
+    def _slack(self) -> int:
+        return self._state.kv.available - policy.headroom(len(self._state.running))
+
+    def _may_take_a_slot(self, sequence: Sequence) -> bool:
+        """All slots are taken: is there a sequence to preempt? Not while a slot is about to come free anyway."""
+        state = self._state
+        occupied = state.slots.phase != Phase.EMPTY
+        return not state.slots.draining and bool((state.priority[occupied] > sequence.request.priority).any())
+
+    def _make_room(self, sequence: Sequence, hits: Hits) -> bool:
+        """Preempt for a waiting sequence of better priority (rule 6), counting what launched steps will give back.
+
+        True when somebody was preempted; where launched steps still hold the room, it is there in a later step.
+        """
+        state, keep, chosen = self._state, set(hits.units), []
+        slots = state.slots.free + state.slots.draining
+        missing = state.shortage(sequence, hits) - state.kv.retiring_blocks(keep)
+        for victim in policy.outranked(sequence, state.running.values()):
+            if slots > 0 and missing <= 0:
+                break
+            assert victim.blocks is not None
+            chosen.append(victim)
+            slots += 1
+            missing -= state.kv.reclaimable(victim.blocks, keep) + 1
+        if slots <= 0 or missing > 0:
+            self._blocked = (sequence, self._slack())
+            return False
+        for victim in chosen:
+            state.preempt(victim)
+        return bool(chosen)

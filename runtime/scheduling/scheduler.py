@@ -1,0 +1,175 @@
+"""The scheduler: requests in, steps out, sampled tokens in, outcomes out. Pure: no clock, no I/O, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batch import launch
+from .completion import complete, fail
+from .errors import DuplicateRequest, InvalidRequest, PromptTooLong, QueueFull, SchedulerMisuse
+from .flight import Flight
+from .integrity import check_state
+from .kv import KvManager
+from .planning import StepPlanner
+from .request import Outcome, Request, SchedulerLimits, SchedulerStats
+from .sequence import Sequence as TrackedSequence
+from .state import SchedulerState
+from .step import StepBatch
+
+MAX_STEPS_IN_FLIGHT = 2
+_INT32_MAX = 2**31 - 1
+
+
+class Scheduler:
+    """Continuous batching over `kv` within `limits`; the policy is in policy.py, the words in docs/scheduling.md.
+
+    `schedule` and `complete` may strictly alternate, or `schedule` may run one step ahead: schedule N+1, then complete N. Steps
+    complete (or fail) in the order they were launched. `kv` belongs to this scheduler alone.
+    """
+
+    def __init__(self, limits: SchedulerLimits, kv: KvManager) -> None:
+        self._state = SchedulerState(limits, kv)
+        self._planner = StepPlanner(self._state)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its prompt is hashed here, once. Nothing is kept when it raises.
+
+        Raises InvalidRequest (empty prompt, tokens not int32 >= 0, max_tokens < 1, min_tokens < 0), DuplicateRequest (the id is
+        in use), PromptTooLong (no room for one output token in the context, or larger than the KV pool), QueueFull.
+        """
+        state = self._state
+        _check_request(request)
+        if request.request_id in state.requests:
+            raise DuplicateRequest(
+                "this request id is in use",
+                where="request_id",
+                got=repr(request.request_id),
+                fix="use a new id, or abort the first",
+            )
+        self._check_length(len(request.tokens))
+        if len(state.waiting) >= state.limits.max_waiting:
+            raise QueueFull(
+                "the waiting queue is full",
+                where="schedule.max_waiting",
+                expected=f"fewer than {state.limits.max_waiting} requests waiting",
+                got=str(len(state.waiting)),
+                fix="retry later, or add an engine",
+            )
+        limit = min(len(request.tokens) + request.max_tokens, state.limits.max_context, state.kv.tokens + 1)
+        seed = state.kv.seed(request.salt)
+        state.enter(TrackedSequence(request, state.arrivals, limit, seed, state.kv.identity_tokens))
+        state.arrivals += 1
+
+    def abort(self, request_id: str) -> Outcome | None:
+        """End a request now, waiting or running; rows of it in launched steps are dropped. None when the id is unknown."""
+        sequence = self._state.requests.get(request_id)
+        if sequence is None:
+            return None
+        self._state.finish(sequence)
+        return sequence.outcome(None, "abort")
+
+    def schedule(self) -> StepBatch | None:
+        """The next step, or None when no row can run now. Raises SchedulerMisuse when two steps are in flight already."""
+        state = self._state
+        if len(state.flights) >= MAX_STEPS_IN_FLIGHT:
+            raise SchedulerMisuse(f"complete step {state.flights[0].step_id} before scheduling a third")
+        decodes, chunks = self._planner.plan()
+        if not len(decodes) and not chunks:
+            return None
+        return launch(state, decodes, chunks)
+
+    def complete(self, step_id: int, tokens: Mapping[str, int] | Sequence[int] | NDArray[np.int32]) -> list[Outcome]:
+        """Take in what step `step_id` sampled: by request id, or in the order of its logit rows.
+
+        Gives one outcome per request that got a token. Raises SchedulerMisuse, and changes nothing, when the step is not the
+        oldest in flight or the tokens are not one (>= 0) for each logit row.
+        """
+        flight = self._oldest(step_id)
+        return complete(self._state, flight, _sampled(flight, tokens))
+
+    def fail(self, step_id: int) -> list[Outcome]:
+        """The executor could not run step `step_id`: its requests end with "error", all others go on."""
+        return fail(self._state, self._oldest(step_id))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished or a step in flight."""
+        return bool(self._state.requests or self._state.flights)
+
+    @property
+    def steps_in_flight(self) -> int:
+        return len(self._state.flights)
+
+    def stats(self) -> SchedulerStats:
+        state = self._state
+        return SchedulerStats(
+            running=len(state.running),
+            waiting=len(state.waiting),
+            kv_usage=state.kv.usage,
+            evictions=state.kv.evictions,
+            **asdict(state.counters),
+        )
+
+    def check_integrity(self) -> None:
+        """Verify every invariant of scheduler and KV manager; raises IntegrityError. O(pool): for tests and simulators."""
+        check_state(self._state)
+
+    def _oldest(self, step_id: int) -> Flight:
+        flights = self._state.flights
+        if not flights or flights[0].step_id != step_id:
+            oldest = f"step {flights[0].step_id} is the oldest in flight" if flights else "no step is in flight"
+            raise SchedulerMisuse(f"step {step_id} cannot complete now: {oldest}")
+        return flights[0]
+
+    def _check_length(self, length: int) -> None:
+        limits, kv = self._state.limits, self._state.kv
+        if length > limits.max_context - 1:
+            raise PromptTooLong(
+                "the prompt leaves no room for an output token in the context",
+                limit=limits.max_context - 1,
+                length=length,
+                fix="shorten the prompt, or compile with a larger --max-context",
+            )
+        if length > kv.tokens:
+            raise PromptTooLong(
+                "the prompt does not fit the KV pool",
+                limit=kv.tokens,
+                length=length,
+                fix="shorten the prompt, or plan a larger pool",
+            )
+
+
+def _check_request(request: Request) -> None:
+    tokens = request.tokens
+    if tokens.ndim != 1 or not len(tokens):
+        raise _invalid("the prompt is empty", "tokens", "a list of at least 1 token", f"shape {tokens.shape}")
+    if tokens.dtype.kind not in "iu" or int(tokens.min()) < 0 or int(tokens.max()) > _INT32_MAX:
+        raise _invalid("the prompt has a token that is no token id", "tokens", "integers from 0 to 2**31 - 1", str(tokens.dtype))
+    if request.max_tokens < 1:
+        raise _invalid("no output is asked for", "max_tokens", "at least 1", str(request.max_tokens))
+    if request.min_tokens < 0:
+        raise _invalid("min_tokens is negative", "min_tokens", "at least 0", str(request.min_tokens))
+    if not -_INT32_MAX <= request.priority <= _INT32_MAX:
+        raise _invalid("the priority is out of range", "priority", "a 32-bit integer", str(request.priority))
+
+
+def _invalid(what: str, where: str, expected: str, got: str) -> InvalidRequest:
+    return InvalidRequest(what, where=where, expected=expected, got=got, fix=f"correct {where} in the request")
+
+
+def _sampled(flight: Flight, tokens: Mapping[str, int] | Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
+    if isinstance(tokens, Mapping):
+        missing = [name for name in flight.sampled_ids if name not in tokens]
+        if missing:
+            raise SchedulerMisuse(f"step {flight.step_id} sampled no token for {missing}")
+        tokens = [tokens[name] for name in flight.sampled_ids]
+    sampled = np.asarray(tokens, dtype=np.int32)
+    if sampled.shape != (len(flight.samples),) or (len(sampled) and int(sampled.min()) < 0):
+        raise SchedulerMisuse(
+            f"step {flight.step_id} has {len(flight.samples)} logit rows; wanted as many tokens >= 0, got shape {sampled.shape}"
+        )
+    return sampled

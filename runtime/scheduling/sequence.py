@@ -1,0 +1,102 @@
+"""A request in progress: its tokens so far, where it stands, what it holds."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kv import SequenceBlocks
+from .prefix import PrefixChain, token_bytes
+from .request import FinishReason, Outcome, Request
+from .step import IntArray
+
+NO_SLOT = -1
+
+
+class Status(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """Mutable record of one request, changed on events only; what changes with every step is in the slot arrays.
+
+    `tokens()` holds the prompt and the output known here; while running, the newest output tokens (fewer than one identity
+    unit) are in the slot arrays and flushed here on events. `limit` is the total length at which the sequence ends.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "arrival",
+        "blocks",
+        "cached_tokens",
+        "chain",
+        "computed",
+        "length",
+        "limit",
+        "preempted_in_step",
+        "prompt_length",
+        "rank",
+        "request",
+        "slot",
+        "status",
+        "unit_tokens",
+        "was_admitted",
+    )
+
+    def __init__(self, request: Request, arrival: int, limit: int, seed: bytes, unit_tokens: int) -> None:
+        self.request, self.arrival, self.limit, self.unit_tokens = request, arrival, limit, unit_tokens
+        self.rank = (request.priority, arrival)
+        self._buffer = np.array(request.tokens, dtype=np.int32)
+        self.length = self.prompt_length = len(self._buffer)
+        self.chain = PrefixChain(seed, unit_tokens)
+        self.chain.extend(token_bytes(self._buffer))
+        self.status = Status.WAITING
+        self.slot = NO_SLOT
+        self.blocks: SequenceBlocks | None = None
+        self.cached_tokens = 0
+        self.computed = 0
+        self.preempted_in_step = -1
+        self.was_admitted = False
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    def tokens(self) -> IntArray:
+        """A view: prompt, then output."""
+        return self._buffer[: self.length]
+
+    def prompt(self) -> IntArray:
+        return self._buffer[: self.prompt_length].copy()
+
+    def output(self) -> IntArray:
+        return self._buffer[self.prompt_length : self.length].copy()
+
+    def append(self, tokens: NDArray[np.int32]) -> None:
+        """Take over output tokens; amortised O(1) a token."""
+        end = self.length + len(tokens)
+        if end > len(self._buffer):
+            grown = np.zeros(min(max(2 * end, 64), max(self.limit, end)), dtype=np.int32)
+            grown[: self.length] = self._buffer[: self.length]
+            self._buffer = grown
+        self._buffer[self.length : end] = tokens
+        self.length = end
+
+    def hash_units(self, units: int) -> None:
+        """Have the digests of the first `units` units, which must be full; each is computed once."""
+        if len(self.chain) < units:
+            known = self._buffer[len(self.chain) * self.unit_tokens : units * self.unit_tokens]
+            self.chain.extend(token_bytes(known))
+
+    def unit_bytes(self, unit: int) -> bytes:
+        return token_bytes(self._buffer[unit * self.unit_tokens : (unit + 1) * self.unit_tokens])
+
+    def is_stop(self, token: int, outputs_before: int) -> bool:
+        return outputs_before >= self.request.min_tokens and token in self.request.stop_tokens
+
+    def outcome(self, token: int | None, reason: FinishReason | None = None) -> Outcome:
+        return Outcome(self.request_id, token, reason, token if reason == "stop" else None, self.cached_tokens)

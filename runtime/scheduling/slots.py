@@ -1,0 +1,87 @@
+"""What changes with every step, one numpy row per sampling slot, so that a step costs no Python object per request."""
+
+from __future__ import annotations
+
+import heapq
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .step import IntArray
+
+PENDING = -1
+
+
+class Phase(IntEnum):
+    EMPTY = 0
+    PREFILL = 1
+    DECODE = 2
+
+
+class SlotTable:
+    """Arrays over slots. A slot left while a launched step still names it is free again when that step is complete.
+
+    `computed`: tokens whose KV a launched step has written or will write, so the position of the next row.
+    `length`: tokens known (prompt and sampled). `limit`: total length at which the sequence ends.
+    `confirmed`, `sealed`: tokens whose KV is known to be written; tokens in sealed units.
+    `capacity`: tokens the blocks hold. `last_token`: token at position `computed`, or PENDING while the device alone has it.
+    `last_step`: last launched step with rows of this slot. `binding`: grows when the slot's sequence leaves it.
+    `recent`[slot, position % identity_tokens]: output tokens not yet flushed to the sequence.
+    `block_table`[slot]: the sequence's physical blocks in order, 0 beyond its end.
+    """
+
+    def __init__(self, slots: int, max_blocks: int, unit_tokens: int) -> None:
+        def column() -> IntArray:
+            return np.zeros(slots, dtype=np.int32)
+
+        self.phase: NDArray[np.int8] = np.zeros(slots, dtype=np.int8)
+        self.computed, self.length, self.limit, self.capacity = column(), column(), column(), column()
+        self.confirmed, self.sealed, self.cached, self.last_token = column(), column(), column(), column()
+        self.last_step: NDArray[np.int64] = np.full(slots, -1, dtype=np.int64)
+        self.binding: NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
+        self.recent: IntArray = np.zeros((slots, unit_tokens), dtype=np.int32)
+        self.block_table: IntArray = np.zeros((slots, max_blocks), dtype=np.int32)
+        self.unit_tokens = unit_tokens
+        self._free = list(range(slots))
+        self._draining: dict[int, list[int]] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def draining(self) -> int:
+        """Slots that become free when launched steps are complete."""
+        return sum(map(len, self._draining.values()))
+
+    def take(self) -> int:
+        """The lowest free slot."""
+        return heapq.heappop(self._free)
+
+    def leave(self, slot: int, completed_step: int) -> None:
+        """The slot's sequence goes away; rows of it in launched steps are dead from here on."""
+        self.phase[slot] = Phase.EMPTY
+        self.binding[slot] += 1
+        self.block_table[slot] = 0
+        if self.last_step[slot] > completed_step:
+            self._draining.setdefault(int(self.last_step[slot]), []).append(slot)
+        else:
+            heapq.heappush(self._free, slot)
+
+    def complete_step(self, step_id: int) -> None:
+        for step in [step for step in self._draining if step <= step_id]:
+            for slot in self._draining.pop(step):
+                heapq.heappush(self._free, slot)
+
+    def ready_to_decode(self) -> NDArray[np.intp]:
+        """Slots whose next row is a decode row, in slot order; not those whose last token is already being sampled."""
+        return np.flatnonzero((self.phase == Phase.DECODE) & (self.computed < self.limit - 1))
+
+    def unflushed(self, slot: int, start: int) -> IntArray:
+        """The slot's tokens from position `start` to its length."""
+        return self.recent[slot, np.arange(start, self.length[slot]) % self.unit_tokens]
+
+    def empty_slots(self) -> list[int]:
+        """Free and draining slots, for checks."""
+        return sorted(self._free + [slot for slots in self._draining.values() for slot in slots])

@@ -1,0 +1,151 @@
+"""The scheduler's state and its elementary events: admit, preempt, finish, retire a step."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import policy
+from .flight import Flight
+from .kv import Hits, KvManager
+from .prefix import token_bytes
+from .request import SchedulerLimits
+from .sequence import NO_SLOT, Sequence, Status
+from .slots import PENDING, Phase, SlotTable
+from .waiting import WaitingQueue
+
+
+@dataclass(slots=True)
+class Counters:
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    recomputed_tokens: int = 0
+    discarded_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    last_step_rows: int = 0
+
+
+class SchedulerState:
+    """Everything the scheduler knows. `requests` holds all unfinished ones, `running` those with a slot, by slot."""
+
+    def __init__(self, limits: SchedulerLimits, kv: KvManager) -> None:
+        self.limits, self.kv = limits, kv
+        max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
+        self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens)
+        self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
+        self.requests: dict[str, Sequence] = {}
+        self.running: dict[int, Sequence] = {}
+        self.prefilling: dict[int, Sequence] = {}
+        self.admitted: list[Sequence] = []
+        self.waiting = WaitingQueue()
+        self.flights: deque[Flight] = deque()
+        self.stop_tokens: Counter[int] = Counter()
+        self.counters = Counters()
+        self.next_step = 0
+        self.completed_step = -1
+        self.arrivals = 0
+
+    def enter(self, sequence: Sequence) -> None:
+        self.requests[sequence.request_id] = sequence
+        self.stop_tokens.update(sequence.request.stop_tokens)
+        self.waiting.push(sequence)
+
+    def find_hits(self, sequence: Sequence) -> Hits:
+        """Cached prefix of a waiting sequence; its last known token is always computed, for its logits."""
+        units = (sequence.length - 1) // self.kv.identity_tokens
+        sequence.hash_units(units)
+        return self.kv.lookup(sequence.chain.first(units), token_bytes(sequence.tokens()))
+
+    def shortage(self, sequence: Sequence, hits: Hits) -> int:
+        """Blocks missing to admit a waiting sequence (policy rule 4); not positive when it fits."""
+        needed = self.kv.blocks_for(sequence.length) - len(hits.units) * self.kv.unit_blocks + hits.idle_blocks
+        return needed + policy.headroom(len(self.running)) - self.kv.available
+
+    def admit(self, sequence: Sequence, hits: Hits) -> None:
+        """Waiting -> running: take the slot, the hits and the blocks for all known tokens."""
+        self.waiting.pop()
+        slot = sequence.slot = self.slots.take()
+        sequence.status = Status.RUNNING
+        blocks = sequence.blocks = self.kv.open(hits)
+        indices = blocks.indices()
+        indices += self.kv.grow(blocks, self.kv.blocks_for(sequence.length) - len(indices))
+        cached = len(hits.units) * self.kv.identity_tokens
+        self._bind(sequence, slot, indices, cached)
+        if not sequence.was_admitted:
+            sequence.was_admitted, sequence.cached_tokens = True, cached
+            self.counters.prefix_queries += sequence.length
+            self.counters.prefix_hits += cached
+            self.counters.prompt_tokens += sequence.length
+        self.slots.cached[slot] = sequence.cached_tokens
+        self.running[slot] = self.prefilling[slot] = sequence
+        self.admitted.append(sequence)
+
+    def _bind(self, sequence: Sequence, slot: int, indices: list[int], cached: int) -> None:
+        slots = self.slots
+        slots.phase[slot] = Phase.PREFILL
+        slots.computed[slot] = slots.confirmed[slot] = slots.sealed[slot] = cached
+        slots.length[slot], slots.limit[slot] = sequence.length, sequence.limit
+        slots.capacity[slot] = len(indices) * self.kv.block_tokens
+        slots.last_token[slot] = PENDING
+        slots.block_table[slot, : len(indices)] = indices
+        self.priority[slot] = sequence.request.priority
+
+    def grow(self, sequence: Sequence) -> None:
+        """One more block for a running sequence."""
+        assert sequence.blocks is not None
+        slot, slots = sequence.slot, self.slots
+        slots.block_table[slot, slots.capacity[slot] // self.kv.block_tokens] = self.kv.grow(sequence.blocks, 1)[0]
+        slots.capacity[slot] += self.kv.block_tokens
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Running -> waiting, at its old place. A token that a launched step samples for it will still be taken."""
+        slot = sequence.slot
+        self.flush(sequence)
+        sequence.computed = max(sequence.computed, int(self.slots.computed[slot]))
+        for flight in self.flights:
+            if flight.step_id == self.slots.last_step[slot]:
+                flight.preempted[slot] = sequence
+        self._leave_slot(sequence)
+        sequence.status, sequence.preempted_in_step = Status.WAITING, self.next_step
+        self.waiting.push(sequence)
+        self.counters.preemptions += 1
+
+    def finish(self, sequence: Sequence) -> None:
+        """Waiting or running -> finished."""
+        if sequence.status is Status.RUNNING:
+            self._leave_slot(sequence)
+            sequence.status = Status.FINISHED
+        else:
+            sequence.status = Status.FINISHED
+            self.waiting.dropped()
+        del self.requests[sequence.request_id]
+        self.stop_tokens.subtract(sequence.request.stop_tokens)
+        for token in sequence.request.stop_tokens:
+            if not self.stop_tokens[token]:
+                del self.stop_tokens[token]
+
+    def flush(self, sequence: Sequence) -> None:
+        """Move the newest output tokens from the slot arrays to the sequence."""
+        sequence.append(self.slots.unflushed(sequence.slot, sequence.length))
+
+    def retire_step(self, flight: Flight) -> None:
+        """The oldest launched step touches nothing any more: what waited for it is free."""
+        self.flights.popleft()
+        self.completed_step = flight.step_id
+        self.kv.complete_step(flight.step_id)
+        self.slots.complete_step(flight.step_id)
+
+    def _leave_slot(self, sequence: Sequence) -> None:
+        assert sequence.blocks is not None
+        slot = sequence.slot
+        self.kv.release(sequence.blocks, int(self.slots.last_step[slot]))
+        self.slots.leave(slot, self.completed_step)
+        del self.running[slot]
+        self.prefilling.pop(slot, None)
+        sequence.blocks, sequence.slot = None, NO_SLOT

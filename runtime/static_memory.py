@@ -1,0 +1,63 @@
+"""All memory of a plan but its weights, allocated once: arena, step inputs, slot buffers, constants, KV caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..plans.errors import MemoryPlanError
+from ..plans.names import kv_cache_names
+from ..plans.schema import Manifest
+from .device_arrays import committed, from_bytes
+from .weights import PlanSource
+
+
+@dataclass(frozen=True)
+class StaticMemory:
+    """`state` holds what programs may write besides the arena: slot buffers and KV caches."""
+
+    arena: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+    constants: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]
+
+
+def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
+    """Allocate as `manifest.memory` plans; of the KV caches only those in `needed` when it is given.
+
+    Raises MemoryPlanError when the machine has not that much.
+    """
+    manifest = plan.manifest
+    try:
+        return StaticMemory(
+            arena=committed((manifest.memory.arena,), "u8"),
+            inputs={item.name: committed(item.shape, item.dtype) for item in manifest.step_inputs},
+            constants={item.name: from_bytes(plan.entry(item.entry), item.shape, item.dtype) for item in manifest.constants},
+            state={**_slots(manifest), **_caches(manifest, needed)},
+        )
+    except (RuntimeError, MemoryError) as error:
+        memory = manifest.memory
+        raise MemoryPlanError(
+            "The plan's memory cannot be allocated.",
+            where="memory",
+            expected=f"{memory.arena + memory.inputs + memory.slots + memory.constants + memory.kv} bytes besides the weights",
+            got=str(error).splitlines()[0] if str(error) else "too little memory",
+            fix="free memory, or compile the plan for less (tokenspeed-compile --memory)",
+        ) from None
+
+
+def _slots(manifest: Manifest) -> dict[str, torch.Tensor]:
+    return {
+        buffer.name: committed(tuple(extent for extent in buffer.shape if isinstance(extent, int)), buffer.dtype)
+        for buffer in manifest.slot_buffers
+    }
+
+
+def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, torch.Tensor]:
+    return {
+        name: committed((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
+        for group in manifest.kv.groups
+        for name in kv_cache_names(group)
+        if needed is None or name in needed
+    }

@@ -1,0 +1,197 @@
+"""Loads a plan's weights: evaluates each recipe over checkpoint tensors, checks the sources, packs for the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from ..plans.checkpoint import Checkpoint, open_checkpoint
+from ..plans.digests import tensor_digest
+from ..plans.errors import PlanError, WeightsError
+from ..plans.names import weight_instances
+from ..plans.program import Program
+from ..plans.recipe import sources
+from ..plans.schema import Manifest, SourceTensor, Weight
+from ..plans.template import instantiate
+from .device_arrays import TORCH_TYPES
+from .dummy_weights import COUNTER, DUMMY, counter_tensor, dummy_tensor
+from .recipe_evaluation import Stored, evaluate
+
+# Row blocks that oneDNN packs for; measured best at every row count on AVX2.
+_PACK_ROWS = 64
+_DIGEST_THREADS = 2
+
+Progress = Callable[[int, int], None]
+"""Bytes done, bytes in all."""
+
+
+class PlanSource(Protocol):
+    """What is needed of a plan: `plans.reader.Plan` is one."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    def entry(self, name: str) -> memoryview: ...
+    def program(self, name: str) -> Program: ...
+
+
+def load_weights(
+    plan: PlanSource, weights: str | None, needed: set[str] | None = None, progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
+    """Final tensors by instance name; all of them, or those in `needed`.
+
+    `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
+    "counter" (the values that goldens are computed with). One final tensor is made at a time and its sources are not kept.
+    Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
+    """
+    wanted = [
+        (weight, name, layer)
+        for weight in plan.manifest.weights
+        for name, layer in weight_instances(weight)
+        if needed is None or name in needed
+    ]
+    total = sum(weight.bytes for weight, _, _ in wanted)
+    loaded: dict[str, torch.Tensor] = {}
+    done = 0
+    with _maker(plan, weights, wanted) as make:
+        for weight, name, layer in wanted:
+            loaded[name] = packed(make(weight, name, layer), weight)
+            done += weight.bytes
+            if progress is not None:
+                progress(done, total)
+    return loaded
+
+
+def packed(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """The tensor in the layout its kernel wants. Raises PlanError when this machine's oneDNN cannot pack it."""
+    if weight.prepack == "none":
+        return tensor
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(tensor, _PACK_ROWS)
+    except RuntimeError as error:
+        raise PlanError(
+            "This machine's oneDNN cannot pack a weight the way the plan wants.",
+            where=weight.name,
+            expected=f"a packed layout for {weight.dtype}{list(weight.shape)}",
+            got=str(error).splitlines()[0],
+            fix="compile the plan for this machine's instruction set (tokenspeed-compile --target)",
+        ) from None
+
+
+Make = Callable[[Weight, str, int], torch.Tensor]
+
+
+class _maker:
+    """Context in which instances are made; leaving it waits for the digests and raises if one is wrong."""
+
+    def __init__(self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]]) -> None:
+        self._plan, self._weights, self._wanted = plan, weights, wanted
+        self._pool: ThreadPoolExecutor | None = None
+        self._checks: list[Future[None]] = []
+
+    def __enter__(self) -> Make:
+        if self._weights == DUMMY:
+            return lambda weight, name, _: dummy_tensor(name, weight.shape, TORCH_TYPES[weight.dtype])
+        if self._weights == COUNTER:
+            return lambda weight, name, _: counter_tensor(name, weight.shape, TORCH_TYPES[weight.dtype])
+        stored = _stored_sources(self._plan, self._weights, _source_names(self._wanted))
+        self._pool = ThreadPoolExecutor(_DIGEST_THREADS, "weights-digest")
+        self._checks = [self._pool.submit(_check_digest, item) for item in stored.values() if item.digest is not None]
+        return lambda weight, name, layer: _made(stored, weight, name, layer)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._pool is None:
+            return
+        self._pool.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            for check in self._checks:
+                check.result()
+
+
+def _source_names(wanted: list[tuple[Weight, str, int]]) -> Iterator[str]:
+    for weight, _, layer in wanted:
+        for name in sources(weight.recipe):
+            yield instantiate(name, layer) if weight.layers else name
+
+
+def _stored_sources(plan: PlanSource, weights: str | None, names: Iterator[str]) -> dict[str, Stored]:
+    """The sources' bytes, after all names, encodings and shapes were checked; no byte is read yet."""
+    declared = {source.name: source for source in plan.manifest.sources}
+    checkpoint = None if weights is None else open_checkpoint(weights)
+    stored: dict[str, Stored] = {}
+    for name in names:
+        if name in stored:
+            continue
+        if name not in declared:
+            raise PlanError("A recipe reads a tensor that the plan does not declare.", where=name, fix="compile the plan again")
+        source = declared[name]
+        if checkpoint is not None:
+            _check_declared(checkpoint, source)
+            data = checkpoint.read(name)
+        else:
+            data = _bundled(plan, source)
+        stored[name] = Stored(source, data)
+    return stored
+
+
+def _bundled(plan: PlanSource, source: SourceTensor) -> memoryview:
+    if source.entry is None:
+        raise WeightsError(
+            "The plan holds no weights of its own.",
+            where=source.name,
+            expected="weights to load",
+            got="no --weights",
+            fix="name a checkpoint with --weights PATH, or use --weights dummy",
+        )
+    data = plan.entry(source.entry)
+    if len(data) != source.bytes:
+        raise PlanError(
+            "A bundled tensor has the wrong size.",
+            where=source.entry,
+            expected=f"{source.bytes} bytes",
+            got=f"{len(data)} bytes",
+            fix="fetch the plan again",
+        )
+    return data
+
+
+def _check_declared(checkpoint: Checkpoint, source: SourceTensor) -> None:
+    tensor = checkpoint.tensors.get(source.name)
+    found = "no such tensor" if tensor is None else f"{tensor.encoding}{list(tensor.shape)}, {tensor.bytes} bytes"
+    expected = f"{source.encoding}{list(source.shape)}, {source.bytes} bytes"
+    if found != expected:
+        raise WeightsError(
+            "The weights are not those the plan was compiled for.",
+            where=f"{source.name} in {checkpoint.path}",
+            expected=expected,
+            got=found,
+            fix="give the weights that the plan was compiled for, or compile a plan for these",
+        )
+
+
+def _check_digest(stored: Stored) -> None:
+    found = tensor_digest([stored.data])
+    if found != stored.digest:
+        raise WeightsError(
+            "A tensor's bytes are not those the plan is bound to.",
+            where=stored.source.name,
+            expected=f"SHA-256 {stored.digest}",
+            got=found,
+            fix="give the weights the plan was bound to, or bind it to these with tokenspeed-plan bind",
+        )
+
+
+def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> torch.Tensor:
+    index = layer if weight.layers else None
+    tensor = evaluate(weight.recipe, stored, index, name).contiguous()
+    if tuple(tensor.shape) != weight.shape or tensor.dtype != TORCH_TYPES[weight.dtype]:
+        raise PlanError(
+            "A recipe gives another tensor than the plan says.",
+            where=name,
+            expected=f"{weight.dtype}{list(weight.shape)}",
+            got=f"{tensor.dtype}{list(tensor.shape)}",
+            fix="compile the plan again",
+        )
+    return tensor

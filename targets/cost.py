@@ -1,0 +1,79 @@
+"""The cost rule of every operation: floating-point operations and bytes moved, linear in rows.
+
+Attention over the cached context is counted apart (plans/perf_model.py), since it depends on context, not on rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from ..ir.mlir import ir
+from ..ir.types import dtype_of, shape_of
+from ..plans.program import DTYPE_BYTES
+
+FREE = {"ts.input", "ts.weight", "ts.constant", "ts.reshape", "ts.slice"}
+"""Operations that cost nothing: names for storage that is there anyway."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one operation at `rows` rows: flops, bytes of weights read, bytes of activations read and written."""
+
+    flops: float
+    weight_bytes: float
+    activation_bytes: float
+
+    @property
+    def bytes(self) -> float:
+        return self.weight_bytes + self.activation_bytes
+
+
+def _elements(value: ir.Value, rows: int) -> int:
+    return prod(rows if size is None else size for size in shape_of(value))
+
+
+def _size(value: ir.Value, rows: int) -> int:
+    return _elements(value, rows) * DTYPE_BYTES[dtype_of(value)]
+
+
+def _is_weight(value: ir.Value) -> bool:
+    owner = value.owner
+    return not isinstance(owner, ir.Block) and getattr(owner, "name", getattr(owner, "OPERATION_NAME", "")) == "ts.weight"
+
+
+def _per_element(flops: float) -> Callable[[ir.Operation, int], float]:
+    return lambda operation, rows: flops * _elements(operation.results[0], rows)
+
+
+def _linear_flops(operation: ir.Operation, rows: int) -> float:
+    out, inner = shape_of(operation.operands[1])
+    return 2.0 * rows * (out or 0) * (inner or 0)
+
+
+_FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
+    "ts.linear": _linear_flops,
+    "ts.rms_norm": _per_element(4),
+    "ts.add_rms_norm": _per_element(5),
+    "ts.rope_table": _per_element(2),
+    "ts.rope": _per_element(3),
+    "ts.rope_kv_write": _per_element(4),
+    "ts.attention": _per_element(1),
+    "ts.cached_attention": _per_element(1),
+    "ts.gated_activation": _per_element(5),
+    "ts.add": _per_element(1),
+    "ts.mul": _per_element(1),
+}
+
+
+def cost_of(operation: ir.Operation, rows: int) -> Cost:
+    """Work of one run of the operation."""
+    if operation.name in FREE:
+        return Cost(0, 0, 0)
+    flops = _FLOPS.get(operation.name, lambda *_: 0.0)(operation, rows)
+    weights = sum(_size(value, rows) for value in operation.operands if _is_weight(value))
+    moved = sum(_size(value, rows) for value in (*operation.operands, *operation.results) if not _is_weight(value))
+    if operation.name == "ts.embedding":
+        return Cost(flops, 0, 2 * _size(operation.results[0], rows))
+    return Cost(flops, weights, moved)

@@ -1,0 +1,44 @@
+"""What a target is: a named machine as data, and the kernels it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..ir.mlir import ir
+from ..plans.schema import Rate
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to run one `ts` operation.
+
+    `function` is the runtime function a plan calls; `refuses` says why the kernel cannot run an operation on a machine (None: it
+    can); `efficiency` is the share of the roofline it reaches at a number of rows, with `receipt` saying how that is known.
+    """
+
+    name: str
+    operation: str
+    function: str
+    efficiency: Callable[[int], float]
+    receipt: str
+    refuses: Callable[[ir.Operation, Machine], str | None] = lambda _operation, _machine: None
+    prepack: Literal["none", "onednn"] = "none"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth" and "dispatch"."""
+
+    name: str
+    kind: str
+    description: str
+    features: tuple[str, ...]
+    rates: dict[str, Rate]
+    kernels: tuple[Kernel, ...]
+    row_padding: Literal["exact", "bucket"]
+    overhead_bytes: int
+
+    def compute_rate(self, dtype: str) -> Rate:
+        return self.rates[f"compute.{dtype}"]

@@ -1,0 +1,72 @@
+"""The evaluator: roofline, interpolation, and predictions that hang together."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenspeed.plans.perf_model import chunk_token_pairs, predict, prefill_chunks, step_cost, step_seconds
+from tokenspeed.tests.plans.sample_plan import sample_manifest
+
+PERFORMANCE, SCHEDULE = sample_manifest().performance, sample_manifest().schedule
+TRAFFIC = {"prompt_tokens": 64, "cached_fraction": 0.5, "output_tokens": 16, "concurrency": 4}
+
+
+def test_bandwidth_bound_step() -> None:
+    # 4e6 + 1e3 weight and activation bytes + 100 tokens of 512 bytes, at 1e11 B/s; ten dispatches of 1 us.
+    assert step_seconds(PERFORMANCE, 1, 100, 100) == pytest.approx((4e6 + 1e3 + 51200) / 1e11 + 10e-6)
+
+
+def test_compute_bound_step() -> None:
+    assert step_seconds(PERFORMANCE, 8, 1_000_000, 0) == pytest.approx((16e6 + 256e6) / 1e12 + 10e-6)
+
+
+@pytest.mark.parametrize(("rows", "flops"), [(0.5, 2e6), (1, 2e6), (4.5, 9e6), (8, 16e6), (15, 30e6)])
+def test_interpolation_and_beyond(rows: float, flops: float) -> None:
+    assert step_cost(PERFORMANCE, rows).flops == pytest.approx(flops)
+
+
+def test_a_table_of_one_row_scales_what_depends_on_rows() -> None:
+    one = msgspec.structs.replace(PERFORMANCE, step_costs=PERFORMANCE.step_costs[:1])
+    cost = step_cost(one, 4)
+    assert (cost.flops, cost.weight_bytes, cost.activation_bytes, cost.instructions) == (8e6, 4e6, 4e3, 10)
+
+
+@given(st.integers(1, 500), st.integers(0, 600), st.integers(1, 64))
+def test_chunks_cover_the_prompt(prompt: int, cached: int, chunk: int) -> None:
+    chunks = prefill_chunks(prompt, cached, chunk)
+    start = min(cached, prompt - 1)
+    assert chunks[0][0] == start and sum(tokens for _, tokens in chunks) == prompt - start
+    pairs = sum(chunk_token_pairs(before, tokens) for before, tokens in chunks)
+    assert pairs == sum(range(start + 1, prompt + 1))
+
+
+def test_one_session_alone_is_the_sum_of_its_steps() -> None:
+    traffic = TRAFFIC | {"concurrency": 1}
+    found = predict(PERFORMANCE, SCHEDULE, traffic)
+    first = sum(step_seconds(PERFORMANCE, n, chunk_token_pairs(at, n), at + n) for at, n in prefill_chunks(64, 32, 8))
+    token = step_seconds(PERFORMANCE, 1, 72, 72)
+    assert found["ttft_seconds"] == pytest.approx(first)
+    assert found["tpot_seconds"] == pytest.approx(token)
+    assert found["request_seconds"] == pytest.approx(first + 15 * token)
+    assert found["output_tokens_per_second"] == pytest.approx(16 / (first + 15 * token))
+
+
+@given(st.integers(1, 4000), st.floats(0, 1), st.integers(1, 400), st.integers(1, 64))
+def test_predictions_hang_together(prompt: int, cached: float, output: int, concurrency: int) -> None:
+    traffic = {"prompt_tokens": prompt, "cached_fraction": cached, "output_tokens": output, "concurrency": concurrency}
+    found = predict(PERFORMANCE, SCHEDULE, traffic)
+    in_flight = min(concurrency, SCHEDULE.max_decode_rows)
+    assert all(value > 0 for value in found.values())
+    # Little's law, and a request is its first token and the others.
+    assert found["requests_per_second"] * found["request_seconds"] == pytest.approx(in_flight)
+    assert found["ttft_seconds"] + (output - 1) * found["tpot_seconds"] == pytest.approx(found["request_seconds"])
+
+
+def test_more_sessions_give_more_tokens_and_a_cache_an_earlier_first() -> None:
+    one, four = predict(PERFORMANCE, SCHEDULE, TRAFFIC | {"concurrency": 1}), predict(PERFORMANCE, SCHEDULE, TRAFFIC)
+    assert four["output_tokens_per_second"] > one["output_tokens_per_second"]
+    assert four["tpot_seconds"] >= one["tpot_seconds"]
+    cold = predict(PERFORMANCE, SCHEDULE, TRAFFIC | {"cached_fraction": 0})
+    assert cold["ttft_seconds"] > four["ttft_seconds"]

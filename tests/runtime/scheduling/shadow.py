@@ -1,0 +1,215 @@
+"""A shadow executor: plays launched steps on a token memory and checks that every sequence reads exactly its own prefix.
+
+The "model" is a checksum of all tokens read through the block table, so one wrong token in the KV changes the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.request import FinishReason, Request, SchedulerLimits
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.step import StepBatch
+
+VOCABULARY = 12
+
+
+def make_request(request_id: str, tokens: Sequence[int], max_tokens: int = 8, **options: object) -> Request:
+    return Request(request_id, np.array(tokens, dtype=np.int32), max_tokens, **options)  # pyright: ignore[reportArgumentType]
+
+
+def make_scheduler(
+    blocks: int = 32,
+    block_tokens: int = 4,
+    identity_tokens: int = 4,
+    *,
+    max_rows: int = 32,
+    max_decode_rows: int = 8,
+    max_sequences: int = 8,
+    prefill_chunk: int = 16,
+    max_waiting: int = 64,
+    max_context: int = 64,
+) -> tuple[Scheduler, KvManager]:
+    kv = KvManager(blocks, block_tokens, identity_tokens, "test")
+    limits = SchedulerLimits(max_rows, max_decode_rows, max_sequences, prefill_chunk, max_waiting, max_context)
+    return Scheduler(limits, kv), kv
+
+
+def next_token(prefix: Sequence[int]) -> int:
+    return zlib.crc32(np.array(prefix, dtype=np.int32).tobytes()) % VOCABULARY
+
+
+def reference(request: Request, limits: SchedulerLimits, pool_tokens: int) -> tuple[list[int], FinishReason]:
+    """The output a request must give, alone on an empty machine, and why it ends."""
+    sequence, output = request.tokens.tolist(), []
+    while True:
+        token = next_token(sequence)
+        sequence.append(token)
+        output.append(token)
+        if token in request.stop_tokens and len(output) > request.min_tokens:
+            return output, "stop"
+        if len(output) == request.max_tokens or len(sequence) in (limits.max_context, pool_tokens + 1):
+            return output, "length"
+
+
+class ShadowDevice:
+    """Runs steps in launch order, each at any time between its launch and its completion."""
+
+    def __init__(self, kv: KvManager, limits: SchedulerLimits) -> None:
+        self.kv, self.limits = kv, limits
+        self.memory = np.full(kv.blocks * kv.block_tokens, -7, dtype=np.int64)
+        self.last_token: dict[int, int] = {}
+        self.slot_owner: dict[int, str] = {}
+        self.prefix: dict[str, list[int]] = {}
+        self.launched: list[StepBatch] = []
+        self.sampled: dict[int, list[int]] = {}
+        self.failed: set[str] = set()
+        self.salt: dict[str, str] = {}
+        self.block_salt: dict[int, str] = {}
+        self.ever_computed: dict[str, int] = {}
+        self.recomputed = self.queried = self.hit = 0
+
+    def enter(self, request: Request) -> None:
+        self.prefix[request.request_id] = request.tokens.tolist()
+        self.salt[request.request_id] = request.salt
+
+    def launch(self, batch: StepBatch) -> None:
+        self.check_shape(batch)
+        for admission in batch.admissions:
+            for earlier in self.launched:
+                assert admission.slot not in earlier.row_slots, "slot taken while a launched step names it"
+            self.slot_owner[admission.slot] = admission.request_id
+        for request_id, start in zip(batch.request_ids, batch.sequence_starts[:-1], strict=True):
+            assert self.slot_owner[int(batch.row_slots[start])] == request_id
+        self._count(batch)
+        self.launched.append(batch)
+
+    def _count(self, batch: StepBatch) -> None:
+        """Recomputed and hit tokens, told from the rows alone."""
+        prompts = {admission.request_id: admission.prompt for admission in batch.admissions}
+        for sequence, request_id in enumerate(batch.request_ids):
+            end = int(batch.context_lengths[sequence])
+            start = int(batch.positions[batch.sequence_starts[sequence]])
+            if request_id not in self.ever_computed:
+                assert prompts[request_id].tolist() == self.prefix[request_id][: len(prompts[request_id])]
+                self.queried += len(prompts[request_id])
+                self.hit += start
+            self.recomputed += max(0, min(end, self.ever_computed.get(request_id, 0)) - start)
+            self.ever_computed[request_id] = max(end, self.ever_computed.get(request_id, 0))
+
+    def execute_oldest(self) -> None:
+        """Run the oldest launched step that has not run yet; nothing when there is none."""
+        for batch in self.launched:
+            if batch.step_id not in self.sampled:
+                self._execute(batch)
+                return
+
+    def finish_oldest(self) -> tuple[StepBatch, list[int]]:
+        """The oldest launched step is done: what it sampled."""
+        if self.launched[0].step_id not in self.sampled:
+            self.execute_oldest()
+        batch = self.launched.pop(0)
+        return batch, self.sampled.pop(batch.step_id)
+
+    def fail_oldest(self) -> StepBatch:
+        """The oldest launched step failed; what a step after it does for the same requests is of no interest."""
+        batch = self.launched.pop(0)
+        self.sampled.pop(batch.step_id, None)
+        self.failed.update(batch.request_ids)
+        return batch
+
+    def _execute(self, batch: StepBatch) -> None:
+        tokens = [
+            self.last_token.get(int(slot), 0) if token == -1 else int(token)
+            for token, slot in zip(batch.token_ids, batch.row_slots, strict=True)
+        ]
+        self.memory[batch.slot_mapping] = tokens
+        self._check_tenants(batch)
+        read = [self._read(batch, sequence) for sequence in range(len(batch.request_ids))]
+        for request_id, tokens_read in zip(batch.request_ids, read, strict=True):
+            if request_id in self.failed:
+                continue
+            expected = self.prefix[request_id]
+            while len(expected) < len(tokens_read):
+                expected.append(next_token(expected))
+            assert tokens_read == expected[: len(tokens_read)], f"{request_id} reads tokens that are not its own"
+        of_row = {int(row): index for index, row in enumerate(batch.sequence_starts[1:] - 1)}
+        sampled = [next_token(read[of_row[int(row)]]) for row in batch.logit_rows]
+        for slot, token in zip(batch.logit_slots, sampled, strict=True):
+            self.last_token[int(slot)] = token
+        self.sampled[batch.step_id] = sampled
+
+    def _check_tenants(self, batch: StepBatch) -> None:
+        """No sequence reads a block that was written under another salt."""
+        rows_each = np.diff(batch.sequence_starts)
+        for place, request_id in zip(batch.slot_mapping, np.repeat(batch.request_ids, rows_each), strict=True):
+            self.block_salt[int(place) // self.kv.block_tokens] = self.salt[str(request_id)]
+        for sequence, request_id in enumerate(batch.request_ids):
+            used = self.kv.blocks_for(int(batch.context_lengths[sequence]))
+            if request_id not in self.failed:
+                assert {self.block_salt[b] for b in batch.block_tables[sequence, :used].tolist()} == {self.salt[request_id]}
+
+    def _read(self, batch: StepBatch, sequence: int) -> list[int]:
+        positions = np.arange(batch.context_lengths[sequence])
+        blocks = batch.block_tables[sequence, positions // self.kv.block_tokens].astype(np.int64)
+        return self.memory[blocks * self.kv.block_tokens + positions % self.kv.block_tokens].tolist()
+
+    def check_shape(self, batch: StepBatch) -> None:
+        """The step ABI and the limits, for one batch."""
+        limits, starts = self.limits, batch.sequence_starts
+        rows_each = np.diff(starts)
+        assert len(set(batch.request_ids)) == len(batch.request_ids) == len(rows_each) <= limits.max_sequences
+        assert 1 <= batch.rows <= limits.max_rows and batch.decode_rows <= limits.max_decode_rows
+        assert starts[0] == 0 and starts[-1] == batch.rows == len(batch.positions) == len(batch.slot_mapping)
+        assert (rows_each[: batch.decode_rows] == 1).all()
+        assert ((rows_each >= 1) & (rows_each <= limits.prefill_chunk)).all()
+        assert (batch.token_ids[batch.decode_rows :] >= 0).all(), "a prompt token is unknown"
+        of_row = np.repeat(np.arange(len(rows_each)), rows_each)
+        from_end = starts[1:][of_row] - np.arange(batch.rows)
+        assert (batch.positions == batch.context_lengths[of_row] - from_end).all()
+        blocks = batch.block_tables[of_row, batch.positions // self.kv.block_tokens].astype(np.int64)
+        assert (batch.slot_mapping == blocks * self.kv.block_tokens + batch.positions % self.kv.block_tokens).all()
+        assert len(set(batch.slot_mapping.tolist())) == batch.rows, "two rows write one place"
+        assert (batch.row_slots[batch.logit_rows] == batch.logit_slots).all()
+        assert [batch.request_ids[of_row[row]] for row in batch.logit_rows] == list(batch.logit_request_ids)
+        for array in (batch.token_ids, batch.positions, batch.row_slots, starts, batch.context_lengths, batch.block_tables):
+            assert array.dtype == np.int32
+        assert batch.slot_mapping.dtype == np.int64
+
+    def check_blocks_held(self) -> None:
+        """What a launched step reads is not free or evictable; what it writes belongs to one sequence and is not sealed."""
+        states = self.kv.states()
+        writer: dict[int, str] = {}
+        for batch in self.launched:
+            for sequence, request_id in enumerate(batch.request_ids):
+                used = self.kv.blocks_for(int(batch.context_lengths[sequence]))
+                for block in batch.block_tables[sequence, :used].tolist():
+                    assert states[block] in ("writable", "sealed"), f"block {block} of a launched step is {states[block]}"
+                rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
+                for block in set((batch.slot_mapping[rows] // self.kv.block_tokens).tolist()):
+                    assert states[block] == "writable", f"block {block} is {states[block]} and still to be written"
+                    assert writer.setdefault(block, request_id) == request_id, f"block {block} has two writers"
+
+
+def run_to_end(scheduler: Scheduler, device: ShadowDevice, overlap: bool = False) -> dict[str, tuple[list[int], str]]:
+    """Serve until nothing is left; output tokens and finish reason by request."""
+    results: dict[str, tuple[list[int], str]] = {}
+    outputs: dict[str, list[int]] = {}
+    while scheduler.has_work:
+        batch = scheduler.schedule() if scheduler.steps_in_flight < (2 if overlap else 1) else None
+        if batch is not None:
+            device.launch(batch)
+        assert device.launched, "work is left but nothing runs"
+        if batch is None or len(device.launched) == (2 if overlap else 1):
+            done, sampled = device.finish_oldest()
+            for outcome in scheduler.complete(done.step_id, sampled):
+                tokens = outputs.setdefault(outcome.request_id, [])
+                tokens += [] if outcome.token is None else [outcome.token]
+                if outcome.finish_reason:
+                    results[outcome.request_id] = (tokens, outcome.finish_reason)
+        device.check_blocks_held()
+        scheduler.check_integrity()
+    return results

@@ -1,0 +1,115 @@
+"""Every order of events of a small model, to a stated depth: no sampling, no luck."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.step import StepBatch
+
+STOP, GO = 9, 5
+REQUESTS = (
+    Request("a", np.array([1, 1, 1], dtype=np.int32), 4, priority=1, stop_tokens=frozenset({STOP})),
+    Request("b", np.array([1, 1, 2], dtype=np.int32), 3, priority=1, stop_tokens=frozenset({STOP})),
+    Request("c", np.array([1, 1], dtype=np.int32), 2, priority=0, stop_tokens=frozenset({STOP})),
+)
+
+
+class World:
+    """A scheduler over four blocks of two tokens, two slots, and the steps in flight with what they read and write."""
+
+    def __init__(self) -> None:
+        self.kv = KvManager(4, 2, 2, "small")
+        self.scheduler = Scheduler(SchedulerLimits(4, 2, 2, 3, 3, 8), self.kv)
+        self.flights: list[StepBatch] = []
+        self.submitted = 0
+
+    def moves(self, depth: int) -> Iterator[tuple[str, int]]:
+        if self.submitted < len(REQUESTS):
+            yield "submit", self.submitted
+        if len(self.flights) < depth:
+            yield "schedule", 0
+        if self.flights:
+            yield from (("complete", token) for token in (GO, STOP))
+            yield "fail", 0
+        yield from (("abort", number) for number in range(self.submitted))
+
+    def play(self, move: str, value: int) -> None:
+        if move == "submit":
+            self.scheduler.submit(REQUESTS[value])
+            self.submitted += 1
+        elif move == "abort":
+            self.scheduler.abort(REQUESTS[value].request_id)
+        elif move == "schedule":
+            batch = self.scheduler.schedule()
+            assert batch is not None or self.flights or not self.scheduler.has_work, "stuck"
+            self.flights += [] if batch is None else [batch]
+        elif move == "complete":
+            batch = self.flights.pop(0)
+            self.scheduler.complete(batch.step_id, [value] * len(batch.logit_rows))
+        else:
+            self.scheduler.fail(self.flights.pop(0).step_id)
+
+    def check(self) -> None:
+        self.scheduler.check_integrity()
+        states = self.kv.states()
+        for batch in self.flights:
+            for sequence, context in enumerate(batch.context_lengths.tolist()):
+                used = batch.block_tables[sequence, : self.kv.blocks_for(context)].tolist()
+                assert all(states[block] in ("writable", "sealed") for block in used)
+            assert all(states[place // 2] == "writable" for place in batch.slot_mapping.tolist())
+        if not self.scheduler.has_work:
+            assert self.kv.available == self.kv.blocks
+
+    def key(self) -> tuple[object, ...]:
+        """The state up to step numbers: equal keys behave alike."""
+        state = self.scheduler._state
+        slots, first = state.slots, state.next_step
+        arrays = (slots.phase, slots.computed, slots.length, slots.capacity, slots.confirmed, slots.last_token, slots.block_table)
+        waiting = tuple(
+            (name, s.status.name, s.slot, s.length, s.computed, s.preempted_in_step == first)
+            for name, s in state.requests.items()
+        )
+        flights = tuple(
+            (f.step_id - first, f.slots.tobytes(), (slots.binding[f.slots] - f.bindings).tobytes(), tuple(sorted(f.preempted)))
+            for f in state.flights
+        )
+        return (
+            self.submitted,
+            waiting,
+            flights,
+            tuple(array.tobytes() for array in arrays),
+            tuple(slots.last_step - first if slots.last_step[slot] > state.completed_step else 0 for slot in range(2))
+            if False
+            else tuple(int(step > state.completed_step) and int(step - first) for step in slots.last_step),
+            tuple(sorted(self.kv.states().items())),
+            tuple(self.kv._cached),
+            tuple(block.index for block in self.kv._free),
+        )
+
+
+@pytest.mark.parametrize(("in_flight", "depth"), [(1, 9), (2, 8)])
+def test_every_interleaving(in_flight: int, depth: int, capsys: pytest.CaptureFixture[str]):
+    frontier, seen = [World()], set()
+    moves = 0
+    for _ in range(depth):
+        following = []
+        for world in frontier:
+            for move in world.moves(in_flight):
+                successor = copy.deepcopy(world)
+                successor.play(*move)
+                successor.check()
+                moves += 1
+                key = successor.key()
+                if key not in seen:
+                    seen.add(key)
+                    following.append(successor)
+        frontier = following
+    with capsys.disabled():
+        print(f"\n  {in_flight} in flight, depth {depth}: {len(seen)} states, {moves} moves")
+    assert len(seen) > 1000

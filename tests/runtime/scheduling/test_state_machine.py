@@ -1,0 +1,178 @@
+"""Random traffic against the shadow executor, with and without a step in flight."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tokenspeed.runtime.scheduling.errors import PromptTooLong, QueueFull
+from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+
+from .shadow import VOCABULARY, ShadowDevice, make_request, reference
+
+PREFIXES = ((), (1,) * 4, (1,) * 8, (1, 1, 1, 1, 2, 2, 2, 2, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2, 3, 4, 5))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Submits, aborts, schedules, executes, completes and fails in any legal order; checks everything after each."""
+
+    @initialize(
+        blocks=st.integers(3, 24),
+        geometry=st.sampled_from([(4, 4), (2, 4), (1, 4), (1, 1)]),
+        max_rows=st.integers(1, 20),
+        max_decode_rows=st.integers(1, 6),
+        max_sequences=st.integers(1, 5),
+        prefill_chunk=st.integers(1, 12),
+        overlap=st.booleans(),
+    )
+    def start(
+        self,
+        blocks: int,
+        geometry: tuple[int, int],
+        max_rows: int,
+        max_decode_rows: int,
+        max_sequences: int,
+        prefill_chunk: int,
+        overlap: bool,
+    ) -> None:
+        block_tokens, identity_tokens = geometry
+        self.limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, 6, 40)
+        self.kv = KvManager(blocks * 4 // block_tokens, block_tokens, identity_tokens, "machine")
+        self.scheduler = Scheduler(self.limits, self.kv)
+        self.device = ShadowDevice(self.kv, self.limits)
+        self.depth = 2 if overlap else 1
+        self.live: dict[str, Request] = {}
+        self.outputs: dict[str, list[int]] = {}
+        self.generated = 0
+        self.submitted = 0
+
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        suffix=st.lists(st.integers(0, 2), max_size=6),
+        max_tokens=st.integers(1, 14),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from(["", "", "tenant"]),
+        stop_tokens=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=3),
+        min_tokens=st.sampled_from([0, 0, 3]),
+    )
+    def submit(
+        self,
+        prefix: tuple[int, ...],
+        suffix: list[int],
+        max_tokens: int,
+        priority: int,
+        salt: str,
+        stop_tokens: frozenset[int],
+        min_tokens: int,
+    ) -> None:
+        tokens = [*prefix, *suffix] or [1]
+        name = f"r{self.submitted}"
+        self.submitted += 1
+        request = make_request(
+            name, tokens, max_tokens, priority=priority, salt=salt, stop_tokens=stop_tokens, min_tokens=min_tokens
+        )
+        try:
+            self.scheduler.submit(request)
+        except PromptTooLong as error:
+            assert len(tokens) > min(self.limits.max_context - 1, self.kv.tokens) == error.limit
+            return
+        except QueueFull:
+            assert self.scheduler.stats().waiting >= self.limits.max_waiting
+            return
+        self.live[name], self.outputs[name] = request, []
+        self.device.enter(request)
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        assert self.scheduler.abort("unknown") is None
+        if not self.live:
+            return
+        name = data.draw(st.sampled_from(sorted(self.live)))
+        outcome = self.scheduler.abort(name)
+        assert outcome is not None and outcome.finish_reason == "abort" and outcome.token is None
+        del self.live[name]
+        assert self.scheduler.abort(name) is None
+
+    @precondition(lambda self: len(self.device.launched) < self.depth)
+    @rule()
+    def schedule(self) -> None:
+        batch = self.scheduler.schedule()
+        if batch is not None:
+            self.device.launch(batch)
+        elif self.live:
+            assert self.device.launched, "work is left, nothing is in flight, and nothing runs"
+
+    @precondition(lambda self: self.device.launched)
+    @rule()
+    def execute(self) -> None:
+        self.device.execute_oldest()
+
+    @precondition(lambda self: self.device.launched)
+    @rule(by_name=st.booleans())
+    def complete(self, by_name: bool) -> None:
+        batch, sampled = self.device.finish_oldest()
+        tokens = dict(zip(batch.logit_request_ids, sampled, strict=True)) if by_name else sampled
+        for outcome in self.scheduler.complete(batch.step_id, tokens):
+            self._take(outcome)
+
+    @precondition(lambda self: self.device.launched)
+    @rule(chance=st.integers(0, 4))
+    def fail(self, chance: int) -> None:
+        if chance:
+            return
+        batch = self.device.fail_oldest()
+        failed = self.scheduler.fail(batch.step_id)
+        for outcome in failed:
+            assert outcome.finish_reason == "error" and outcome.token is None
+            del self.live[outcome.request_id]
+        assert not set(batch.request_ids) & set(self.live)
+
+    def _take(self, outcome: Outcome) -> None:
+        name, token = outcome.request_id, outcome.token
+        assert token is not None
+        self.generated += 1
+        self.outputs[name].append(token)
+        expected, reason = reference(self.live[name], self.limits, self.kv.tokens)
+        assert self.outputs[name] == expected[: len(self.outputs[name])]
+        ended = len(self.outputs[name]) == len(expected)
+        assert outcome.finish_reason == (reason if ended else None)
+        assert outcome.stop_token == (token if ended and reason == "stop" else None)
+        if ended:
+            del self.live[name]
+
+    @invariant()
+    def sound(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        self.scheduler.check_integrity()
+        self.device.check_blocks_held()
+        stats = self.scheduler.stats()
+        assert stats.running + stats.waiting == len(self.live)
+        assert stats.generation_tokens == self.generated
+        assert stats.recomputed_tokens == self.device.recomputed
+        assert (stats.prefix_queries, stats.prefix_hits) == (self.device.queried, self.device.hit)
+
+    def teardown(self) -> None:
+        """Everything that is left runs to its end, and no block stays behind."""
+        if not hasattr(self, "scheduler"):
+            return
+        while self.scheduler.has_work:
+            if len(self.device.launched) < self.depth:
+                self.schedule()
+            self.complete(False)
+            self.sound()
+        assert not self.live
+        assert self.kv.available == self.kv.blocks
+        assert set(self.kv.states().values()) <= {"free", "cached"}
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large),
+)
