@@ -208,7 +208,7 @@ def _caches(layer: str) -> list[str]:
 def _rope_kv_write(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
-    return [Call(function, (*inputs, "slot_mapping", *_caches(layer)), tuple(outputs), attributes, label)]
+    return [Call(function, (*inputs, "slot_mapping"), (*outputs, *_caches(layer)), attributes, label)]
 
 
 def _cached_attention(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from .errors import PlanError
 
 MAX_NUMBER = 1 << 53
 """No count, size or offset in a plan is larger, so that sums and products of a few stay exact everywhere."""
+
+
+HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def require(holds: bool, where: str, expected: object, got: object) -> None:
@@ -36,6 +40,11 @@ def require_unique(names: Iterable[str], where: str) -> set[str]:
         require(name not in seen, where, "each name once", repr(name))
         seen.add(name)
     return seen
+
+
+def require_entry(name: str, sizes: Mapping[str, int], where: str) -> None:
+    """`name` is one of the plan's entries, whose `sizes` are given."""
+    require(name in sizes, where, "the name of an entry of this plan", repr(name))
 
 
 def require_shape(shape: Sequence[object], where: str) -> None:

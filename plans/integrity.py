@@ -6,45 +6,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from itertools import pairwise
 from math import prod
 
-from .container import ALIGNMENT, MANIFEST_NAME, WEIGHTS_PREFIX, is_safe_name
-from .findings import MAX_NUMBER, require, require_number, require_shape, require_unique
-from .names import read_only_names, weight_instances, writable_names
+from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
+from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
+from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, step_inputs
 from .program_integrity import check_program
-from .recipe_shapes import SourceLookup, count_nodes, infer
-from .schema import FORMAT_MAJOR, FORMAT_MINOR, Manifest, SourceTensor, Weight
-from .template import instantiate, is_templated
+from .schema import FORMAT_MAJOR, FORMAT_MINOR, Manifest
+from .template import is_templated
+from .weight_integrity import check_weights
 
 __all__ = ["check_manifest", "check_program", "ranks"]
 
 IDENTITY_TOKENS = 64
 MAX_LAYERS = 4096
 MAX_RANKS = 65536
-MAX_RECIPE_STEPS = 4_000_000
+MAX_INSTANCES = 4_000_000
 REQUIRED_RATES = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s"}
-
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-# GGUF block types: elements and bytes of one block (ggml quantisation formats).
-_BLOCKS = {
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q2_K": (256, 84),
-    "Q3_K": (256, 110),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
-_PLAIN_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-_PLAIN_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -64,8 +45,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_kv(manifest)
     _check_step_inputs(manifest)
     _check_programs(manifest, sizes)
-    sources = _check_sources(manifest, sizes)
-    _check_weights(manifest, sources)
+    check_weights(manifest, sizes)
     _check_constants(manifest, sizes)
     _check_memory(manifest)
     _check_performance(manifest)
@@ -85,13 +65,9 @@ def _check_entries(manifest: Manifest) -> dict[str, int]:
         require(is_safe_name(entry.name) and entry.name != MANIFEST_NAME, "entries", "a plain relative path", repr(entry.name))
         require_number(entry.size, f"entries, {entry.name}: size")
         require(
-            _HEX_DIGEST.fullmatch(entry.sha256) is not None, f"entries, {entry.name}: sha256", "64 hex digits", repr(entry.sha256)
+            HEX_DIGEST.fullmatch(entry.sha256) is not None, f"entries, {entry.name}: sha256", "64 hex digits", repr(entry.sha256)
         )
     return {entry.name: entry.size for entry in manifest.entries}
-
-
-def _require_entry(name: str, sizes: dict[str, int], where: str) -> None:
-    require(name in sizes, where, "the name of an entry of this plan", repr(name))
 
 
 def _check_target(manifest: Manifest) -> None:
@@ -129,7 +105,7 @@ def _check_names(manifest: Manifest) -> None:
             weight.layers,
         )
     require(
-        sum(len(weight.layers) or 1 for weight in manifest.weights) <= MAX_RECIPE_STEPS, "weights", "fewer instances", "too many"
+        sum(len(weight.layers) or 1 for weight in manifest.weights) <= MAX_INSTANCES, "weights", "fewer instances", "too many"
     )
     for group in manifest.kv.groups:
         _check_layers(group.layers, f"kv.groups, {group.name}: layers", manifest)
@@ -174,7 +150,7 @@ def _check_programs(manifest: Manifest, sizes: dict[str, int]) -> None:
     require_unique((program.name for program in manifest.programs), "programs")
     for program in manifest.programs:
         where = f"programs, {program.name}"
-        _require_entry(program.entry, sizes, f"{where}: entry")
+        require_entry(program.entry, sizes, f"{where}: entry")
         require_number(program.rank, f"{where}: rank", 0, ranks(manifest) - 1)
         require_number(program.max_rows, f"{where}: max_rows", 1)
     largest: dict[tuple[str, int], int] = {}
@@ -186,97 +162,11 @@ def _check_programs(manifest: Manifest, sizes: dict[str, int]) -> None:
         require_number(largest["step", rank], f"programs, step, rank {rank}: max_rows", manifest.schedule.max_rows)
 
 
-def _check_sources(manifest: Manifest, sizes: dict[str, int]) -> dict[str, SourceTensor]:
-    require_unique((source.name for source in manifest.sources), "sources")
-    bound = sum(source.digest is not None for source in manifest.sources)
-    require(
-        bound in (0, len(manifest.sources)),
-        "sources",
-        "digests for all sources or for none",
-        f"{bound} of {len(manifest.sources)}",
-    )
-    for source in manifest.sources:
-        _check_source(source, sizes)
-    return {source.name: source for source in manifest.sources}
-
-
-def _check_source(source: SourceTensor, sizes: dict[str, int]) -> None:
-    where = f"sources, {source.name}"
-    require_shape(source.shape, f"{where}: shape")
-    require_number(source.bytes, f"{where}: bytes")
-    expected = _encoded_bytes(source)
-    require(expected is None or source.bytes == expected, f"{where}: bytes", expected, source.bytes)
-    if source.digest is not None:
-        require(_HEX_DIGEST.fullmatch(source.digest) is not None, f"{where}: digest", "64 hex digits", repr(source.digest))
-    if source.entry is not None:
-        _require_entry(source.entry, sizes, f"{where}: entry")
-        require(source.entry.startswith(WEIGHTS_PREFIX), f"{where}: entry", f"a name under {WEIGHTS_PREFIX}", repr(source.entry))
-        require(sizes[source.entry] == source.bytes, f"{where}: entry", f"{source.bytes} bytes", f"{sizes[source.entry]} bytes")
-
-
-def _encoded_bytes(source: SourceTensor) -> int | None:
-    """Stored bytes of a source, None if its encoding is not known here (its recipe's kernel then decides)."""
-    elements = prod(source.shape)
-    if source.encoding in _PLAIN_BYTES:
-        return elements * _PLAIN_BYTES[source.encoding]
-    if source.encoding not in _BLOCKS:
-        return None
-    per_block, block_bytes = _BLOCKS[source.encoding]
-    where = f"sources, {source.name}: shape"
-    require(
-        bool(source.shape) and source.shape[-1] % per_block == 0,
-        where,
-        f"rows of whole blocks of {per_block}",
-        list(source.shape),
-    )
-    return elements // per_block * block_bytes
-
-
-def _check_weights(manifest: Manifest, sources: dict[str, SourceTensor]) -> None:
-    for weight in manifest.weights:
-        where = f"weights, {weight.name}"
-        require_shape(weight.shape, f"{where}: shape")
-        expected = prod(weight.shape) * DTYPE_BYTES[weight.dtype]
-        require(weight.bytes == expected, f"{where}: bytes", expected, weight.bytes)
-    steps = 0
-    for weight in manifest.weights:
-        try:
-            steps += count_nodes(weight.recipe) * (len(weight.layers) or 1)
-        except ValueError as error:
-            require(False, f"weights, {weight.name}: recipe", "a recipe of fewer steps", error)
-        require(steps <= MAX_RECIPE_STEPS, "weights", f"at most {MAX_RECIPE_STEPS} recipe steps", "more")
-    for weight in manifest.weights:
-        _check_recipe(weight, sources)
-
-
-def _check_recipe(weight: Weight, sources: dict[str, SourceTensor]) -> None:
-    """For every layer, the recipe gives the weight's shape and dtype."""
-    promised = (weight.shape, weight.dtype)
-    for name, layer in weight_instances(weight):
-        where = f"weights, {name}: recipe"
-        try:
-            found = infer(weight.recipe, _lookup(sources, layer if weight.layers else None))
-        except ValueError as error:
-            require(False, where, "steps that can be done on its sources", error)
-        else:
-            require(found == promised, where, f"{weight.dtype}{list(weight.shape)}", f"{found[1]}{list(found[0])}")
-
-
-def _lookup(sources: dict[str, SourceTensor], layer: int | None) -> SourceLookup:
-    def find(name: str) -> tuple[tuple[int, ...], str]:
-        full = name if layer is None else instantiate(name, layer)
-        if full not in sources:
-            raise ValueError(f"no source {full!r}")
-        return sources[full].shape, sources[full].encoding
-
-    return find
-
-
 def _check_constants(manifest: Manifest, sizes: dict[str, int]) -> None:
     for constant in manifest.constants:
         where = f"constants, {constant.name}"
         require_shape(constant.shape, f"{where}: shape")
-        _require_entry(constant.entry, sizes, f"{where}: entry")
+        require_entry(constant.entry, sizes, f"{where}: entry")
         expected = prod(constant.shape) * DTYPE_BYTES[constant.dtype]
         require(sizes[constant.entry] == expected, f"{where}: entry", f"{expected} bytes", f"{sizes[constant.entry]} bytes")
     for buffer in manifest.slot_buffers:
@@ -355,9 +245,9 @@ def _check_figures(figures: Iterable[float], where: str) -> None:
 def _check_tokenizer_and_goldens(manifest: Manifest, sizes: dict[str, int]) -> None:
     tokenizer = manifest.tokenizer
     if tokenizer is not None:
-        _require_entry(tokenizer.entry, sizes, "tokenizer.entry")
+        require_entry(tokenizer.entry, sizes, "tokenizer.entry")
         if tokenizer.chat_template_entry:
-            _require_entry(tokenizer.chat_template_entry, sizes, "tokenizer.chat_template_entry")
+            require_entry(tokenizer.chat_template_entry, sizes, "tokenizer.chat_template_entry")
     require_unique((golden.name for golden in manifest.goldens), "goldens")
     for golden in manifest.goldens:
-        _require_entry(golden.entry, sizes, f"goldens, {golden.name}: entry")
+        require_entry(golden.entry, sizes, f"goldens, {golden.name}: entry")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from math import prod
+from typing import TypeGuard
 
 from .stored_tensor import MAX_DIMENSIONS, HeaderError, StoredTensor
 
@@ -68,5 +69,5 @@ def _tensor(name: str, entry: object, begin: int) -> StoredTensor:
     return StoredTensor(name, encoding, tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
-def _naturals(value: object) -> bool:
+def _naturals(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)

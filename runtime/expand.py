@@ -70,9 +70,7 @@ def calls(program: Program, first_only: bool) -> Iterator[tuple[Call, int | None
 
 def operand_names(program: Program, first_only: bool) -> set[str]:
     """All operand names of a program, layer indices filled in."""
-    return {
-        _named(name, index) for call, index in calls(program, first_only) for name in (*call.inputs, *call.outputs)
-    }
+    return {_named(name, index) for call, index in calls(program, first_only) for name in (*call.inputs, *call.outputs)}
 
 
 def expand(program: Program, bucket: Bucket, extent: Extent, around: Surroundings, first_only: bool = False) -> Expansion:
@@ -102,9 +100,7 @@ class _Arrays:
 
     def __init__(self, program: Program, bucket: Bucket, extent: Extent, around: Surroundings) -> None:
         self._program, self._around, self._extent = program.name, around, extent
-        self._buffers = {
-            buffer.name: (buffer, offset) for buffer, offset in zip(program.buffers, bucket.offsets, strict=True)
-        }
+        self._buffers = {buffer.name: (buffer, offset) for buffer, offset in zip(program.buffers, bucket.offsets, strict=True)}
         self._views = {view.name: view for view in program.views}
         self._made: dict[str, torch.Tensor] = {}
 

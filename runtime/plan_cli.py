@@ -120,7 +120,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 def bind(plan: Path, weights: Path, output: Path, as_json: bool) -> None:
     """Write the plan with the digests of these weights, so that it runs with no others."""
     from ..plans.bind import bind_plan
-    from .checkpoint import open_checkpoint
+    from ..plans.checkpoint import open_checkpoint
 
     with Plan.open(plan) as opened:
         plan_id = bind_plan(opened, open_checkpoint(weights), output)

@@ -38,7 +38,7 @@ _WHOLE = {
     "lm_head.weight": "output.weight",
 }
 _LAYER_PARAMETER = re.compile(r"model\.layers\.(\{i(?:\+\d+)?\}|\d+)\.([a-z_.]+)\.(weight|bias)")
-_LAYER_TENSOR = re.compile(r"blk\.\d+\.(" + "|".join(_PARTS.values()) + r")\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,6})\.([a-z_]+\.(?:weight|bias))")
 _ROPE_FACTORS = "rope_freqs.weight"
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
@@ -49,8 +49,8 @@ def open_gguf(path: Path) -> ModelSource:
     metadata = read_metadata(path)
     arch = _architecture(metadata)
     checkpoint = open_weights(path)
-    _require_known_tensors(checkpoint.tensors, path)
     config = model_config(metadata, arch, checkpoint.tensors, _rope_factors(checkpoint))
+    _require_known_tensors(checkpoint.tensors, config, path)
     tokenizer = rebuild_tokenizer(metadata)
     return ModelSource(
         name=metadata.get("general.name", str, path.stem),
@@ -94,18 +94,38 @@ def _architecture(metadata: GgufMetadata) -> str:
     return arch
 
 
-def _require_known_tensors(tensors: Mapping[str, CheckpointTensor], path: Path) -> None:
+def _require_known_tensors(tensors: Mapping[str, CheckpointTensor], config: Mapping[str, Any], path: Path) -> None:
     """A tensor that no parameter reads would be left out of the model silently."""
-    known = {*_WHOLE.values(), _ROPE_FACTORS}
-    unknown = sorted(name for name in tensors if name not in known and not _LAYER_TENSOR.fullmatch(name))
+    whole, parts = {*_WHOLE.values(), _ROPE_FACTORS}, _used_parts(config)
+
+    def used(name: str) -> bool:
+        match = _LAYER_TENSOR.fullmatch(name)
+        return name in whole or (match is not None and int(match[1]) < config["num_hidden_layers"] and match[2] in parts)
+
+    unknown = sorted(name for name in tensors if not used(name))
     if unknown:
         raise ModelError(
             "The GGUF file has tensors that this architecture does not use.",
             where=str(path),
-            expected="tensors of a plain llama, qwen2 or qwen3 model",
+            expected=f"tensors of a plain {config['model_type']} model of {config['num_hidden_layers']} layers",
             got=", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""),
             fix="use the Hugging Face directory of this model",
         )
+
+
+def _used_parts(config: Mapping[str, Any]) -> set[str]:
+    """Names, without their layer, of the tensors that the transformers model of this configuration has in each layer."""
+    attention, mlp = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
+    parts = {f"{name}.weight" for name in ("attn_norm", "ffn_norm", *attention, *mlp)}
+    if config["model_type"] == "qwen3":
+        parts |= {"attn_q_norm.weight", "attn_k_norm.weight"}
+    if config["model_type"] == "qwen2":
+        parts |= {f"{name}.bias" for name in attention[:3]}
+    if config.get("attention_bias"):
+        parts |= {f"{name}.bias" for name in attention}
+    if config.get("mlp_bias"):
+        parts |= {f"{name}.bias" for name in mlp}
+    return parts
 
 
 def _rope_factors(checkpoint: Checkpoint) -> np.ndarray | None:

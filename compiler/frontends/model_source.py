@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from ...plans.template import instantiate, is_templated
 
 PLAN_DTYPES = ("f32", "bf16", "f16")
 PLAIN_ENCODINGS = frozenset({"F32", "F16", "BF16"})
+
+_INDEX = re.compile(r"\{i(?:\+(\d+))?\}")
 
 Progress = Callable[[int, int], None]
 
@@ -125,9 +128,10 @@ class ModelSource:
             return [0]
         if layers is not None:
             return list(layers)
-        depth = self.config["num_hidden_layers"]
-        offset = max(_offsets(template))
-        return list(range(depth - offset))
+        depth = self.config.get("num_hidden_layers")
+        if not isinstance(depth, int):
+            return _layers_present(template, self.checkpoint.tensors if self.checkpoint else ())
+        return list(range(depth - max(int(offset or 0) for offset in _INDEX.findall(template))))
 
 
 def open_weights(path: Path) -> Checkpoint:
@@ -150,9 +154,13 @@ def token_ids(value: object) -> tuple[int, ...]:
     return tuple(token for token in found if isinstance(token, int) and not isinstance(token, bool))
 
 
-def _offsets(template: str) -> list[int]:
-    probe = instantiate(template, 0).split(".")
-    return [int(part) for part, original in zip(probe, template.split("."), strict=True) if part != original]
+def _layers_present(template: str, names: Iterable[str]) -> list[int]:
+    """Layers that the checkpoint has, for configurations that call their number of layers something else; [0] for none."""
+    fixed = _INDEX.split(template)[::2]
+    pattern = re.compile(r"(\d+)".join(re.escape(part) for part in fixed))
+    first = int(_INDEX.findall(template)[0] or 0)
+    found = {int(match[1]) - first for name in names if (match := pattern.fullmatch(name))}
+    return sorted(layer for layer in found if layer >= 0) or [0]
 
 
 def _checked(

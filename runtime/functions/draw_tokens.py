@@ -79,7 +79,8 @@ def draw_tokens(operands: Operands) -> Launch:
 def _draw(
     values: Logits, largest: NDArray[np.float32], filtered: NDArray[np.bool_], slots: _Slots, at: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    scaled = (values - largest[:, None]) / slots.temperature[at][:, None]
+    scaled: Logits = values - largest[:, None]
+    np.divide(scaled, slots.temperature[at][:, None], out=scaled)
     chance = uniform(slots.seed[at], slots.output_position[at])
     drawn = np.empty(len(values), np.int64)
     free, cut = np.flatnonzero(~filtered), np.flatnonzero(filtered)

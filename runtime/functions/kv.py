@@ -99,9 +99,7 @@ def _writes(
     return _large(operands.context, slots, k, v, k_tokens, v_tokens)
 
 
-def _small(
-    context: Context, slots: _Slots, k: np.ndarray, v: np.ndarray, k_tokens: np.ndarray, v_tokens: np.ndarray
-) -> Launch:
+def _small(context: Context, slots: _Slots, k: np.ndarray, v: np.ndarray, k_tokens: np.ndarray, v_tokens: np.ndarray) -> Launch:
     def run() -> None:
         slots.refresh(context.step)
         if slots.rows is None:

@@ -55,9 +55,7 @@ def _normalise(operands: Operands, x: torch.Tensor, weight: torch.Tensor, out: t
     operands.floating(x, weight, out)
     operands.require(x.ndim in (2, 3) and x.shape == out.shape, "x and output of one shape, rank 2 or 3")
     operands.shaped(weight, x.shape[-1])
-    style = _Style(
-        operands.number("eps"), operands.flag("cast_before_weight", True), operands.flag("one_plus_weight", False)
-    )
+    style = _Style(operands.number("eps"), operands.flag("cast_before_weight", True), operands.flag("one_plus_weight", False))
     operands.require(style.eps >= 0 and x.shape[-1] > 0, "eps of 0 or more, and a last dimension that is not empty")
     factor = _factor(operands.context, weight, style)
     if is_small(x, out):

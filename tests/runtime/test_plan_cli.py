@@ -139,7 +139,7 @@ def test_bind(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         def read(self, name: str) -> memoryview:
             return memoryview(bytes(self.tensors[name].bytes))
 
-    install_module(monkeypatch, "tokenspeed.runtime.checkpoint", open_checkpoint=lambda path: Checkpoint())
+    install_module(monkeypatch, "tokenspeed.plans.checkpoint", open_checkpoint=lambda path: Checkpoint())
     done = run("bind", plan, "--weights", tmp_path, "-o", tmp_path / "bound.bin", "--json")
     assert done.exit_code == 0, done.output
     with Plan.open(tmp_path / "bound.bin") as bound:

@@ -109,6 +109,18 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         source.recipe("model.layers.{i}.mlp.gate_proj.weight", "f32", (32, 48))
 
 
+def test_layers_of_configurations_with_other_names(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8}
+    tensors = {f"transformer.h.{i}.ln_1.weight": torch.ones(8 + (i == 1)) for i in range(2)}
+    save_file(tensors, directory(tmp_path / "tiny", config) / "model.safetensors")
+    source = open_model(tmp_path / "tiny")
+    with pytest.raises(ModelError, match=r"transformer\.h\.1\.ln_1"):
+        source.recipe("transformer.h.{i}.ln_1.weight", "f32", (8,))
+    assert source.recipe("transformer.h.{i}.ln_1.weight", "f32", (8,), layers=[0])
+    with pytest.raises(ModelError, match=r"transformer\.h\.0\.ln_2"):
+        source.recipe("transformer.h.{i}.ln_2.weight", "f32", (8,))
+
+
 def test_shape_only(tmp_path: Path) -> None:
     source = open_model(directory(tmp_path / "shapes", tokenizer__json=tokenizer_json()))
     assert source.sources is None and source.checkpoint is None and source.tokenizer is not None

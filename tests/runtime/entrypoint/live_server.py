@@ -35,7 +35,7 @@ TEMPLATE = """{% for message in messages %}
 {%- endfor %}{% if tools %}[{{ tools | tojson }}]{% endif %}
 {%- if messages[0].role == 'refused' %}{{ raise_exception('no such role') }}{% endif %}"""
 LIMITS = SchedulerLimits(
-    max_rows=64, max_decode_rows=8, max_sequences=8, prefill_chunk=32, max_waiting=6, max_context=MAX_CONTEXT
+    max_rows=64, max_decode_rows=8, max_sequences=8, prefill_chunk=32, max_waiting=16, max_context=MAX_CONTEXT
 )
 
 

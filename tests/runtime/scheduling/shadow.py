@@ -34,7 +34,7 @@ def make_scheduler(
     max_context: int = 64,
 ) -> tuple[Scheduler, KvManager]:
     kv = KvManager(blocks, block_tokens, identity_tokens, "test")
-    limits = SchedulerLimits(max_rows, max_decode_rows, max_sequences, prefill_chunk, max_waiting, max_context)
+    limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, max_waiting, max_context)
     return Scheduler(limits, kv), kv
 
 

@@ -10,6 +10,7 @@ import pytest
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.slots import Phase
 from tokenspeed.runtime.scheduling.step import StepBatch
 
 STOP, GO = 9, 5
@@ -37,7 +38,12 @@ class World:
         if self.flights:
             yield from (("complete", token) for token in (GO, STOP))
             yield "fail", 0
-        yield from (("abort", number) for number in range(self.submitted))
+        live = self.scheduler._state.requests
+        yield from (("abort", number) for number, request in enumerate(REQUESTS) if request.request_id in live)
+
+    def copied(self) -> World:
+        """A copy that shares what never changes."""
+        return copy.deepcopy(self, {id(fixed): fixed for fixed in (*REQUESTS, *self.flights)})
 
     def play(self, move: str, value: int) -> None:
         if move == "submit":
@@ -68,32 +74,37 @@ class World:
 
     def key(self) -> tuple[object, ...]:
         """The state up to step numbers: equal keys behave alike."""
-        state = self.scheduler._state
+        state, blocked = self.scheduler._state, self.scheduler._planner._blocked
         slots, first = state.slots, state.next_step
-        arrays = (slots.phase, slots.computed, slots.length, slots.capacity, slots.confirmed, slots.last_token, slots.block_table)
-        waiting = tuple(
-            (name, s.status.name, s.slot, s.length, s.computed, s.preempted_in_step == first)
+        arrays = (slots.phase, slots.computed, slots.length, slots.capacity, slots.confirmed, slots.last_token, slots.recent)
+        requests = tuple(
+            (name, s.status.name, s.slot, s.tokens().tobytes(), s.computed, s.preempted_in_step == first)
             for name, s in state.requests.items()
         )
         flights = tuple(
-            (f.step_id - first, f.slots.tobytes(), (slots.binding[f.slots] - f.bindings).tobytes(), tuple(sorted(f.preempted)))
+            (
+                f.step_id - first,
+                *(array.tobytes() for array in (f.slots, slots.binding[f.slots] - f.bindings, f.computed)),
+                *((slot, s.request_id, s.status.name) for slot, s in sorted(f.preempted.items())),
+            )
             for f in state.flights
         )
         return (
             self.submitted,
-            waiting,
+            requests,
             flights,
-            tuple(array.tobytes() for array in arrays),
-            tuple(slots.last_step - first if slots.last_step[slot] > state.completed_step else 0 for slot in range(2))
-            if False
-            else tuple(int(step > state.completed_step) and int(step - first) for step in slots.last_step),
+            blocked and (blocked[0].request_id, blocked[1]),
+            tuple(array[slots.phase != Phase.EMPTY].tobytes() for array in arrays),
+            slots.block_table.tobytes(),
+            tuple(step - first if step > state.completed_step else 0 for step in slots.last_step.tolist()),
             tuple(sorted(self.kv.states().items())),
+            tuple((digest, unit.indices) for digest, unit in self.kv._index.items()),
             tuple(self.kv._cached),
             tuple(block.index for block in self.kv._free),
         )
 
 
-@pytest.mark.parametrize(("in_flight", "depth"), [(1, 9), (2, 8)])
+@pytest.mark.parametrize(("in_flight", "depth"), [(1, 11), (2, 10)])
 def test_every_interleaving(in_flight: int, depth: int, capsys: pytest.CaptureFixture[str]):
     frontier, seen = [World()], set()
     moves = 0
@@ -101,7 +112,7 @@ def test_every_interleaving(in_flight: int, depth: int, capsys: pytest.CaptureFi
         following = []
         for world in frontier:
             for move in world.moves(in_flight):
-                successor = copy.deepcopy(world)
+                successor = world.copied()
                 successor.play(*move)
                 successor.check()
                 moves += 1

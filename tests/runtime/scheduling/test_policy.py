@@ -106,7 +106,7 @@ def test_a_decode_without_a_block_preempts_the_worst_rank():
         preempted_at += 1
     assert batch.request_ids == ("a",)
     stats = scheduler.stats()
-    assert (stats.running, stats.waiting, preempted_at, kv.available) == (1, 1, 5, 2)
+    assert (stats.running, stats.waiting, preempted_at, kv.available) == (1, 1, 5, 3)
 
 
 def test_the_preempted_keeps_rank_and_output_and_counts_what_it_recomputes():

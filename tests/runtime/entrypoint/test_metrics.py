@@ -1,0 +1,51 @@
+"""Dashboards find the metrics under the names they know, and the numbers are those of the requests made."""
+
+from __future__ import annotations
+
+import httpx
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from .live_server import NAME, live_server
+
+GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
+COUNTERS = {
+    "prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
+    "recomputed_tokens",
+}  # fmt: skip
+HISTOGRAMS = {
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
+    "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens",
+    "iteration_tokens_total",
+}  # fmt: skip
+
+
+def test_names_and_numbers() -> None:
+    with live_server() as server:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=20) as client:
+            client.completions.create(model=NAME, prompt=[5] * 20, max_tokens=7)
+            client.completions.create(model=NAME, prompt=[5] * 20, max_tokens=7)
+        text = httpx.get(f"{server.url}/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for names, kind in ((GAUGES, "gauge"), (COUNTERS, "counter"), (HISTOGRAMS, "histogram")):
+        for name in names:
+            assert families[f"tokenspeed:{name}"].type == kind, name
+    values = {
+        (sample.name, sample.labels.get("finished_reason")): sample.value
+        for family in families.values()
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
+    assert values["tokenspeed:prompt_tokens_total", None] == 40
+    assert values["tokenspeed:generation_tokens_total", None] == 14
+    assert values["tokenspeed:request_success_total", "length"] == 2
+    assert values["tokenspeed:prefix_cache_hits_total", None] == 16
+    assert values["tokenspeed:time_to_first_token_seconds_count", None] == 2
+    assert values["tokenspeed:inter_token_latency_seconds_count", None] == 12
+    assert values["tokenspeed:request_decode_time_seconds_count", None] == 2
+    assert values["tokenspeed:request_generation_tokens_sum", None] == 14
+    assert values["tokenspeed:num_requests_running", None] == 0
+    buckets = {
+        sample.labels["le"] for sample in families["tokenspeed:time_to_first_token_seconds"].samples if "le" in sample.labels
+    }
+    assert {"0.001", "0.06", "0.75", "2560.0", "+Inf"} <= buckets
