@@ -90,7 +90,7 @@ class ModelSource:
         origin = self.origin(parameter_template)
         recipe: Recipe = Source(origin.tensor)
         if self.checkpoint is not None:
-            names = [instantiate(origin.tensor, i) for i in self._layers(origin.tensor, layers)]
+            names = (instantiate(origin.tensor, i) for i in self._layers(origin.tensor, layers))
             encodings = {_checked(self.checkpoint.tensors, name, parameter_template, shape, self.encodings) for name in names}
             if encodings - PLAIN_ENCODINGS:
                 recipe = Dequantize(Source(origin.tensor))
@@ -123,7 +123,7 @@ class ModelSource:
         """Tokens that end a generation: the tokenizer files', else the configuration's."""
         return self.tokenizer.end_tokens if self.tokenizer else token_ids(self.config.get("eos_token_id"))
 
-    def _layers(self, template: str, layers: Iterable[int] | None) -> list[int]:
+    def _layers(self, template: str, layers: Iterable[int] | None) -> Sequence[int]:
         if not is_templated(template):
             return [0]
         if layers is not None:
@@ -131,7 +131,7 @@ class ModelSource:
         depth = self.config.get("num_hidden_layers")
         if not isinstance(depth, int):
             return _layers_present(template, self.checkpoint.tensors if self.checkpoint else ())
-        return list(range(depth - max(int(offset or 0) for offset in _INDEX.findall(template))))
+        return range(depth - max(int(offset or 0) for offset in _INDEX.findall(template)))
 
 
 def open_weights(path: Path) -> Checkpoint:

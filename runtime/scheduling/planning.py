@@ -34,6 +34,7 @@ class StepPlanner:
 
         Where preemption emptied the step (its only candidate gave way to others), they are looked at again.
         """
+        self._state.round += 1
         while True:
             preemptions = self._state.counters.preemptions
             decodes, chunks = self._plan_once()
@@ -97,7 +98,7 @@ class StepPlanner:
 
     def _try_to_admit(self, sequence: Sequence) -> bool:
         state = self._state
-        if sequence.preempted_in_step == state.next_step or self._is_blocked(sequence):
+        if not state.may_return(sequence) or self._is_blocked(sequence):
             return False
         if not state.slots.free and not self._may_take_a_slot(sequence):
             return False

@@ -10,7 +10,7 @@
 5. A decode row that needs a block and finds none preempts the running sequence of worst rank, itself included.
 6. A waiting request of better priority (not merely earlier) preempts running ones of worse priority, worst first, if that
    makes enough room; else it preempts nobody.
-7. The preempted keep their rank and output, wait for the next step at least, and recompute what the cache no longer has.
+7. The preempted keep their rank and output, come back in a later round, and recompute what the cache no longer has.
 """
 
 from __future__ import annotations

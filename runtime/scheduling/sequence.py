@@ -26,18 +26,20 @@ class Sequence:
 
     `tokens()` holds the prompt and the output known here; while running, the newest output tokens (fewer than one identity
     unit) are in the slot arrays and flushed here on events. `limit` is the total length at which the sequence ends.
+    `computed` is the most tokens whose KV it ever had. `awaited_step`: the launched step that may still bring a token.
     """
 
     __slots__ = (
         "_buffer",
         "arrival",
+        "awaited_step",
         "blocks",
         "cached_tokens",
         "chain",
         "computed",
         "length",
         "limit",
-        "preempted_in_step",
+        "preempted_in_round",
         "prompt_length",
         "rank",
         "request",
@@ -59,7 +61,7 @@ class Sequence:
         self.blocks: SequenceBlocks | None = None
         self.cached_tokens = 0
         self.computed = 0
-        self.preempted_in_step = -1
+        self.preempted_in_round = self.awaited_step = -1
         self.was_admitted = False
 
     @property

@@ -49,12 +49,16 @@ class SchedulerState:
         self.counters = Counters()
         self.next_step = 0
         self.completed_step = -1
-        self.arrivals = 0
+        self.arrivals = self.round = 0
 
     def enter(self, sequence: Sequence) -> None:
         self.requests[sequence.request_id] = sequence
         self.stop_tokens.update(sequence.request.stop_tokens)
         self.waiting.push(sequence)
+
+    def may_return(self, sequence: Sequence) -> bool:
+        """Policy rule 7: not in the round that preempted it, nor before its last token is in."""
+        return sequence.preempted_in_round != self.round and sequence.awaited_step <= self.completed_step
 
     def find_hits(self, sequence: Sequence) -> Hits:
         """Cached prefix of a waiting sequence; its last known token is always computed, for its logits."""
@@ -108,11 +112,12 @@ class SchedulerState:
         slot = sequence.slot
         self.flush(sequence)
         sequence.computed = max(sequence.computed, int(self.slots.computed[slot]))
+        sequence.awaited_step = int(self.slots.last_step[slot])
         for flight in self.flights:
-            if flight.step_id == self.slots.last_step[slot]:
+            if flight.step_id == sequence.awaited_step:
                 flight.preempted[slot] = sequence
         self._leave_slot(sequence)
-        sequence.status, sequence.preempted_in_step = Status.WAITING, self.next_step
+        sequence.status, sequence.preempted_in_round = Status.WAITING, self.round
         self.waiting.push(sequence)
         self.counters.preemptions += 1
 

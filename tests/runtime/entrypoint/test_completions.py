@@ -74,10 +74,8 @@ def test_several_prompts_and_choices_are_indexed(client: OpenAI) -> None:
 
 
 def test_streamed_choices_come_apart_by_index(client: OpenAI) -> None:
-    texts = {0: "", 1: "", 2: ""}
-    for chunk in client.completions.create(
-        model=NAME, prompt="one two three", n=3, max_tokens=length("one two three"), stream=True
-    ):
+    texts, prompt = {0: "", 1: "", 2: ""}, "one two three"
+    for chunk in client.completions.create(model=NAME, prompt=prompt, n=3, max_tokens=length(prompt), stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == dict.fromkeys(range(3), prompt)

@@ -102,6 +102,21 @@ def test_preempted_blocks_are_not_reused_while_a_step_is_in_flight():
     assert launch(scheduler).request_ids == ("high",)
 
 
+def test_a_round_that_only_preempts_leaves_nothing_stuck():
+    scheduler, _ = make_scheduler(blocks=4, block_tokens=2, identity_tokens=2, max_rows=4, max_sequences=2)
+    scheduler.submit(make_request("a", [1, 1, 1], 4, priority=1))
+    launch(scheduler)
+    scheduler.submit(make_request("b", [1, 1, 2], 3, priority=1))
+    scheduler.complete(0, [5])
+    launch(scheduler)
+    scheduler.submit(make_request("c", [1, 1], 2, priority=0))
+    assert scheduler.schedule() is None and scheduler.stats().preemptions == 2
+    assert scheduler.schedule() is None, "their tokens are still to come"
+    assert {outcome.request_id for outcome in scheduler.complete(1, [5, 5])} == {"a", "b"}
+    scheduler.abort("c")
+    assert launch(scheduler).admissions[0].output.tolist() == [5, 5]
+
+
 def test_abort_waiting_running_in_flight_and_unknown():
     scheduler, kv = make_scheduler(max_sequences=1)
     scheduler.submit(make_request("runs", [1] * 5))
