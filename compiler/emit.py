@@ -40,7 +40,7 @@ from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
 from .goldens import make_golden
 from .identity import compiler_digest, library_versions
-from .kv_geometry import compatibility, kv_groups
+from .kv_geometry import ATTENTION, compatibility, kv_groups
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .options import DEFAULT_CONTEXT, CompileOptions
 
@@ -77,7 +77,7 @@ def _config_dtype(source: ModelSource) -> str:
 def choose_context(source: ModelSource, options: CompileOptions) -> int:
     """Longest sequence in tokens: as asked, within what the model was made for."""
     limit = int(source.config.get("max_position_embeddings") or DEFAULT_CONTEXT)
-    wanted = options.max_context or min(limit, DEFAULT_CONTEXT)
+    wanted = min(limit, DEFAULT_CONTEXT) if options.max_context is None else options.max_context
     if not 2 <= wanted <= limit:
         raise UsageError("the model does not reach this context", where="--max-context", expected=f"2 to {limit}", got=str(wanted))
     return wanted
@@ -286,7 +286,7 @@ def _attention_width(state: Compilation) -> float:
     """Query features over all layers: heads * head_dim * layers."""
     total = 0
     for operation, times in _counted(state):
-        if operation.name == "ts.cached_attention":
+        if operation.name in ATTENTION:
             cost = cost_of(operation, 1)  # one floating-point operation per feature by its rule
             total += cost.flops * times
     return total

@@ -16,15 +16,18 @@ from ..plans.schema import KvGroup, SourceTensor
 from ..plans.template import instantiate
 
 
+ATTENTION = {"ts.attention", "ts.cached_attention"}
+
+
 def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
     """Layers with equal geometry and window, in one group each, ordered by first layer."""
     found: dict[tuple[int, int, str, int], list[int]] = {}
     for operation in modules.walk(modules.step_block(module)):
-        if operation.name != "ts.cached_attention":
+        if operation.name not in ATTENTION:
             continue
         q = operation.operands[0]
         geometry = (
-            modules.int_attribute(operation, "kv_heads"),
+            _kv_heads(operation),
             shape_of(q)[2] or 0,
             dtype_of(q),
             modules.int_attribute(operation, "window"),
@@ -45,6 +48,12 @@ def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
             )
         )
     return tuple(groups)
+
+
+def _kv_heads(operation: ir.Operation) -> int:
+    if operation.name == "ts.attention":
+        return shape_of(operation.operands[1])[1] or 0
+    return modules.int_attribute(operation, "kv_heads")
 
 
 def _layers(operation: ir.Operation) -> list[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .frontends.repeats import fold
+
 HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
 
 
 def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
-    """The configuration of a miniature with one layer per kind.
+    """The configuration of a miniature with one layer per kind, or as few layers as still fold into the model's patterns.
 
     Keeps the ratio of query to key/value heads (up to 8), the presence of an own head_dim, windows, rope variant, biases.
     """
@@ -28,7 +30,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
         small["sliding_window"] = WINDOW
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None
-    representatives = [list(kinds).index(kind) for kind in range(max(kinds) + 1)]
+    representatives = _representatives(kinds)
     depth = len(kinds)
     for name, value in config.items():
         if isinstance(value, list) and len(value) == depth and depth > 1:
@@ -38,3 +40,12 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
         # qwen2 derives its layer types from this limit: the first representative lies below it, the second above
         small["max_window_layers"] = sum(index < int(config["max_window_layers"]) for index in representatives)
     return small
+
+
+def _representatives(kinds: Sequence[int]) -> list[int]:
+    """The layers to keep. Fusion may join the end of a layer to the next one in a pattern, so patterns are kept, two rounds each."""
+    patterns = fold(kinds)
+    if all(len(found.pattern) == 1 for found in patterns):
+        return [list(kinds).index(kind) for kind in range(max(kinds) + 1)]
+    rounds = [(found.first, min(found.count, 2) * len(found.pattern)) for found in patterns]
+    return [first + offset for first, length in rounds for offset in range(length)]

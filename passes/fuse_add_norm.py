@@ -16,7 +16,8 @@ def fuse_add_norm(module: ir.Module) -> ir.Module:
             continue
         owner = operation.operands[0].owner
         add = owner if isinstance(owner, ir.Operation) else getattr(owner, "operation", None)
-        if add is not None and add.name == "ts.add":
+        # a norm in a repeat reads a weight per layer, so it cannot move out to an addition before the repeat
+        if add is not None and add.name == "ts.add" and add.parent == operation.parent:
             _fuse(add, operation)
     modules.erase_unused(modules.step_block(module))
     return module

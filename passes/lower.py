@@ -197,6 +197,7 @@ _ATTRIBUTES = {
     "ts.add_rms_norm": _NORM,
     "ts.rope_table": {"scaling": modules.float_attribute},
     "ts.gated_activation": {"activation": modules.text_attribute},
+    "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
 }
 
@@ -218,5 +219,14 @@ def _cached_attention(
     return [Call(function, (*inputs, *_caches(layer), *step), tuple(outputs), attributes, label)]
 
 
-_CALLS = {"ts.rope_kv_write": _rope_kv_write, "ts.cached_attention": _cached_attention}
+def _attention(
+    function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
+) -> list[Call]:
+    write, attend = function.split("+")
+    q, k, v = inputs
+    store = Call(write, (k, v, "slot_mapping"), tuple(_caches(layer)), {}, label)
+    return [store, *_cached_attention(attend, [q], outputs, attributes, layer, label)]
+
+
+_CALLS = {"ts.attention": _attention, "ts.rope_kv_write": _rope_kv_write, "ts.cached_attention": _cached_attention}
 """Operations that also read step inputs and KV caches, which the IR leaves implicit."""

@@ -25,7 +25,8 @@ def counter_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tor
 
     def fill(start: int) -> None:
         stop = min(start + rows, shape[0])
-        values[start:stop] = torch.from_numpy(counter_weight(name, shape, start, stop))
+        with torch.inference_mode():  # a mode of each thread
+            values[start:stop] = torch.from_numpy(counter_weight(name, shape, start, stop))
 
     with ThreadPoolExecutor(_THREADS, "counter-weights") as pool:
         list(pool.map(fill, range(0, shape[0], rows)))

@@ -63,7 +63,7 @@ def load_executor(
         expansions = Expansions(plan.manifest, programs, around, truncate_repeats)
         expansions.prepare_largest()
         report("programs")
-    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest))
+    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary))
 
 
 def _check_functions(version: int) -> None:

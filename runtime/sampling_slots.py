@@ -48,10 +48,10 @@ def check_slot_buffers(manifest: Manifest) -> None:
 class SamplingSlots:
     """The slot buffers as arrays; one request in each slot."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-        self._vocabulary = manifest.model.vocabulary
+    def __init__(self, state: Mapping[str, torch.Tensor], vocabulary: int) -> None:
+        self._vocabulary = vocabulary
         self._arrays: dict[str, NDArray[Any]] = {
-            buffer.name: state[buffer.name].numpy() for buffer in slot_buffers(self._vocabulary, 1)
+            buffer.name: state[buffer.name].numpy() for buffer in slot_buffers(vocabulary, 1)
         }
         self.features = self._arrays["features"]
         self.logprobs_wanted = self._arrays["logprobs_wanted"]

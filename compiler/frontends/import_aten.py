@@ -109,6 +109,14 @@ class _Importer:
                 },
             }
             text = json.dumps(arguments, sort_keys=True)
+            if not isinstance(node.meta.get("val"), torch.Tensor):
+                raise ModelError(
+                    f"model type {self.traced.config['model_type']!r} uses an operation that is not recognised yet",
+                    where=self._templated(module_path(node), layer) or "the traced model",
+                    expected="operations that give one tensor",
+                    got=target_name(node),
+                    fix="choose a model of one of the families in docs/models.md",
+                )
             op = dialect.aten(_type_of(node), operands, target_name(node), text)
             modules.set_label(op, self._templated(module_path(node), layer))
             values[node] = op.results[0]

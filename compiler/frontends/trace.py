@@ -7,6 +7,7 @@ rest is exported with a dynamic number of tokens.
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
@@ -24,6 +26,17 @@ from ...plans.errors import ModelError
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _SCALARS = (bool, int, float, str, type(None))
+_CONFIG_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError
+)
+"""What transformers raises while it builds a model from a configuration with wrong values."""
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "sliding_window", "max_position_embeddings",
+)
+"""Fields that a config.json may leave to transformers' defaults."""
+_NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions"}
+"""Options of attention that change nothing here: positions come in through rope, dropout is off."""
 
 _library = torch.library.Library("tokenspeed", "DEF")
 _library.define("attention(Tensor q, Tensor k, Tensor v, float scale, int window, int layer) -> Tensor")
@@ -56,9 +69,11 @@ def _attention_hook(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    for name in ("softcap", "s_aux", "head_mask"):
-        if options.get(name) is not None:
+    for name in sorted(options.keys() - _NO_EFFECT):
+        if options[name] is not None:
             raise ModelError(f"attention uses {name}, which is not supported yet", where=type(module).__name__)
+    if not (getattr(module, "is_causal", True) and getattr(getattr(module, "config", None), "is_causal", True)):
+        raise ModelError("attention that is not causal cannot be generated with", where=type(module).__name__)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = getattr(module, "layer_idx", 0)
     return torch.ops.tokenspeed.attention(query, key, value, float(scale), int(sliding_window or 0), layer), None
@@ -69,7 +84,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention_hook)
 
 @dataclass(frozen=True)
 class TracedModel:
-    """An exported model with one layer per kind.
+    """An exported model with one layer per kind. `config` is as given, with sizes that it left out filled in.
 
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
     `parameters` the full model's parameter names, shapes and dtypes, tied ones once; `ties` maps a tied name to the one it shares;
@@ -121,17 +136,30 @@ def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
             fix="choose another model, or check config.json",
         )
     try:
-        typed = AutoConfig.for_model(**config)
+        typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(typed, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION_NAME)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except _CONFIG_ERRORS as error:
         raise ModelError(
             f"transformers cannot build a {model_type} model from this configuration",
             where="config.json",
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             fix="correct config.json",
         ) from error
     return model.eval()
+
+
+def _depth(config: Any) -> int:
+    depth = getattr(config, "num_hidden_layers", None)
+    if not isinstance(depth, int) or depth < 1:
+        raise ModelError(
+            f"a {config.model_type} configuration does not say how many layers the language model has",
+            where="config.json, field num_hidden_layers",
+            expected="a number of layers, 1 or more",
+            got=repr(depth),
+            fix="give the configuration of a language model alone",
+        )
+    return depth
 
 
 def _layer_list(model: torch.nn.Module, depth: int, model_type: str) -> tuple[str, torch.nn.ModuleList]:
@@ -158,15 +186,15 @@ def _is_feature(name: str, value: object) -> bool:
     return name not in {"layer_idx", "training"} and isinstance(value, _SCALARS)
 
 
-def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any) -> tuple[str, tuple[int, ...]]:
-    depth = config.num_hidden_layers
+def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: bool) -> tuple[str, tuple[int, ...]]:
+    depth = _depth(config)
     path, layers = _layer_list(model, depth, config.model_type)
     lists = _per_layer_lists(config, depth)
     seen: dict[tuple[Any, ...], int] = {}
     kept: list[int] = []
     kinds = []
     for index, layer in enumerate(layers):
-        mark = _fingerprint(layer, config, lists, index)
+        mark = (index,) if every_layer else _fingerprint(layer, config, lists, index)
         if mark not in seen:
             seen[mark] = len(kept)
             kept.append(index)
@@ -202,8 +230,8 @@ def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return values
 
 
-def trace(config: dict[str, Any], dtype: str) -> TracedModel:
-    """Trace a model from its configuration alone.
+def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> TracedModel:
+    """Trace a model from its configuration alone; with `every_layer`, each layer as if it were a kind of its own.
 
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
@@ -212,7 +240,8 @@ def trace(config: dict[str, Any], dtype: str) -> TracedModel:
         parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
         ties = _tied_names(model)
         typed: Any = model.config
-        path, kinds = _keep_one_layer_per_kind(model, typed)
+        config = {**{name: getattr(typed, name) for name in _SIZES if hasattr(typed, name)}, **config}
+        path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model)
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")

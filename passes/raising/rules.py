@@ -192,10 +192,10 @@ def _gated_activation(root: AtenOp, raiser: Raiser) -> Raised | None:
 
 def _elementwise(target: str, build: Any) -> Rule:
     def rule(root: AtenOp, raiser: Raiser) -> Raised | None:
-        if root.target != target or len(root.operation.operands) != 2:
+        if root.target != target or len(root.operation.operands) != 2 or root.keywords:
             return None
         a, b = (raiser.raised(value) for value in root.operation.operands)
-        if a is None or b is None or a.form is not b.form or shape_of(a.value) != shape_of(b.value):
+        if a is None or b is None or a.form is not b.form or a.value.type != b.value.type:
             return None
         return Raised(build(a.value.type, a.value, b.value).res, a.form)
 

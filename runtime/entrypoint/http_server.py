@@ -10,14 +10,18 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from ...plans.command import INTERRUPTED
+from ...plans.errors import TokenspeedError
 from .app import make_app
 from .service import Service
 
 _LAST_ANSWERS_SECONDS = 5  # for answers that are complete but still on their way out
 
 
-class Aborted(Exception):
-    """A second signal came: do not wait for anything."""
+class Aborted(TokenspeedError):
+    """A second signal came: nothing is waited for."""
+
+    exit_code = INTERRUPTED
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +65,7 @@ async def serve(service: Service, server_socket: socket.socket, drain_timeout: f
                 task.cancel()
             results = await asyncio.gather(serving, drained, aborted, return_exceptions=True)
     if second.is_set():
-        raise Aborted
+        raise Aborted("stopped at once by a second signal; what was running got no answer")
     for result in results:
         if isinstance(result, Exception):
             raise result

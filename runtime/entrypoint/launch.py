@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def launch(plan: Plan, options: LaunchOptions, clock: StartupClock) -> None:
 
     Raises TokenspeedError when the port is taken or the engine cannot start.
     """
+    # Until the server handles signals itself, SIGTERM unwinds like Ctrl-C, so that no engine or socket is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     served = options.prompt is None and not options.chat
     server = listen(options.host, options.port) if served else None
     sockets = Sockets()

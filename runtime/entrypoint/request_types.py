@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from ...plans.sampling import BIAS_TOKENS, END_TOKENS, TOP_LOGPROBS
+
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PositiveCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -18,7 +20,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
-TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=TOP_LOGPROBS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Tenant = Annotated[str, Meta(max_length=1024)]
 
@@ -40,9 +42,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     seed: Seed | None = None
-    logit_bias: dict[TokenId, Bias] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=BIAS_TOKENS)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=END_TOKENS)] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
+from ...plans.sampling import END_TOKENS
 from ..protocol import SamplingParameters
 from .api_error import invalid
 from .request_types import GenerationRequest
@@ -28,6 +29,9 @@ def sampling_parameters(
     for name, tokens in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids)):
         if any(token >= model.vocabulary for token in tokens or ()):
             raise invalid(name, f"`{name}` holds tokens outside the vocabulary of {model.vocabulary}")
+    if len({*model.end_tokens, *(request.stop_token_ids or ())}) > END_TOKENS:
+        own = len(set(model.end_tokens))
+        raise invalid("stop_token_ids", f"at most {END_TOKENS} tokens can end a sequence, {own} of them are the model's own")
     return SamplingParameters(
         max_tokens=limit,
         temperature=_or(request.temperature, 1.0),

@@ -21,6 +21,7 @@ class ServedModel:
     version: str
     vocabulary: int
     max_context: int
+    end_tokens: tuple[int, ...]
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -35,6 +36,7 @@ def served_model(plan: Plan) -> ServedModel:
         version=importlib.metadata.version("tokenspeed-compile"),
         vocabulary=manifest.model.vocabulary,
         max_context=manifest.model.max_context,
+        end_tokens=manifest.model.end_tokens,
         tokenizer=_tokenizer(plan, manifest),
         chat_template=_chat_template(plan, manifest),
     )

@@ -7,13 +7,16 @@ blocks of query rows, each against segments of keys whose partial results are me
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 QUERY_ROWS = 1024
-MASK_ELEMENTS = 1 << 20
+# With a window, segments carry masks: fewer rows and keys at a time.
+WINDOW_QUERY_ROWS = 256
+MASK_ELEMENTS = 1 << 18
 # A decode batch may gather this many times the tokens it needs; past that, splitting the batch is cheaper.
 PADDING_ALLOWED = 1.5
 
@@ -166,20 +169,24 @@ class Layout:
     def _add_sequence(self, sequence: int) -> None:
         first, stop = int(self._starts[sequence]), int(self._starts[sequence + 1])
         before = int(self._lengths[sequence]) - (stop - first)
-        # so that the keys of a block's own rows always come in one segment
-        most = min(QUERY_ROWS, self._geometry.chunk_tokens)
-        if self._geometry.window:
-            # window segments carry masks of rows x keys
-            most = max(1, min(most, MASK_ELEMENTS // self._geometry.chunk_tokens))
+        most, _ = self._block_size()
         for a in range(first, stop, most):
             b = min(a + most, stop)
             segments = self._segments(sequence, before + a - first, before + b - first)
             self.blocks.append(QueryBlock(a, b, segments))
 
+    def _block_size(self) -> tuple[int, int]:
+        """Most query rows of a block and most keys of a segment; the keys of a block's own rows always are one segment."""
+        chunk = self._geometry.chunk_tokens
+        if not self._geometry.window:
+            return min(QUERY_ROWS, chunk), chunk
+        rows = min(WINDOW_QUERY_ROWS, chunk, isqrt(MASK_ELEMENTS))
+        return rows, min(chunk, MASK_ELEMENTS // rows)
+
     def _segments(self, sequence: int, start: int, stop: int) -> tuple[Segment, ...]:
         """Key segments for query positions [start, stop)."""
         rows, low = stop - start, self._first_visible(start)
-        chunk = self._geometry.chunk_tokens
+        _, chunk = self._block_size()
         if stop - low <= chunk and rows * (stop - low) <= MASK_ELEMENTS:
             return (self._segment(sequence, start, stop, low, stop),)
         earlier = [self._segment(sequence, start, stop, s, min(s + chunk, start)) for s in range(low, start, chunk)]

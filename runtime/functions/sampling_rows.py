@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from .base import Context
 
-# Scratch of the sampling functions is bounded by working on this many logits at a time.
-BLOCK_LOGITS = 1 << 22
+# Scratch of the sampling functions (about 24 bytes a logit) is bounded by working on this many logits at a time.
+BLOCK_LOGITS = 1 << 20
 
 
 class Requested:

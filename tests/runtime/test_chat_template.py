@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from tokenspeed.plans.errors import PlanError
-from tokenspeed.runtime.chat_template import ChatTemplate, ChatTemplateError
+from tokenspeed.runtime.chat_template import ChatTemplate, ChatTemplateError, Message
 
 CHATML = """{% for message in messages %}
     {% if loop.first and message.role != 'system' %}{{ bos_token }}{% endif %}
@@ -17,7 +19,7 @@ CHATML = """{% for message in messages %}
 USER = [{"role": "user", "content": "hi"}]
 
 
-def render(source: str, messages: list[dict[str, object]] | None = None, **more: object) -> str:
+def render(source: str, messages: Sequence[Message] | None = None, **more: object) -> str:
     return ChatTemplate(source, {"bos_token": "<s>"}).render(messages or USER, arguments=more)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+import msgspec
 import uvicorn
+import zmq
 from tokenspeed.runtime.chat_template import ChatTemplate
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.engine_channel import EngineChannel
@@ -19,7 +21,7 @@ from tokenspeed.runtime.entrypoint.listening import listen, url
 from tokenspeed.runtime.entrypoint.metrics import Metrics
 from tokenspeed.runtime.entrypoint.served_model import ServedModel
 from tokenspeed.runtime.entrypoint.service import Service
-from tokenspeed.runtime.protocol import Ready
+from tokenspeed.runtime.protocol import Ready, Shutdown
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.request import SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -41,7 +43,7 @@ LIMITS = SchedulerLimits(
 
 def tiny_model(template: str = TEMPLATE) -> ServedModel:
     tokenizer = Tokenizer(byte_level(), BEGIN)
-    return ServedModel(NAME, "0" * 64, "1.2.3", tokenizer.vocabulary, MAX_CONTEXT, tokenizer, ChatTemplate(template, {}))
+    return ServedModel(NAME, "0" * 64, "1.2.3", tokenizer.vocabulary, MAX_CONTEXT, (END,), tokenizer, ChatTemplate(template, {}))
 
 
 class EngineThread:
@@ -60,8 +62,11 @@ class EngineThread:
         EngineLoop(self.scheduler, self.executor, channel, (END,), overlap=self._overlap).run()
         channel.close()
 
-    def join(self) -> None:
+    def stop(self) -> None:
+        """Told directly, as a client that has given the engine up tells it nothing. It may have ended already."""
         self.executor.gate.set()
+        with suppress(zmq.Again):
+            self._sockets.sender.send(msgspec.msgpack.encode(Shutdown(drain=False)), zmq.NOBLOCK)
         self._thread.join(20)
         assert not self._thread.is_alive()
 
@@ -107,7 +112,7 @@ class LiveServer:
         self._server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive()
-        self.engine.join()
+        self.engine.stop()
         self._sockets.close()
         self.engine.scheduler.check_integrity()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from tokenspeed.plans.program import Attribute
 from tokenspeed.runtime.functions.base import Context, Launch, Operands
 from tokenspeed.runtime.functions.registry import lookup

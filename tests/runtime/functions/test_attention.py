@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokenspeed.runtime.functions import attention, attention_layout
 from tokenspeed.runtime.functions.base import Context, Launch
 
@@ -46,8 +45,12 @@ class Step:
         for sequence, count in enumerate(needed):
             self.tables[sequence, :count] = torch.from_numpy(order[used : used + count].astype(np.int32))
             used += count
-        self.keys = [random(context, self.heads[1], self.head_dim, seed=i, dtype=self.dtype) for i, context in enumerate(contexts)]
-        self.values = [random(context, self.heads[1], self.head_dim, seed=50 + i, dtype=self.dtype) for i, context in enumerate(contexts)]
+        self.keys = [
+            random(context, self.heads[1], self.head_dim, seed=i, dtype=self.dtype) for i, context in enumerate(contexts)
+        ]
+        self.values = [
+            random(context, self.heads[1], self.head_dim, seed=50 + i, dtype=self.dtype) for i, context in enumerate(contexts)
+        ]
         self.q = random(self.rows + self.padded, self.heads[0], self.head_dim, seed=99, dtype=self.dtype)
         self.caches = [poisoned(blocks, self.block_tokens, self.heads[1], self.head_dim, dtype=self.dtype) for _ in range(2)]
         for cache, source in zip(self.caches, (self.keys, self.values), strict=True):
@@ -129,6 +132,7 @@ def test_attention(
 def test_long_chunks_are_cut_into_blocks_of_queries_and_segments_of_keys(window: int) -> None:
     with (
         mock.patch.object(attention_layout, "QUERY_ROWS", 16),
+        mock.patch.object(attention_layout, "WINDOW_QUERY_ROWS", 11),
         mock.patch.object(attention_layout, "MASK_ELEMENTS", 300),
         mock.patch.object(attention, "ATTENTION_SCRATCH_BYTES", 24 * 2 * 8 * 8),
     ):

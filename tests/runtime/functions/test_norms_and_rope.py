@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenspeed.runtime.functions.base import Context
 
 from .calling import bind, call, error, poisoned, random
-from tokenspeed.runtime.functions.base import Context
 
 f32, bf16 = torch.float32, torch.bfloat16
 
@@ -119,9 +119,7 @@ def test_tables_of_a_new_step_are_noticed() -> None:
     dtype=st.sampled_from([f32, bf16]),
     merged=st.booleans(),
 )
-def test_kv_writes(
-    slots: list[int], padding: int, heads: int, head_dim: int, dtype: torch.dtype, merged: bool
-) -> None:
+def test_kv_writes(slots: list[int], padding: int, heads: int, head_dim: int, dtype: torch.dtype, merged: bool) -> None:
     mapping = torch.tensor(slots + [-1] * padding, dtype=torch.int64)
     rows, q_heads = len(mapping), 2 * heads
     whole = random(rows, q_heads + 2 * heads, head_dim, dtype=dtype)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.runtime.functions.registry import lookup
 
@@ -16,7 +17,7 @@ i32 = torch.int32
 
 
 def test_an_unknown_function_is_refused() -> None:
-    with pytest.raises(PlanError, match="os.system"):
+    with pytest.raises(PlanError, match=r"os\.system"):
         lookup("os.system")
 
 
@@ -116,7 +117,7 @@ def test_functions_write_the_same_again_after_their_inputs_changed() -> None:
     ],
 )
 def test_wrong_operands_are_refused(
-    name: str, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]], attributes: dict[str, float | str]
+    name: str, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]], attributes: dict[str, Any]
 ) -> None:
     with pytest.raises(PlanError):
         bind(name, [torch.zeros(shape) for shape in inputs], [torch.zeros(shape) for shape in outputs], None, **attributes)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokenspeed.passes.sample_program import build_sample_program
+from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.sampling import TOP_LOGPROBS
-from tokenspeed.plans.schema import Model
 from tokenspeed.runtime.device_arrays import TORCH_TYPES, committed
 from tokenspeed.runtime.expand import Expansion, Extent, Surroundings, expand
 from tokenspeed.runtime.functions import draw_tokens
@@ -21,7 +21,6 @@ from tokenspeed.runtime.functions.base import Context
 from tokenspeed.runtime.functions.philox import uniform
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.sampling_slots import SamplingSlots
-from tokenspeed.plans.errors import UsageError
 
 SLOTS, MOST_ROWS = 8, 8
 NOTHING = np.empty(0, np.int32)
@@ -38,15 +37,13 @@ class Sampler:
     def __post_init__(self) -> None:
         assert self.dtype in ("f32", "bf16")
         self.program, buffers = build_sample_program(self.vocabulary, SLOTS, MOST_ROWS, "f32" if self.dtype == "f32" else "bf16")
-        self.state = {
-            buffer.name: committed(tuple(int(extent) for extent in buffer.shape), buffer.dtype) for buffer in buffers
-        }
+        self.state = {buffer.name: committed(tuple(int(extent) for extent in buffer.shape), buffer.dtype) for buffer in buffers}
         self.arena = torch.full((self.program.buckets[0].arena_bytes,), 255, dtype=torch.uint8)
         self.logit_slots = torch.zeros(MOST_ROWS, dtype=torch.int32)
         self.around = Surroundings(self.arena, {"logit_slots": self.logit_slots}, self.state, self.context)
-        self.slots = SamplingSlots(self.state, FakeManifest(self.vocabulary))
+        self.slots = SamplingSlots(self.state, self.vocabulary)
 
-    def admit(self, slot: int, prompt: list[int] | None = None, output: list[int] | None = None, **settings: object) -> None:
+    def admit(self, slot: int, prompt: list[int] | None = None, output: list[int] | None = None, **settings: Any) -> None:
         end_tokens = settings.pop("end_tokens", ())
         parameters = SamplingParameters(max_tokens=10, **{"temperature": 0.0, **settings})
         self.slots.admit(slot, parameters, end_tokens, np.array(prompt or [], np.int32), np.array(output or [], np.int32))
@@ -62,18 +59,6 @@ class Sampler:
 
     def tokens(self, logits: np.ndarray, slots: list[int]) -> list[int]:
         return self.run(logits, slots).array("tokens").tolist()
-
-
-@dataclass
-class FakeManifest:
-    size: int
-
-    @property
-    def model(self) -> Model:
-        return Model(
-            name="m", model_type="m", architecture="m", vocabulary=self.size, hidden_size=1, layers=1, max_context=64,
-            dtype="f32", parameters=1, end_tokens=(), begin_token=None, add_begin_token=False,
-        )
 
 
 def logits_of(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
@@ -140,7 +125,7 @@ def test_padded_rows_record_nothing() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"presence_penalty": 1.0}])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_rows_that_are_not_finite_fail_alone(settings: dict[str, float], bad: float) -> None:
+def test_rows_that_are_not_finite_fail_alone(settings: dict[str, Any], bad: float) -> None:
     sampler = Sampler(40)
     for slot in range(3):
         sampler.admit(slot, seed=slot, **settings)
@@ -177,7 +162,9 @@ def test_adjustments(requests: list[tuple[SamplingParameters, list[int], list[in
     for slot, (request, prompt, output) in zip(slots, requests, strict=True):
         sampler.slots.admit(slot, request, end, np.array(prompt, np.int32), np.array(output, np.int32))
     expansion = sampler.run(logits, slots)
-    expected = [adjusted(row, prompt, output, end, request) for row, (request, prompt, output) in zip(logits, requests, strict=True)]
+    expected = [
+        adjusted(row, prompt, output, end, request) for row, (request, prompt, output) in zip(logits, requests, strict=True)
+    ]
     found = expansion.array("adjusted").numpy()
     if not np.isnan(found).all():
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -233,7 +220,9 @@ def test_draws_are_the_inverse_cdf_over_what_the_filters_keep(
 
 @settings(max_examples=20, deadline=None)
 @given(request=filters, others=st.lists(filters, max_size=5), position=st.integers(0, 3))
-def test_a_draw_does_not_depend_on_the_batch(request: SamplingParameters, others: list[SamplingParameters], position: int) -> None:
+def test_a_draw_does_not_depend_on_the_batch(
+    request: SamplingParameters, others: list[SamplingParameters], position: int
+) -> None:
     logits = logits_of(1 + len(others), 3000, scale=1.0)
     output = np.zeros(position, np.int32)
     drawn = []
@@ -255,7 +244,7 @@ def test_a_preempted_request_draws_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}])
-def test_the_distribution_is_that_of_the_filters(settings: dict[str, float]) -> None:
+def test_the_distribution_is_that_of_the_filters(settings: dict[str, Any]) -> None:
     sampler, row = Sampler(12), logits_of(1, 12, scale=1.0)
     counts = np.zeros(12)
     sampler.admit(0, temperature=0.9, seed=5, **settings)
@@ -297,14 +286,14 @@ def test_logprobs_are_of_the_raw_logits(vocabulary: int, dtype: str) -> None:
         {"repetition_penalty": 0.0},
         {"logprobs": 21},
         {"logit_bias": {50: 1.0}},
-        {"logit_bias": {token: 0.0 for token in range(301)}},
+        {"logit_bias": dict.fromkeys(range(301), 0.0)},
         {"logit_bias": {1: math.inf}},
         {"end_tokens": tuple(range(17))},
         {"prompt": [50]},
         {"output": [-1]},
     ],
 )
-def test_what_no_slot_can_hold_is_refused(settings: dict[str, object]) -> None:
+def test_what_no_slot_can_hold_is_refused(settings: dict[str, Any]) -> None:
     sampler = Sampler(50)
     with pytest.raises(UsageError):
         sampler.admit(0, **settings)

@@ -17,8 +17,18 @@ from tokenspeed.runtime.scheduling.step import StepBatch
 VOCABULARY = 12
 
 
-def make_request(request_id: str, tokens: Sequence[int], max_tokens: int = 8, **options: object) -> Request:
-    return Request(request_id, np.array(tokens, dtype=np.int32), max_tokens, **options)  # pyright: ignore[reportArgumentType]
+def make_request(
+    request_id: str,
+    tokens: Sequence[int],
+    max_tokens: int = 8,
+    *,
+    priority: int = 0,
+    salt: str = "",
+    stop_tokens: frozenset[int] = frozenset(),
+    min_tokens: int = 0,
+) -> Request:
+    prompt = np.array(tokens, dtype=np.int32)
+    return Request(request_id, prompt, max_tokens, priority, salt, stop_tokens, min_tokens)
 
 
 def make_scheduler(

@@ -1,4 +1,4 @@
-"""Every order of events of a small model, to a stated depth: no sampling, no luck."""
+"""Every order of events of a small model, until no new state turns up: no sampling, no luck."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from tokenspeed.runtime.scheduling.slots import Phase
 from tokenspeed.runtime.scheduling.step import StepBatch
 
 STOP, GO = 9, 5
-REQUESTS = (
-    Request("a", np.array([1, 1, 1], dtype=np.int32), 4, priority=1, stop_tokens=frozenset({STOP})),
-    Request("b", np.array([1, 1, 2], dtype=np.int32), 3, priority=1, stop_tokens=frozenset({STOP})),
-    Request("c", np.array([1, 1], dtype=np.int32), 2, priority=0, stop_tokens=frozenset({STOP})),
-)
+
+
+def small_request(name: str, tokens: list[int], max_tokens: int, priority: int) -> Request:
+    return Request(name, np.array(tokens, dtype=np.int32), max_tokens, priority, stop_tokens=frozenset({STOP}))
 
 
 class World:
     """A scheduler over four blocks of two tokens, two slots, and the steps in flight with what they read and write."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: tuple[int, int, int]) -> None:
+        prompts = (("a", [1, 1, 1], 1), ("b", [1, 1, 2], 1), ("c", [1, 1], 0))
+        self.requests = tuple(
+            small_request(name, tokens, maximum, priority)
+            for (name, tokens, priority), maximum in zip(prompts, max_tokens, strict=True)
+        )
         self.kv = KvManager(4, 2, 2, "small")
         self.scheduler = Scheduler(SchedulerLimits(4, 2, 2, 3, 3, 8), self.kv)
         self.flights: list[StepBatch] = []
         self.submitted = 0
 
     def moves(self, depth: int) -> Iterator[tuple[str, int]]:
-        if self.submitted < len(REQUESTS):
+        if self.submitted < len(self.requests):
             yield "submit", self.submitted
         if len(self.flights) < depth:
             yield "schedule", 0
@@ -39,18 +43,18 @@ class World:
             yield from (("complete", token) for token in (GO, STOP))
             yield "fail", 0
         live = self.scheduler._state.requests
-        yield from (("abort", number) for number, request in enumerate(REQUESTS) if request.request_id in live)
+        yield from (("abort", number) for number, request in enumerate(self.requests) if request.request_id in live)
 
     def copied(self) -> World:
         """A copy that shares what never changes."""
-        return copy.deepcopy(self, {id(fixed): fixed for fixed in (*REQUESTS, *self.flights)})
+        return copy.deepcopy(self, {id(fixed): fixed for fixed in (*self.requests, *self.flights)})
 
     def play(self, move: str, value: int) -> None:
         if move == "submit":
-            self.scheduler.submit(REQUESTS[value])
+            self.scheduler.submit(self.requests[value])
             self.submitted += 1
         elif move == "abort":
-            self.scheduler.abort(REQUESTS[value].request_id)
+            self.scheduler.abort(self.requests[value].request_id)
         elif move == "schedule":
             batch = self.scheduler.schedule()
             assert batch is not None or self.flights or not self.scheduler.has_work, "stuck"
@@ -104,12 +108,12 @@ class World:
         )
 
 
-@pytest.mark.parametrize(("in_flight", "depth"), [(1, 13), (2, 10)])
-def test_every_interleaving(in_flight: int, depth: int, capsys: pytest.CaptureFixture[str]):
-    frontier, seen = [World()], set()
-    moves = 0
-    for _ in range(depth):
-        following = []
+@pytest.mark.parametrize(("in_flight", "max_tokens"), [(1, (4, 3, 2)), (2, (3, 2, 2))])
+def test_every_interleaving(in_flight: int, max_tokens: tuple[int, int, int], capsys: pytest.CaptureFixture[str]):
+    frontier, seen = [World(max_tokens)], set()
+    depth = moves = preempted = 0
+    while frontier:
+        following, depth = [], depth + 1
         for world in frontier:
             for move in world.moves(in_flight):
                 successor = world.copied()
@@ -120,7 +124,8 @@ def test_every_interleaving(in_flight: int, depth: int, capsys: pytest.CaptureFi
                 if key not in seen:
                     seen.add(key)
                     following.append(successor)
+                    preempted += successor.scheduler.stats().preemptions > 0
         frontier = following
     with capsys.disabled():
-        print(f"\n  {in_flight} in flight, depth {depth}: {len(seen)} states, {moves} moves")
-    assert len(seen) > 1000
+        print(f"\n  {in_flight} in flight: all {len(seen)} states, {moves} moves, depth {depth}, {preempted} after a preemption")
+    assert len(seen) > 1000 and preempted > 100

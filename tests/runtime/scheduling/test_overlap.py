@@ -117,6 +117,18 @@ def test_a_round_that_only_preempts_leaves_nothing_stuck():
     assert launch(scheduler).admissions[0].output.tolist() == [5, 5]
 
 
+def test_the_preempted_returns_only_after_its_token():
+    scheduler, _ = make_scheduler(blocks=4, max_sequences=2)
+    scheduler.submit(make_request("a", [1] * 5, priority=1))
+    launch(scheduler)
+    scheduler.submit(make_request("large", [2] * 16, priority=0))
+    assert scheduler.schedule() is None and scheduler.stats().preemptions == 1
+    scheduler.abort("large")
+    assert scheduler.schedule() is None, "a slot and blocks are free, but its next token is not known"
+    assert scheduler.complete(0, [7]) == [Outcome("a", 7)]
+    assert launch(scheduler).admissions[0].output.tolist() == [7]
+
+
 def test_abort_waiting_running_in_flight_and_unknown():
     scheduler, kv = make_scheduler(max_sequences=1)
     scheduler.submit(make_request("runs", [1] * 5))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tokenspeed.plans.errors import PlanError, TokenspeedError
@@ -9,6 +11,11 @@ from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.waiting import WaitingQueue
 
 from .shadow import ShadowDevice, make_request, make_scheduler, run_to_end
+
+
+def untyped_request(tokens: Any) -> Request:
+    """What a caller without a type checker could send."""
+    return Request("a", tokens, 1)
 
 
 def test_limits_come_from_the_plan():
@@ -28,8 +35,8 @@ def test_unusable_limits_are_refused(values: tuple[int, ...]):
         (make_request("a", []), "tokens"),
         (make_request("a", [1, -1]), "tokens"),
         (Request("a", np.array([[1]], dtype=np.int32), 1), "tokens"),
-        (Request("a", np.array([1.5]), 1), "tokens"),  # pyright: ignore[reportArgumentType]
-        (Request("a", np.array([2**31], dtype=np.int64), 1), "tokens"),  # pyright: ignore[reportArgumentType]
+        (untyped_request(np.array([1.5])), "tokens"),
+        (untyped_request(np.array([2**31], dtype=np.int64)), "tokens"),
         (make_request("a", [1], 0), "max_tokens"),
         (make_request("a", [1], min_tokens=-1), "min_tokens"),
         (make_request("a", [1], priority=2**40), "priority"),

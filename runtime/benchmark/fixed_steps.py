@@ -1,0 +1,104 @@
+"""Steps with a known amount of work: a prompt in chunks, and decoding at a batch and a context. No scheduler involved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...plans.errors import UsageError
+from ...plans.perf_model import prefill_chunks
+from ...plans.schema import Manifest
+from ..executor_interface import Executor
+from ..fixed_batch import Rows, fixed_batch
+from ..protocol import SamplingParameters
+from ..scheduling.step import StepBatch
+
+_NOTHING = np.empty(0, np.int32)
+
+
+class StepMaker:
+    """Makes steps for sequences that own places of the KV pool in random order, as in a pool that has been in use a while."""
+
+    def __init__(self, manifest: Manifest, seed: int = 0) -> None:
+        self._manifest = manifest
+        self._random = np.random.default_rng(seed)
+        self._places = self._random.permutation(manifest.kv.blocks).astype(np.int32)
+
+    def tokens(self, count: int) -> NDArray[np.int32]:
+        return self._random.integers(0, self._manifest.model.vocabulary, count, dtype=np.int32)
+
+    def prompt(self, tokens: int) -> Iterator[StepBatch]:
+        """The steps of one prompt of random tokens; only the last one samples. Raises UsageError when it does not fit."""
+        chunk = self._manifest.schedule.prefill_chunk
+        blocks = self._blocks(1, tokens, "--prompt-tokens")
+        text = self.tokens(tokens)
+        for start, count in prefill_chunks(tokens, 0, chunk):
+            batch = self._batch([Rows(0, start, text[start : start + count].tolist())], blocks)
+            yield batch if start + count == tokens else _without_logits(batch)
+
+    def decode(self, batch: int, context: int, steps: int) -> Iterator[StepBatch]:
+        """`steps` steps of `batch` sequences; the first reads `context` tokens of KV, each further one more.
+
+        Rows take the token their slot sampled last, as steps that are scheduled ahead do. Raises UsageError when it does not fit.
+        """
+        if batch > self._manifest.schedule.max_decode_rows:
+            self._refuse("--batch", f"at most {self._manifest.schedule.max_decode_rows}", batch, "--max-sequences")
+        blocks = self._blocks(batch, context + steps - 1, "--context")
+        for step in range(steps):
+            yield self._batch([Rows(sequence, context - 1 + step, (-1,)) for sequence in range(batch)], blocks)
+
+    def largest(self) -> StepBatch:
+        """The largest step that can be scheduled: every decode row but one, and a whole chunk of the last sequence."""
+        schedule, kv = self._manifest.schedule, self._manifest.kv
+        sequences = min(schedule.max_sequences, schedule.max_decode_rows + 1, kv.blocks)
+        blocks = kv.blocks // sequences
+        context = min(blocks * kv.block_tokens, self._manifest.model.max_context)
+        chunk = min(schedule.prefill_chunk, schedule.max_rows - sequences + 1, context)
+        decodes = [Rows(sequence, context - 1, (-1,)) for sequence in range(sequences - 1)]
+        return self._batch([*decodes, Rows(sequences - 1, context - chunk, self.tokens(chunk).tolist())], blocks)
+
+    def longest(self) -> StepBatch:
+        """A chunk at the end of the longest context."""
+        context = min(self._manifest.model.max_context, self._manifest.kv.blocks * self._manifest.kv.block_tokens)
+        chunk = min(self._manifest.schedule.prefill_chunk, context)
+        return self._batch([Rows(0, context - chunk, self.tokens(chunk).tolist())], self._blocks(1, context, "--context"))
+
+    def _batch(self, rows: list[Rows], blocks: int) -> StepBatch:
+        size = self._manifest.kv.block_tokens
+        batch = fixed_batch(rows, blocks, size)
+        slots = self._places[batch.slot_mapping // size].astype(np.int64) * size + batch.slot_mapping % size
+        return replace(batch, block_tables=self._places[batch.block_tables], slot_mapping=slots)
+
+    def _blocks(self, sequences: int, tokens: int, option: str) -> int:
+        """Blocks that each sequence needs, after checking that there are so many."""
+        kv, longest = self._manifest.kv, self._manifest.model.max_context
+        if not 1 <= tokens <= longest:
+            self._refuse(option, f"from 1 to {longest} tokens", tokens, "--max-context")
+        blocks = -(-tokens // kv.block_tokens)
+        if blocks * sequences > kv.blocks:
+            room = kv.blocks // sequences * kv.block_tokens
+            self._refuse(option, f"at most {room} tokens in each of {sequences} sequences", tokens, "--memory")
+        return blocks
+
+    def _refuse(self, option: str, expected: str, got: int, compile_option: str) -> None:
+        raise UsageError(
+            "The plan cannot run a step of that size.",
+            where=option,
+            expected=expected,
+            got=str(got),
+            fix=f"ask for less, or compile a plan for more (tokenspeed-compile {compile_option})",
+        )
+
+
+def admit_greedy(executor: Executor, sequences: int) -> None:
+    """Slots 0 to `sequences` - 1, greedy, nothing ends them."""
+    sampling = SamplingParameters(max_tokens=2**31 - 1, temperature=0.0, ignore_eos=True)
+    for slot in range(sequences):
+        executor.admit(slot, sampling, (), np.zeros(1, np.int32), _NOTHING)
+
+
+def _without_logits(batch: StepBatch) -> StepBatch:
+    return replace(batch, logit_rows=_NOTHING, logit_slots=_NOTHING, logit_request_ids=())

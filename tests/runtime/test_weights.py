@@ -1,0 +1,195 @@
+"""Weights: recipes, digests, refusals before a byte is read, counter weights, packing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from tokenspeed.plans.counter_weights import counter_weight
+from tokenspeed.plans.digests import tensor_digest
+from tokenspeed.plans.errors import PlanError, WeightsError
+from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from tokenspeed.plans.schema import SourceTensor, Weight
+from tokenspeed.runtime import dummy_weights
+from tokenspeed.runtime.dummy_weights import counter_tensor, dummy_tensor
+from tokenspeed.runtime.recipe_evaluation import Stored, evaluate
+from tokenspeed.runtime.weights import load_weights
+
+from .llama_plan import Llama, MemoryPlan, plan_of, random_sources, write_safetensors
+
+SHAPE = Llama(linear="linear_onednn")
+SOURCES = random_sources(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_safetensors(tmp_path_factory.mktemp("weights") / "model.safetensors", SOURCES)
+
+
+def stored(name: str, values: np.ndarray, encoding: str, shape: tuple[int, ...] | None = None) -> Stored:
+    data = values.tobytes()
+    source = SourceTensor(name=name, encoding=encoding, shape=shape or values.shape, bytes=len(data))
+    return Stored(source, memoryview(data))
+
+
+def bound(plan: MemoryPlan, **digests: str) -> MemoryPlan:
+    """The plan bound to SOURCES, some digests replaced."""
+    made = {name: tensor_digest([values.tobytes()]) for name, values in SOURCES.items()} | digests
+    sources = tuple(msgspec.structs.replace(source, digest=made[source.name]) for source in plan.manifest.sources)
+    return MemoryPlan(msgspec.structs.replace(plan.manifest, sources=sources), plan.programs, plan.entries)
+
+
+def with_sources(plan: MemoryPlan, name: str, /, **changes: Any) -> MemoryPlan:
+    sources = tuple(
+        msgspec.structs.replace(source, **changes) if source.name == name else source for source in plan.manifest.sources
+    )
+    return MemoryPlan(msgspec.structs.replace(plan.manifest, sources=sources), plan.programs, plan.entries)
+
+
+def test_a_checkpoint_gives_every_instance_and_progress(checkpoint: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    plan = bound(plan_of(SHAPE))
+    loaded = load_weights(plan, str(checkpoint), progress=lambda done, total: progress.append((done, total)))
+    assert len(loaded) == 3 + 6 * SHAPE.layers
+    total = sum(weight.bytes * max(1, len(weight.layers)) for weight in plan.manifest.weights)
+    assert progress[-1] == (total, total) and len(progress) == len(loaded)
+    assert torch.equal(loaded["embedding"], torch.from_numpy(SOURCES["embed"]))
+    merged = np.concatenate([SOURCES[f"l1.{part}"] for part in "qkv"])
+    assert loaded["w1.qkv"].is_mkldnn and torch.equal(loaded["w1.qkv"].to_dense(), torch.from_numpy(merged))
+
+
+def test_needed_weights_alone_are_loaded(checkpoint: Path) -> None:
+    assert set(load_weights(plan_of(SHAPE), str(checkpoint), {"w1.o", "kv.k.0", "final_norm"})) == {"w1.o", "final_norm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("l0.q", {"encoding": "BF16"}, "BF16"),
+        ("l1.up", {"shape": (47, 32)}, "47"),
+        ("norm", {"bytes": 64}, "64 bytes"),
+        ("norm", {"name": "model.norm"}, "model.norm"),
+    ],
+)
+def test_other_weights_are_refused_before_a_byte_is_read(
+    checkpoint: Path, name: str, changes: dict[str, Any], expected: str
+) -> None:
+    plan = with_sources(plan_of(SHAPE), name, **changes)
+    if "name" in changes:
+        weights = tuple(
+            msgspec.structs.replace(weight, recipe=Source("model.norm")) if weight.name == "final_norm" else weight
+            for weight in plan.manifest.weights
+        )
+        plan = MemoryPlan(msgspec.structs.replace(plan.manifest, weights=weights), plan.programs, plan.entries)
+    with (
+        mock.patch("tokenspeed.runtime.weights.evaluate", side_effect=AssertionError("read")),
+        pytest.raises(WeightsError) as refusal,
+    ):
+        load_weights(plan, str(checkpoint))
+    error = refusal.value
+    assert expected in error.expected + error.where and error.got and error.fix
+
+
+def test_a_wrong_digest_names_the_tensor(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match=r"l1\.o") as refusal:
+        load_weights(bound(plan_of(SHAPE), **{"l1.o": "0" * 64}), str(checkpoint))
+    assert refusal.value.got == tensor_digest([SOURCES["l1.o"].tobytes()])
+
+
+def test_bundled_weights_come_from_the_plan() -> None:
+    plan = plan_of(SHAPE)
+    sources = tuple(msgspec.structs.replace(source, entry=f"weights/{source.name}") for source in plan.manifest.sources)
+    entries = plan.entries | {f"weights/{name}": values.tobytes() for name, values in SOURCES.items()}
+    bundled = MemoryPlan(msgspec.structs.replace(plan.manifest, sources=sources), plan.programs, entries)
+    loaded = load_weights(bound(bundled), None)
+    assert torch.equal(loaded["final_norm"], torch.from_numpy(SOURCES["norm"]))
+    entries["weights/norm"] = b"short"
+    with pytest.raises(PlanError, match="wrong size"):
+        load_weights(bundled, None)
+
+
+def test_no_weights_at_all_is_told() -> None:
+    with pytest.raises(WeightsError, match="--weights PATH"):
+        load_weights(plan_of(SHAPE), None)
+
+
+def test_counter_and_dummy_weights() -> None:
+    plan = plan_of(SHAPE)
+    loaded = load_weights(plan, "counter")
+    assert torch.equal(loaded["w1.in_norm"], torch.from_numpy(counter_weight("w1.in_norm", (32,))))
+    assert torch.equal(loaded["embedding"], torch.from_numpy(counter_weight("embedding", (96, 32))))
+    with mock.patch.object(dummy_weights, "_BLOCK_ELEMENTS", 96):
+        exact = torch.from_numpy(counter_weight("w", (10, 32)))
+        assert torch.equal(counter_tensor("w", (10, 32), torch.float32), exact)
+        repeated = dummy_tensor("w", (10, 32), torch.bfloat16)
+        assert torch.equal(repeated, exact[:3].repeat(4, 1)[:10].bfloat16())
+
+
+VALUES = np.arange(48, dtype=np.float32).reshape(8, 6)
+PLAIN = {"a": stored("a", VALUES, "F32"), "l3.a": stored("l3.a", -VALUES, "F32")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Source("a"), VALUES),
+        (Slice(Source("a"), 1, 2, 5), VALUES[:, 2:5]),
+        (Cast(Source("a"), "i32"), VALUES.astype(np.int32)),
+        (Concat((Source("a"), Slice(Source("a"), 0, 0, 2)), 0), np.concatenate([VALUES, VALUES[:2]])),
+        (Transpose(Source("a"), (1, 0)), VALUES.T),
+        (UnpermuteRope(Source("a"), 2), VALUES[[0, 2, 1, 3, 4, 6, 5, 7]]),
+        (Dequantize(Source("a")), VALUES),
+    ],
+)
+def test_recipes(recipe: Recipe, expected: np.ndarray) -> None:
+    found = evaluate(recipe, PLAIN, None, "w")
+    assert np.array_equal(found.numpy(), expected) and str(found.numpy().dtype) == str(expected.dtype)
+
+
+def test_templates_name_the_layer() -> None:
+    assert np.array_equal(evaluate(Source("l{i+1}.a"), PLAIN, 2, "w").numpy(), -VALUES)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.BF16])
+def test_quantised_sources_are_decoded(kind: GGMLQuantizationType) -> None:
+    values = np.random.default_rng(0).standard_normal((1500, 64)).astype(np.float32)
+    encoded = quantize(values, kind)
+    found = evaluate(Dequantize(Source("q")), {"q": stored("q", encoded, kind.name, (1500, 64))}, None, "w")
+    assert np.abs(found.numpy() - values).max() < {"Q8_0": 0.02, "Q4_1": 0.25, "BF16": 0.02}[kind.name]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Source("missing"),
+        Source("q"),
+        Slice(Source("a"), 0, 4, 9),
+        Slice(Source("a"), 7, 0, 1),
+        Slice(Source("a"), 0, 4, 2),
+        Cast(Source("a"), "f8"),
+        Concat((), 0),
+        Concat((Source("a"), Slice(Source("a"), 1, 0, 2)), 0),
+        Transpose(Source("a"), (0, 0)),
+        UnpermuteRope(Source("a"), 3),
+        UnpermuteRope(Source("a"), 0),
+    ],
+)
+def test_recipes_that_cannot_be_done_are_refused(recipe: Recipe) -> None:
+    given = PLAIN | {"q": stored("q", np.zeros(80, np.uint8), "Q4_1", (4, 32))}
+    with pytest.raises(PlanError, match="layers"):
+        evaluate(recipe, given, None, "layers.0.w")
+
+
+def test_a_recipe_that_gives_another_shape_is_refused(checkpoint: Path) -> None:
+    plan = plan_of(SHAPE)
+    wrong = Weight(name="final_norm", shape=(16,), dtype="f32", bytes=64, recipe=Source("norm"))
+    plan = MemoryPlan(msgspec.structs.replace(plan.manifest, weights=(wrong,)), plan.programs, plan.entries)
+    with pytest.raises(PlanError, match="final_norm"):
+        load_weights(plan, str(checkpoint))
