@@ -3,8 +3,8 @@
     python benchmarks/scheduler_cost.py [--steps 500] [--prompt 2000]
 
 Every case fills the slots, prefills, then times steady decode steps; block boundaries and sealing fall within them as they do
-in service. Quartiles are over steps; CPU
-time is given beside wall time for machines that are shared. `overlap` schedules step N+1 before it completes step N.
+in service. Quartiles are over steps; CPU time stands beside wall time, for machines that are shared. `overlap` schedules step
+N+1 before it completes step N.
 """
 
 from __future__ import annotations

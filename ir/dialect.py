@@ -247,6 +247,7 @@ class Repeat(TsDialect.Operation, name="repeat"):
     One body per distinct layer kind keeps the program, and the work of every pass, independent of depth.
     """
 
+    verify_invariants = _verify
     res: Sequence[Result]
     args: Sequence[Operand]
     first: ir.IntegerAttr

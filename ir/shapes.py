@@ -7,6 +7,8 @@ from collections.abc import Callable
 from .mlir import ir
 from .types import dtype_of, shape_of
 
+ACTIVATIONS = {"silu", "gelu", "gelu_tanh"}
+
 Shape = tuple[int | None, ...]
 Rule = Callable[[list[Shape], list[Shape]], str | None]
 
@@ -141,12 +143,65 @@ RULES: dict[str, Rule] = {
 _MIXED_DTYPES = {"ts.embedding", "ts.rope_table", "ts.gather_rows"}
 
 
+def _slice_start(operation: ir.Operation) -> str | None:
+    start = ir.IntegerAttr(operation.attributes["start"]).value
+    (_, available), (_, width) = shape_of(operation.operands[0]), shape_of(operation.results[0])
+    return _expect(0 <= start <= (available or 0) - (width or 0), f"columns from {start} on do not hold {width} of {available}")
+
+
+def _window(operation: ir.Operation) -> str | None:
+    window = ir.IntegerAttr(operation.attributes["window"]).value
+    return _expect(window >= 0, f"window must be 0 or more, got {window}")
+
+
+def _kv_heads(operation: ir.Operation) -> str | None:
+    heads, kv_heads = shape_of(operation.operands[0])[1] or 0, ir.IntegerAttr(operation.attributes["kv_heads"]).value
+    fits = kv_heads > 0 and heads % kv_heads == 0
+    return _window(operation) or _expect(fits, f"{heads} query heads are no multiple of {kv_heads} key/value heads")
+
+
+def _repeat(operation: ir.Operation) -> str | None:
+    first, count, stride = (ir.IntegerAttr(operation.attributes[name]).value for name in ("first", "count", "stride"))
+    if first < 0 or count < 1 or stride < 1:
+        return f"runs for {count} layers from {first} on, {stride} apart"
+    body = operation.regions[0].blocks[0]
+    carried = {
+        "arguments": body.arguments,
+        "yielded values": list(body.operations)[-1].operation.operands,
+        "results": operation.results,
+    }
+    expected = [str(value.type) for value in operation.operands]
+    for name, values in carried.items():
+        got = [str(value.type) for value in values]
+        if got != expected:
+            return f"carries {expected}, its {name} are {got}"
+    return None
+
+
+def _activation(operation: ir.Operation) -> str | None:
+    name = ir.StringAttr(operation.attributes["activation"]).value
+    return _expect(name in ACTIVATIONS, f"activation is {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
+
+
+ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
+    "ts.slice": _slice_start,
+    "ts.gated_activation": _activation,
+    "ts.attention": _window,
+    "ts.cached_attention": _kv_heads,
+}
+"""What shapes alone do not say; asked once the shapes are right."""
+
+
 def check(operation: ir.Operation) -> str | None:
-    """What is wrong with the operation's shapes or element types, or None."""
+    """What is wrong with the operation's shapes, element types or attributes, or None."""
+    if operation.name == "ts.repeat":
+        return _repeat(operation)
     rule = RULES[operation.name]
     operands, results = list(operation.operands), list(operation.results)
     problem = rule([shape_of(value) for value in operands], [shape_of(value) for value in results])
-    if problem or operation.name in _MIXED_DTYPES or not operands:
+    if problem or not operands:
         return problem
     dtypes = {dtype_of(value) for value in (*operands, *results)}
-    return _expect(len(dtypes) == 1, f"mixes element types {sorted(dtypes)}")
+    if len(dtypes) > 1 and operation.name not in _MIXED_DTYPES:
+        return f"mixes element types {sorted(dtypes)}"
+    return ATTRIBUTE_RULES.get(operation.name, lambda _: None)(operation)

@@ -7,6 +7,7 @@ the factor was summed over and the result is partial. Factors after `|` may not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ def shard(dimension: int) -> str:
 
 
 def sharded_dimension(placement: str) -> int | None:
-    return int(placement[len("shard(") : -1]) if placement.startswith("shard(") else None
+    found = re.fullmatch(r"shard\((\d+)\)", placement)
+    return int(found[1]) if found else None
 
 
 def results_on_axis(operation: ir.Operation, placements: Sequence[str]) -> list[str]:
@@ -84,6 +86,9 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str]) -> list[
     Raises PlacementConflict when the rule does not allow the operands.
     """
     rule = rule_of(operation)
+    for position, (names, found) in enumerate(zip(rule.operands, placements, strict=True)):
+        if found not in {REPLICATE, PARTIAL} and sharded_dimension(found) not in range(len(names)):
+            _refuse(operation, position, found, f"no placement of an operand of rank {len(names)}")
     if operation.name == "ts.all_reduce":
         return [REPLICATE if placements[0] == PARTIAL else _refuse(operation, 0, placements[0], "all_reduce needs a partial sum")]
     if PARTIAL in placements:
@@ -97,6 +102,8 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str]) -> list[
         expected = shard(names.index(cut)) if cut in names else REPLICATE
         if found != expected:
             _refuse(operation, position, found, f"factor {cut!r} is cut, so {expected} is expected")
+    if operation.name == "ts.linear" and cut not in rule.results[0] and len(placements) > 2:
+        _refuse(operation, 2, placements[2], f"factor {cut!r} is summed over ranks, so the bias would be added once by each")
     return [shard(names.index(cut)) if cut in names else PARTIAL for names in rule.results]
 
 

@@ -44,24 +44,33 @@ class _Lowering:
         self.places: dict[ir.Value, _Place] = {}
         self.symbols: dict[ir.Value, Dimension] = {}
         self.renamed: dict[str, str] = {}
+        self.lowered: set[ir.Operation] = set()
         self.counter = 0
 
     def run(self, block: ir.Block) -> Program:
         body: list[Call | Repeat] = []
         self._block(block, body)
-        returned = list(block.operations)[-1].operation.operands[0]
-        self._rename(self.places[returned].name, LOGITS)
+        self._name_logits(list(block.operations)[-1].operation.operands[0], body)
         calls = tuple(self._resolved(item) for item in body)
         buffers = tuple(buffer for name, buffer in self.buffers.items() if name not in self.renamed)
         return Program("step", 0, buffers, tuple(map(self._resolved_view, self.views.values())), calls, ())
+
+    def _name_logits(self, returned: ir.Value, body: list[Call | Repeat]) -> None:
+        place = self.places[returned]
+        if place.name in self.buffers:
+            self._rename(place.name, LOGITS)
+        else:
+            self.buffers[LOGITS] = Buffer(LOGITS, dtype_of(returned), place.shape)  # pyright: ignore[reportArgumentType]
+            body.append(Call("copy", (place.name,), (LOGITS,), {}, "logits"))
 
     def _block(self, block: ir.Block, body: list[Call | Repeat] | list[Call]) -> None:
         for view in block.operations:
             operation = view.operation
             if operation.name == "ts.repeat":
-                body.append(self._repeat(operation))  # pyright: ignore[reportArgumentType]
+                body.extend(self._repeat(operation))  # pyright: ignore[reportArgumentType]
             elif operation.name not in {"ts.yield", "func.return"}:
                 body.extend(self._operation(operation))
+            self.lowered.add(operation)
 
     def _operation(self, operation: ir.Operation) -> list[Call]:
         if operation.name in {"ts.weight", "ts.constant", "ts.input"}:
@@ -118,28 +127,39 @@ class _Lowering:
         self.places[result] = _Place(name, source.base, offset, shape, strides)
         self.symbols[result] = self.symbols[operation.operands[0]]
 
-    def _repeat(self, operation: ir.Operation) -> Repeat:
+    def _repeat(self, operation: ir.Operation) -> list[Call | Repeat]:
         block = modules.body_of(operation)
-        for argument, value in zip(block.arguments, operation.operands, strict=True):
-            self.places[argument] = self.places[value]
-            self.symbols[argument] = self.symbols[value]
+        # what runs from layer to layer is one hidden state
+        (argument,), (value,), (result,) = block.arguments, operation.operands, operation.results
+        entering: list[Call | Repeat] = []
+        place, symbol = self.places[value], self.symbols[value]
+        if not self._may_overwrite(operation, place):
+            place = self._buffer(operation, value, symbol, "hidden")
+            entering.append(Call("copy", (self.places[value].name,), (place.name,), {}, "what enters the layers is read again"))
+        for carried in (argument, result):
+            self.places[carried], self.symbols[carried] = place, symbol
         calls: list[Call] = []
         self._block(block, calls)
         terminator = list(block.operations)[-1].operation
-        for argument, value in zip(block.arguments, terminator.operands, strict=True):
-            self._carry(self.places[argument].name, self.places[value].name, calls)
-        for argument, result in zip(block.arguments, operation.results, strict=True):
-            self.places[result] = self.places[argument]
-            self.symbols[result] = self.symbols[argument]
+        self._carry(place.name, self.places[terminator.operands[0]].name, calls)
         first, count, stride = (modules.int_attribute(operation, name) for name in ("first", "count", "stride"))
-        return Repeat(first, count, stride, tuple(calls))
+        return [*entering, Repeat(first, count, stride, tuple(calls))]
+
+    def _may_overwrite(self, repeat: ir.Operation, place: _Place) -> bool:
+        """Whether the place is a whole buffer that nothing but the repeat reads from here on."""
+        if place.name not in self.buffers:
+            return False
+        aliases = [value for value, known in self.places.items() if known.base == place.base]
+        readers = [use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation for a in aliases for use in a.uses]
+        return all(reader == repeat or reader in self.lowered for reader in readers)
 
     def _carry(self, carried: str, produced: str, calls: list[Call]) -> None:
         """Put what the body produces where the next round reads it: in place if the old value is dead by then, else a copy."""
-        made = next(at for at, call in enumerate(calls) if produced in call.outputs)
-        reads = [at for at, call in enumerate(calls) if self._touches(call, carried)]
-        last_read = max(reads, default=-1)
-        if last_read < made or (last_read == made and calls[made].function in IN_PLACE):
+        if produced == carried:
+            return
+        made = next((at for at, call in enumerate(calls) if produced in call.outputs), None)
+        last_read = max((at for at, call in enumerate(calls) if self._touches(call, carried)), default=-1)
+        if made is not None and (last_read < made or (last_read == made and calls[made].function in IN_PLACE)):
             self._rename(produced, carried)
         else:
             calls.append(Call("copy", (produced,), (carried,), {}, "carried to the next layer"))

@@ -60,6 +60,9 @@ def derive(operation: ir.Operation) -> list[Placement]:
     """Placements of the results that follow from the operands'."""
     operands = [placement_of(value) for value in operation.operands]
     results: list[Placement] = [{} for _ in operation.results]
+    for position, known in enumerate(operands):
+        if known.keys() != operands[0].keys():
+            raise PlacementConflict(f"{operation.name}: operand {position} is placed on axes {[*known]}, operand 0 on {[*operands[0]]}")
     for axis in operands[0]:
         for placement, found in zip(results, results_on_axis(operation, [known[axis] for known in operands]), strict=True):
             placement[axis] = found
@@ -80,7 +83,11 @@ def verify_spmd(module: ir.Module) -> None:
             for values in zip(*groups, strict=True):
                 if len({str(placement_of(value)) for value in values}) != 1:
                     raise PlacementConflict(f"ts.repeat carries a value whose placement changes: {[str(v.type) for v in values]}")
-        elif operation.name not in {"ts.yield", "func.return"}:
+        elif operation.name == "func.return":
+            for value in operation.operands:
+                if set(placement_of(value).values()) - {REPLICATE}:
+                    raise PlacementConflict(f"the step returns {placement_of(value)}, every rank needs it whole")
+        elif operation.name != "ts.yield":
             found = [placement_of(value) for value in operation.results]
             if found != derive(operation):
                 raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {found}, its rule gives {derive(operation)}")

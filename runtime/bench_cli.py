@@ -158,7 +158,7 @@ def startup(plan: Path, repeats: int, prompt: str, weights: str | None, threads:
 @click.option("--prompt-tokens", default=512, show_default=True, type=Count, help="Tokens (completions) or words (chat).")
 @click.option("--output-tokens", default=64, show_default=True, type=Count)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s that arrive. [default: a closed loop]")
-@click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Ask for all tokens, whatever the model says.")
+@click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Generate all tokens in any case.")
 @click.option("--request-timeout", default=300.0, show_default=True, type=click.FloatRange(0.1, 86400), help="Seconds.")
 @click.option("--time-limit", default=600.0, show_default=True, type=click.FloatRange(0.1, 86400), help="Seconds for all of it.")
 @click.option(

@@ -112,8 +112,8 @@ def _head(server: Server, method: str, path: str, length: int) -> bytes:
         "Content-Length": str(length),
         "Connection": "close",
     }
-    lines = [f"{method} {server.path}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in (headers | server.headers).items())]
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
+    fields = [f"{name}: {value}" for name, value in (headers | server.headers).items()]
+    return "\r\n".join([f"{method} {server.path}{path} HTTP/1.1", *fields, "", ""]).encode("ascii")
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

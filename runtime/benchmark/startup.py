@@ -63,7 +63,7 @@ class StartupReport(msgspec.Struct, frozen=True):
 def measure_startup(options: StartupOptions, say: Callable[[str], None]) -> StartupReport:
     """`options.repeats` warm starts after a first one. Raises StartupFailed with what the process said."""
     surroundings = environment()
-    evicted = all([drop_from_page_cache(path) for path in _files(options)])
+    evicted = False not in {drop_from_page_cache(path) for path in _files(options)}
     say("first start")
     first = start_once(options)
     warm = []

@@ -57,7 +57,7 @@ def _breakdown(point: Point, breakdown: Breakdown) -> Iterator[RenderableType]:
     total = sum(breakdown.parts.values())
     parts = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in breakdown.parts.items())
     yield f"{point.kind}, {point.rows} rows: one step takes {format_seconds(total)}: {parts}"
-    table = Table("function", "launches", "seconds", "share", title="by function, timed in a pass of its own", title_justify="left")
+    table = Table("function", "launches", "seconds", "share", title="timed in a pass of its own", title_justify="left")
     whole = sum(item.seconds for item in breakdown.functions)
     for item in breakdown.functions:
         share = f"{item.seconds / whole:.1%}" if whole else ""

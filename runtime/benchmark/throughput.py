@@ -18,7 +18,7 @@ from ...plans.reader import Plan
 from ...plans.schema import Manifest
 from ..engine import EngineLoop
 from ..executor import load_executor
-from ..executor_interface import Executor, Report, StepResult
+from ..executor_interface import Executor, StepResult
 from ..protocol import SamplingParameters, Submit
 from ..scheduling.kv import KvManager
 from ..scheduling.request import Outcome, Request, SchedulerLimits
@@ -138,8 +138,7 @@ class TimedExecutor:
 def measure_throughput(plan: Plan, options: ThroughputOptions, say: Say) -> ThroughputReport:
     """Raises TokenspeedError when the plan cannot be loaded, a request is too long for it, or a request fails."""
     _check(plan.manifest, options)
-    report: Report = lambda phase: say(f"loaded {phase}")
-    executor = load_executor(plan, options.weights, options.threads, report)
+    executor = load_executor(plan, options.weights, options.threads, lambda phase: say(f"loaded {phase}"))
     try:
         return run_closed_loop(plan.manifest, executor, options, say)
     finally:

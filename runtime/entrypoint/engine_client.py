@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -29,6 +30,7 @@ from ..protocol import (
 )
 from .api_error import ApiError, unavailable
 
+_log = logging.getLogger("tokenspeed.engine")
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit is 107
 NewsListener = Callable[[StepNews], None]
 
@@ -175,6 +177,8 @@ class EngineClient:
         """The engine is gone: end every open request with an error. Only the first failure counts."""
         if self.failure is not None:
             return
+        if self._ready.is_set() and not self.drained.is_set():
+            _log.error("the engine failed: %s", failure.message)
         self.failure = failure
         self._ready.set()
         self.drained.set()

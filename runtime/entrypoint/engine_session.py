@@ -60,6 +60,12 @@ class EngineProcess:
         self._process.kill()
         self._process.wait()
 
+    def close(self) -> None:
+        """Kill it if it still runs."""
+        self.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
 
 @asynccontextmanager
 async def engine_session(client: EngineClient, process: EngineProcess) -> AsyncIterator[None]:

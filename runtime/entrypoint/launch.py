@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import ipaddress
 import signal
 import socket
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,18 +52,14 @@ def launch(plan: Plan, options: LaunchOptions, clock: StartupClock) -> None:
     Raises TokenspeedError when the port is taken or the engine cannot start.
     """
     # Until the server handles signals itself, SIGTERM unwinds like Ctrl-C, so that no engine or socket is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    served = options.prompt is None and not options.chat
-    server = listen(options.host, options.port) if served else None
-    sockets = Sockets()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        process = EngineProcess(sockets, _engine_options(plan, options))
-        try:
+        served = options.prompt is None and not options.chat
+        server = listen(options.host, options.port) if served else None
+        with closing(Sockets()) as sockets, closing(EngineProcess(sockets, _engine_options(plan, options))) as process:
             asyncio.run(_run(plan, options, clock, sockets, process, server))
-        finally:
-            process.kill()
     finally:
-        sockets.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
@@ -155,14 +151,13 @@ async def _terminal(service: Service, options: LaunchOptions, clock: StartupCloc
     from .terminal import TerminalOptions, complete_text, converse
 
     start_up = clock.total
-    terminal = TerminalOptions(options.max_tokens, options.temperature, options.seed, quiet=options.as_json)
+    terminal = TerminalOptions(options.max_tokens, options.temperature, options.seed, as_json=options.as_json)
     if options.prompt is None:
         await converse(service, terminal)
         return
     completed = await complete_text(service, options.prompt, terminal)
     if options.as_json:
-        fields = dataclasses.asdict(completed) | {"startup_seconds": start_up, "model": service.model.name}
-        print(msgspec.json.encode(fields).decode(), flush=True)
+        print(completed.to_json(startup_seconds=start_up, model=service.model.name), flush=True)
         return
     print(completed.summary(), file=sys.stderr)
     print(f"start-up {start_up:.2f} s: {_breakdown(clock, service.engine.startup)}", file=sys.stderr)

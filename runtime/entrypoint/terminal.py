@@ -9,8 +9,10 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import msgspec
 
 from ...plans.errors import TokenspeedError, UsageError
 from .api_error import ApiError
@@ -37,6 +39,9 @@ class Completed:
     first_token_seconds: float
     total_seconds: float
 
+    def to_json(self, **more: object) -> str:
+        return msgspec.json.encode(asdict(self) | more).decode()
+
     def summary(self) -> str:
         decoded, seconds = self.completion_tokens - 1, self.total_seconds - self.first_token_seconds
         rate = f", then {decoded / seconds:.1f} tokens/s" if decoded > 0 and seconds > 0 else ""
@@ -48,12 +53,12 @@ class Completed:
 
 @dataclass(frozen=True)
 class TerminalOptions:
-    """`max_tokens` None: as many as the context holds. `quiet` prints no text while it is generated."""
+    """`max_tokens` None: as many as the context holds. With `as_json` no text is printed while it is generated."""
 
     max_tokens: int | None
     temperature: float
     seed: int | None
-    quiet: bool = False
+    as_json: bool = False
 
 
 async def complete_text(service: Service, text: str, options: TerminalOptions) -> Completed:
@@ -81,7 +86,10 @@ async def converse(service: Service, options: TerminalOptions) -> None:
             except ApiError as error:
                 raise GenerationError(error.message) from None
             messages.append({"role": "assistant", "content": completed.text})
-            print(completed.summary(), file=sys.stderr)
+            if options.as_json:
+                print(completed.to_json(), flush=True)
+            else:
+                print(completed.summary(), file=sys.stderr)
 
 
 async def _generate(service: Service, prompt: Prompt, options: TerminalOptions) -> Completed:
@@ -96,9 +104,9 @@ async def _generate(service: Service, prompt: Prompt, options: TerminalOptions) 
                 first_token = first_token or time.monotonic()
                 finish_reason = delta.finish_reason or ""
                 text.append(delta.text)
-                if not options.quiet:
+                if not options.as_json:
                     print(delta.text, end="", flush=True)
-    if not options.quiet:
+    if not options.as_json:
         print(flush=True)
     end = time.monotonic()
     return Completed(

@@ -1,0 +1,109 @@
+"""One sound sample of every operation of the dialect, and what is wrong with others."""
+
+from __future__ import annotations
+
+from .modules import Sample
+
+NORM = "cast_before_weight = true, eps = 1.0e-6 : f64, one_plus_weight = false"
+LINEAR = "operandSegmentSizes = array<i32: 1, 1, 0>"
+BIASED = "operandSegmentSizes = array<i32: 1, 1, 1>"
+ATTENTION = 'layer = "0", scale = 0.5 : f64, window = 4 : i64'
+ATEN = (
+    'arguments = "{\\"args\\": [{\\"operand\\": 0}], \\"kwargs\\": {}}", '
+    'operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0>, target = "aten.relu.default"'
+)
+REPEAT = "count = 3 : i64, first = 1 : i64, operandSegmentSizes = array<i32: 1>, resultSegmentSizes = array<i32: 1>, stride = 2 : i64"
+
+X, X3 = "tensor<?x8xf32>", "tensor<?x4x8xf32>"
+
+SOUND: tuple[Sample, ...] = (
+    Sample("ts.input", (), ("tensor<?xi32>",), 'sym = "token_ids"'),
+    Sample("ts.weight", (), ("tensor<6x8xbf16>",), 'parameters = ["a", "b"], sym = "a+b"'),
+    Sample("ts.constant", (), ("tensor<4xf32>",), 'sym = "inv_freq"'),
+    Sample("ts.aten", (X,), (X,), ATEN),
+    Sample("ts.embedding", ("tensor<?xi32>", "tensor<50x8xf32>"), (X,)),
+    Sample("ts.linear", (X, "tensor<6x8xf32>"), ("tensor<?x6xf32>",), LINEAR),
+    Sample("ts.linear", (X, "tensor<6x8xf32>", "tensor<6xf32>"), ("tensor<?x6xf32>",), BIASED),
+    Sample("ts.rms_norm", (X, "tensor<8xf32>"), (X,), NORM),
+    Sample("ts.rms_norm", (X3, "tensor<8xf32>"), (X3,), NORM),
+    Sample("ts.add_rms_norm", (X, X, "tensor<8xf32>"), (X, X), NORM),
+    Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), ("tensor<?x8xbf16>", "tensor<?x8xbf16>"), "scaling = 1.5 : f64"),
+    Sample("ts.rope", (X3, "tensor<?x6xf32>", "tensor<?x6xf32>"), (X3,)),
+    Sample("ts.attention", (X3, "tensor<?x2x8xf32>", "tensor<?x2x6xf32>"), ("tensor<?x4x6xf32>",), ATTENTION),
+    Sample("ts.rope_kv_write", (X3, "tensor<?x2x8xf32>", "tensor<?x2x8xf32>", X, X), (X3,), 'layer = "0"'),
+    Sample("ts.cached_attention", (X3,), (X3,), f"kv_heads = 2 : i64, {ATTENTION}"),
+    Sample("ts.gated_activation", (X, X), (X,), 'activation = "gelu_tanh"'),
+    Sample("ts.add", (X, X), (X,)),
+    Sample("ts.mul", (X3, X3), (X3,)),
+    Sample("ts.reshape", ("tensor<?x32xf32>",), (X3,)),
+    Sample("ts.slice", (X,), ("tensor<?x3xf32>",), "start = 5 : i64"),
+    Sample("ts.gather_rows", (X, "tensor<?xi32>"), (X,)),
+    Sample("ts.all_reduce", (X,), (X,), 'axis = "tp"'),
+)
+
+F16 = "tensor<?x8xf16>"
+
+WRONG: tuple[tuple[Sample, str], ...] = (
+    (Sample("ts.input", (), ("tensor<?x0xi32>",), 'sym = "x"'), "sizes must be positive"),
+    (Sample("ts.weight", (), ("tensor<0x8xf32>",), 'parameters = ["a"], sym = "a"'), "sizes must be positive"),
+    (Sample("ts.constant", (), ("tensor<0xf32>",), 'sym = "c"'), "sizes must be positive"),
+    (Sample("ts.embedding", ("tensor<?x1xi32>", "tensor<50x8xf32>"), (X,)), r"expects ids\[rows\]"),
+    (Sample("ts.embedding", ("tensor<?xi32>", "tensor<50x9xf32>"), (X,)), "result is"),
+    (Sample("ts.linear", (X, "tensor<6x9xf32>"), ("tensor<?x6xf32>",), LINEAR), "weight has 9 columns, x has 8"),
+    (Sample("ts.linear", (X3, "tensor<6x8xf32>"), ("tensor<?x6xf32>",), LINEAR), r"expects x\[rows, k\]"),
+    (Sample("ts.linear", (X, "tensor<6x8xf32>", "tensor<5xf32>"), ("tensor<?x6xf32>",), BIASED), "bias has shape"),
+    (Sample("ts.linear", (X, "tensor<6x8xf32>"), ("tensor<?x7xf32>",), LINEAR), "result is"),
+    (Sample("ts.linear", (X, "tensor<6x8xf16>"), ("tensor<?x6xf32>",), LINEAR), "mixes element types"),
+    (Sample("ts.rms_norm", (X, "tensor<7xf32>"), (X,), NORM), "do not fit x"),
+    (Sample("ts.rms_norm", (X, "tensor<8xf32>"), ("tensor<?x7xf32>",), NORM), "do not fit x"),
+    (Sample("ts.add_rms_norm", (X, "tensor<?x7xf32>", "tensor<8xf32>"), (X, X), NORM), "do not fit together"),
+    (Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), (X, "tensor<?x6xf32>"), "scaling = 1.0 : f64"), "cos and sin"),
+    (Sample("ts.rope_table", ("tensor<?x1xi32>", "tensor<4xf32>"), (X, X), "scaling = 1.0 : f64"), r"expects positions\[rows\]"),
+    (Sample("ts.rope", (X3, "tensor<?x5xf32>", "tensor<?x5xf32>"), (X3,)), "is odd or larger"),
+    (Sample("ts.rope", (X3, "tensor<?x10xf32>", "tensor<?x10xf32>"), (X3,)), "is odd or larger"),
+    (Sample("ts.rope", (X3, X, "tensor<?x6xf32>"), (X3,)), "equal cos, sin"),
+    (Sample("ts.attention", (X3, "tensor<?x3x8xf32>", "tensor<?x3x8xf32>"), (X3,), ATTENTION), "multiple of key/value heads"),
+    (Sample("ts.attention", (X3, "tensor<?x2x6xf32>", "tensor<?x2x6xf32>"), (X3,), ATTENTION), "head_dim must agree"),
+    (Sample("ts.attention", (X3, X3, X3), ("tensor<?x4x6xf32>",), ATTENTION), "result is"),
+    (Sample("ts.attention", (X3, X3, X3), (X3,), ATTENTION.replace("window = 4", "window = -4")), "window must be 0 or more"),
+    (Sample("ts.rope_kv_write", (X3, X3, "tensor<?x2x8xf32>", X, X), (X3,), 'layer = "0"'), "key/value heads"),
+    (Sample("ts.rope_kv_write", (X3, X3, X3, X, X), ("tensor<?x2x8xf32>",), 'layer = "0"'), "result is"),
+    (Sample("ts.cached_attention", (X3,), (X,), f"kv_heads = 2 : i64, {ATTENTION}"), "q and result"),
+    (Sample("ts.cached_attention", (X3,), (X3,), f"kv_heads = 3 : i64, {ATTENTION}"), "no multiple of 3"),
+    (Sample("ts.gated_activation", (X, "tensor<?x9xf32>"), (X,), 'activation = "silu"'), "one shape"),
+    (Sample("ts.gated_activation", (X, X), (X,), 'activation = "relu"'), "expected one of gelu, gelu_tanh, silu"),
+    (Sample("ts.add", (X, X3), (X,)), "one shape"),
+    (Sample("ts.add", (X, F16), (X,)), "mixes element types"),
+    (Sample("ts.mul", (X, X), (X3,)), "one shape"),
+    (Sample("ts.reshape", (X,), (X3,)), "cannot become"),
+    (Sample("ts.slice", (X,), ("tensor<?x9xf32>",), "start = 0 : i64"), "not a window of the columns"),
+    (Sample("ts.slice", (X,), ("tensor<?x3xf32>",), "start = 6 : i64"), "columns from 6 on do not hold 3 of 8"),
+    (Sample("ts.gather_rows", (X, "tensor<?x1xi32>"), (X,)), "for x"),
+    (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp"'), "one shape"),
+)
+
+def repeat(attributes: str = REPEAT, argument: str = X, yielded: str = "%h", result: str = X) -> str:
+    """A module with a repeat whose body hands its argument on; each part can be made wrong."""
+    return f"""
+module {{
+  func.func @step() {{
+    %x = "ts.input"() {{sym = "x"}} : () -> {X}
+    %other = "ts.input"() {{sym = "y"}} : () -> tensor<?x9xf32>
+    %out = "ts.repeat"(%x) ({{
+    ^bb0(%h: {argument}):
+      "ts.yield"({yielded}) {{operandSegmentSizes = array<i32: 1>}} : ({"tensor<?x9xf32>" if yielded == "%other" else argument}) -> ()
+    }}) {{{attributes}}} : ({X}) -> {result}
+    return
+  }}
+}}
+"""
+
+
+WRONG_REPEATS = (
+    (repeat(REPEAT.replace("count = 3", "count = 0")), "runs for 0 layers"),
+    (repeat(REPEAT.replace("first = 1", "first = -1")), "from -1 on"),
+    (repeat(REPEAT.replace("stride = 2", "stride = 0")), "0 apart"),
+    (repeat(yielded="%other"), "its yielded values are"),
+    (repeat(result="tensor<?x9xf32>"), "its results are"),
+    (repeat(argument="tensor<?x9xf32>"), "its arguments are"),
+)

@@ -1,0 +1,137 @@
+"""Sharding rules: what each operation makes of its operands' placements, and which operands it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tokenspeed.ir import module
+from tokenspeed.ir.mlir import ir
+from tokenspeed.ir.sharding import PlacementConflict, results_on_axis, rule_of, sharded_dimension
+
+from .modules import Sample
+from .samples import SOUND
+
+R, P = "replicate", "partial"
+S0, S1, S2 = "shard(0)", "shard(1)", "shard(2)"
+
+LEGAL: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("ts.embedding", (R, S1), (S1,)),
+    ("ts.embedding", (S0, R), (S0,)),
+    ("ts.linear", (R, S0), (S1,)),
+    ("ts.linear", (S1, S1), (P,)),
+    ("ts.linear", (S0, R), (S0,)),
+    ("ts.linear", (R, S0, S0), (S1,)),
+    ("ts.linear", (S0, R, R), (S0,)),
+    ("ts.rms_norm", (S0, R), (S0,)),
+    ("ts.add_rms_norm", (S0, S0, R), (S0, S0)),
+    ("ts.rope_table", (S0, R), (S0, S0)),
+    ("ts.rope", (S1, R, R), (S1,)),
+    ("ts.rope", (S0, S0, S0), (S0,)),
+    ("ts.attention", (S1, S1, S1), (S1,)),
+    ("ts.rope_kv_write", (S1, S1, S1, R, R), (S1,)),
+    ("ts.cached_attention", (S1,), (S1,)),
+    ("ts.gated_activation", (S1, S1), (S1,)),
+    ("ts.add", (S1, S1), (S1,)),
+    ("ts.add", (P, P), (P,)),
+    ("ts.mul", (S1, S1), (S1,)),
+    ("ts.reshape", (S1,), (S1,)),
+    ("ts.reshape", (P,), (P,)),
+    ("ts.slice", (S0,), (S0,)),
+    ("ts.slice", (P,), (P,)),
+    ("ts.gather_rows", (S1, R), (S1,)),
+    ("ts.gather_rows", (P, R), (P,)),
+    ("ts.all_reduce", (P,), (R,)),
+)
+
+ILLEGAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("ts.embedding", (S0, S1), "operand 1"),
+    ("ts.linear", (S1, R), "operand 1 is replicate: factor 'k' is cut"),
+    ("ts.linear", (R, S1), "operand 0"),
+    ("ts.linear", (P, R), "a partial sum must be reduced first"),
+    ("ts.linear", (R, S0, R), "operand 2 is replicate"),
+    ("ts.linear", (S1, S1, R), "the bias would be added once by each"),
+    ("ts.rms_norm", (S1, S0), "factor 'h' may not be cut"),
+    ("ts.rms_norm", (P, R), "reduced first"),
+    ("ts.add_rms_norm", (P, R, R), "reduced first"),
+    ("ts.add_rms_norm", (R, S0, R), "operand 0"),
+    ("ts.rope_table", (R, S0), "factor 'f' may not be cut"),
+    ("ts.rope", (S2, R, R), "factor 'd' may not be cut"),
+    ("ts.rope", (R, S1, S1), "factor 'e' may not be cut"),
+    ("ts.attention", (S1, R, R), "operand 1"),
+    ("ts.attention", (S0, S0, S0), "factor 'r' may not be cut"),
+    ("ts.rope_kv_write", (R, S1, S1, R, R), "operand 0"),
+    ("ts.cached_attention", (S2,), "factor 'd' may not be cut"),
+    ("ts.gated_activation", (S1, R), "operand 1"),
+    ("ts.gated_activation", (P, P), "reduced first"),
+    ("ts.add", (P, R), "reduced first"),
+    ("ts.add", (S0, S1), "operand 1"),
+    ("ts.mul", (P, P), "reduced first"),
+    ("ts.slice", (S1,), "factor 'n' may not be cut"),
+    ("ts.gather_rows", (S0, R), "factor 'r' may not be cut"),
+    ("ts.gather_rows", (R, S0), "factor 'l' may not be cut"),
+    ("ts.all_reduce", (R,), "needs a partial sum"),
+    ("ts.add", ("shard(2)", "shard(2)"), "no placement of an operand of rank 2"),
+    ("ts.add", ("banana", R), "no placement"),
+    ("ts.add", ("shard(-1)", R), "no placement"),
+    ("ts.add", ("shard(x)", R), "no placement"),
+)
+
+
+@pytest.fixture(autouse=True)
+def in_context() -> Iterator[None]:
+    with module.context():
+        yield
+
+
+def operation(name: str, operands: int) -> ir.Operation:
+    sample = next(item for item in SOUND if item.name == name and len(item.operands) == operands)
+    return built(sample)
+
+
+def built(sample: Sample) -> ir.Operation:
+    parsed = module.parse(sample.module())
+    found = next(item for item in module.walk(module.step_block(parsed)) if item.name == sample.name)
+    _alive.append(parsed)
+    return found
+
+
+_alive: list[ir.Module] = []
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    yield
+    _alive.clear()
+
+
+@pytest.mark.parametrize(("name", "operands", "results"), LEGAL)
+def test_legal_placements(name: str, operands: tuple[str, ...], results: tuple[str, ...]) -> None:
+    assert tuple(results_on_axis(operation(name, len(operands)), operands)) == results
+
+
+@pytest.mark.parametrize(("name", "operands", "message"), ILLEGAL)
+def test_illegal_placements(name: str, operands: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PlacementConflict, match=message):
+        results_on_axis(operation(name, len(operands)), operands)
+
+
+@pytest.mark.parametrize("sample", [s for s in SOUND if s.operands and s.name not in {"ts.aten", "ts.all_reduce"}], ids=lambda s: s.name)
+def test_replicated_operands_give_replicated_results(sample: Sample) -> None:
+    found = results_on_axis(built(sample), [R] * len(sample.operands))
+    assert found == [R] * len(sample.results)
+
+
+@pytest.mark.parametrize("sample", [s for s in SOUND if s.operands and s.name != "ts.aten"], ids=lambda s: f"{s.name}-{len(s.operands)}")
+def test_rules_fit_the_ranks_of_their_operation(sample: Sample) -> None:
+    item = built(sample)
+    rule = rule_of(item)
+    for names, values in ((rule.operands, item.operands), (rule.results, item.results)):
+        assert [len(factors) for factors in names] == [ir.RankedTensorType(value.type).rank for value in values]
+    known = {factor for factors in (*rule.operands, *rule.results) for factor in factors}
+    assert rule.whole <= known
+
+
+def test_sharded_dimension_reads_its_own_spelling_only() -> None:
+    assert sharded_dimension("shard(3)") == 3
+    assert [sharded_dimension(text) for text in ("replicate", "partial", "shard()", "shard(1", "xshard(1)")] == [None] * 5

@@ -1,0 +1,57 @@
+"""Every operation has its row in each table that passes read: nothing is forgotten when an operation is added."""
+
+from __future__ import annotations
+
+from tokenspeed.ir import reference, shapes, sharding
+from tokenspeed.targets import cost
+from tokenspeed.targets.registry import TARGETS
+
+from .test_dialect import operation_names
+
+CONTROL = {"ts.repeat", "ts.yield"}
+NOT_RAISED = {"ts.aten"}
+LEAVES = {"ts.input", "ts.weight", "ts.constant"}
+VIEWS = {"ts.reshape", "ts.slice"}
+COLLECTIVES = {"ts.all_reduce"}
+"""Inserted by the partitioner for more than one rank, which no target has yet."""
+MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
+"""Bytes, no floating-point operations."""
+READ_WEIGHTS = {"ts.linear", "ts.embedding"}
+"""Run by the interpreter through its weight provider."""
+
+OPERATIONS = operation_names() - CONTROL - NOT_RAISED
+
+
+def test_shape_rules() -> None:
+    assert set(shapes.RULES) == OPERATIONS
+    assert set(shapes.ATTRIBUTE_RULES) <= OPERATIONS
+
+
+def test_sharding_rules() -> None:
+    own_rule = {"ts.reshape"}
+    assert set(sharding._RULES) | own_rule == OPERATIONS - LEAVES
+    assert sharding.SUM_COMMUTES <= OPERATIONS
+
+
+def test_reference_implementations() -> None:
+    assert {*reference.REFERENCE, *reference._STATEFUL, *READ_WEIGHTS} == OPERATIONS - LEAVES
+    assert not set(reference.REFERENCE) & set(reference._STATEFUL)
+
+
+def test_cost_rules() -> None:
+    assert {*cost._FLOPS, *cost.FREE, *MOVES_ONLY, *COLLECTIVES} == OPERATIONS
+    assert cost.FREE == LEAVES | VIEWS
+
+
+def test_every_target_has_a_kernel_for_every_operation() -> None:
+    for machine in TARGETS.values():
+        assert {kernel.operation for kernel in machine.kernels} == OPERATIONS - cost.FREE - COLLECTIVES, machine.name
+
+
+def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None:
+    from tokenspeed.passes import lower
+
+    without = {"ts.rope_kv_write"}  # its layer is in the names of the caches
+    attributed = {"ts.rms_norm", "ts.add_rms_norm", "ts.rope_table", "ts.gated_activation", "ts.attention", "ts.cached_attention"}
+    assert set(lower._ATTRIBUTES) == attributed
+    assert set(lower._CALLS) == {"ts.attention", "ts.cached_attention"} | without

@@ -1,0 +1,95 @@
+"""tokenspeed-run refuses early, with an exit code and no stack trace."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tokenspeed.plans.schema import Target
+from tokenspeed.runtime import run_cli
+from tokenspeed.runtime.startup_clock import StartupClock, process_age
+
+from ..plans.sample_plan import write_sample_plan
+from .entrypoint.tiny_tokenizers import byte_level
+
+ANY_HOST = Target(name="cpu-any", kind="cpu", features=(), row_padding="exact")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    write_sample_plan(tmp_path / "plan.bin", target=ANY_HOST, entries={"tokenizer/tokenizer.json": byte_level()})
+    return tmp_path / "plan.bin"
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(run_cli.main, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_help_names_what_matters() -> None:
+    text = run("--help").output
+    for option in ("--weights", "--verify", "--prompt", "--chat", "--host", "--port", "--api-key", "--drain-timeout", "--json"):
+        assert option in text
+
+
+def test_a_missing_plan(tmp_path: Path) -> None:
+    result = run(tmp_path / "nothing.bin")
+    assert result.exit_code == 3 and "nothing.bin" in result.stderr and "fix:" in result.stderr
+
+
+def test_a_missing_plan_as_json(tmp_path: Path) -> None:
+    result = run(tmp_path / "nothing.bin", "--json")
+    assert result.exit_code == 3 and json.loads(result.stderr)["error"] == "PlanError"
+
+
+def test_prompt_and_chat_exclude_each_other(plan: Path) -> None:
+    assert run(plan, "--prompt", "x", "--chat").exit_code == 2
+
+
+def test_another_machine_is_refused(tmp_path: Path) -> None:
+    target = Target(name="cpu-moon", kind="cpu", features=("no_such_feature",), row_padding="exact")
+    write_sample_plan(tmp_path / "plan.bin", target=target)
+    result = run(tmp_path / "plan.bin")
+    assert result.exit_code == 4 and "no_such_feature" in result.stderr
+
+
+def test_a_signature_can_be_required(plan: Path) -> None:
+    assert run(plan, "--require-signature").exit_code == 3
+
+
+def test_a_taken_port_is_said_so(plan: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run(plan, "--port", port)
+    assert result.exit_code == 2 and f"port {port} is taken" in result.stderr and "--port" in result.stderr
+
+
+def test_an_address_that_is_not_ours(plan: Path) -> None:
+    result = run(plan, "--host", "203.0.113.1")
+    assert result.exit_code == 2 and "203.0.113.1" in result.stderr
+
+
+def test_an_engine_that_cannot_start_ends_the_command(plan: Path, tmp_path: Path) -> None:
+    result = run(plan, "--prompt", "hello", "--weights", tmp_path / "no weights")
+    assert result.exit_code in (3, 5), result.output
+    assert "fix:" in result.stderr or "where:" in result.stderr
+
+
+def test_a_broken_tokenizer_ends_the_command(tmp_path: Path) -> None:
+    write_sample_plan(tmp_path / "plan.bin", target=ANY_HOST)
+    result = run(tmp_path / "plan.bin", "--prompt", "hello")
+    assert result.exit_code == 3 and "tokenizer" in result.stderr
+
+
+def test_startup_phases_follow_each_other() -> None:
+    clock = StartupClock()
+    clock.finish("imports")
+    clock.finish("checks")
+    clock.finish("imports")
+    assert list(clock.phases) == ["imports", "checks"]
+    assert clock.phases["imports"] >= 0.9 * process_age()
+    assert sum(clock.phases.values()) == pytest.approx(clock.total, abs=0.1)
