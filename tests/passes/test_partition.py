@@ -1,0 +1,94 @@
+"""Partitioning, and the SPMD verifier: it trusts nothing, so each change of one placement must be noticed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tokenspeed.ir import module
+from tokenspeed.ir.mlir import ir
+from tokenspeed.ir.sharding import PlacementConflict
+from tokenspeed.ir.types import dtype_of, placement_of, shape_of, tensor, with_placement
+from tokenspeed.passes.partition import partition, verify_spmd
+from tokenspeed.plans.errors import UsageError
+from tokenspeed.plans.schema import MeshAxis
+
+from ..ir.modules import decoder
+from .test_fusions import fused
+
+ONE = (MeshAxis(name="tp", size=1),)
+
+
+def values_of(parsed: ir.Module) -> list[ir.Value]:
+    found: list[ir.Value] = []
+    for operation in module.walk(module.step_block(parsed)):
+        found.extend(operation.results)
+        if operation.name == "ts.repeat":
+            found.extend(module.body_of(operation).arguments)
+    return found
+
+
+def test_one_rank_is_replicated_throughout() -> None:
+    placed = partition(module.parse(decoder(bias=True)), (MeshAxis(name="tp", size=1), MeshAxis(name="dp", size=1)))
+    assert {str(placement_of(value)) for value in values_of(placed)} == {str({"dp": "replicate", "tp": "replicate"})}
+    assert str(module.parse(str(placed))) == str(placed)
+
+
+def test_more_ranks_are_refused() -> None:
+    with pytest.raises(UsageError, match="one rank only") as refused:
+        partition(module.parse(decoder()), (MeshAxis(name="tp", size=2),))
+    assert "size 2" in refused.value.got
+
+
+def test_fused_modules_verify() -> None:
+    verify_spmd(partition(fused(decoder(layers=4, bias=True, pattern=2)), ONE))
+
+
+CHANGES = ("shard(0)", "shard(1)", "partial", "shard(7)", "nowhere", "")
+
+
+@pytest.mark.parametrize("make", [lambda: module.parse(decoder(bias=True)), lambda: fused(decoder())], ids=["raised", "fused"])
+def test_any_one_changed_placement_is_caught(make: object) -> None:
+    assert callable(make)
+    placed = partition(make(), ONE)
+    chosen, values = random.Random(20261), values_of(placed)
+    changes = [(value, change) for value in values for change in CHANGES]
+    for value, change in chosen.sample(changes, 120):
+        kept = value.type
+        value.set_type(tensor(dtype_of(value), shape_of(value), {"tp": change} if change else None))
+        with pytest.raises(PlacementConflict):
+            verify_spmd(placed)
+        value.set_type(kept)
+    verify_spmd(placed)
+
+
+def test_a_consistent_cut_is_accepted_and_its_partial_result_is_not_returned() -> None:
+    """Column then row cut: right by every rule, but the sum over ranks is missing at the end."""
+    text = """
+module {
+  func.func @step() -> tensor<?x8xf32, {tp = "partial"}> {
+    %x = "ts.input"() {sym = "x"} : () -> tensor<?x8xf32, {tp = "replicate"}>
+    %a = "ts.weight"() {parameters = ["a"], sym = "a"} : () -> tensor<6x8xf32, {tp = "shard(0)"}>
+    %b = "ts.weight"() {parameters = ["b"], sym = "b"} : () -> tensor<8x6xf32, {tp = "shard(1)"}>
+    %y = "ts.linear"(%x, %a) {operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<?x8xf32, {tp = "replicate"}>, tensor<6x8xf32, {tp = "shard(0)"}>) -> tensor<?x6xf32, {tp = "shard(1)"}>
+    %z = "ts.linear"(%y, %b) {operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<?x6xf32, {tp = "shard(1)"}>, tensor<8x6xf32, {tp = "shard(1)"}>) -> tensor<?x8xf32, {tp = "partial"}>
+    return %z : tensor<?x8xf32, {tp = "partial"}>
+  }
+}"""
+    with pytest.raises(PlacementConflict, match="every rank needs it whole"):
+        verify_spmd(module.parse(text))
+    summed = text.replace(
+        "    return",
+        '    %s = "ts.all_reduce"(%z) {axis = "tp"} : (tensor<?x8xf32, {tp = "partial"}>) -> tensor<?x8xf32, {tp = "replicate"}>\n    return',
+    )
+    summed = summed.replace("return %z", "return %s").replace('-> tensor<?x8xf32, {tp = "partial"}> {\n', '-> tensor<?x8xf32, {tp = "replicate"}> {\n')
+    summed = summed.replace('return %s : tensor<?x8xf32, {tp = "partial"}>', 'return %s : tensor<?x8xf32, {tp = "replicate"}>')
+    verify_spmd(module.parse(summed))
+
+
+def test_a_carried_value_keeps_its_placement() -> None:
+    placed = partition(module.parse(decoder()), ONE)
+    repeat = next(item for item in module.walk(module.step_block(placed)) if item.name == "ts.repeat")
+    with_placement(module.body_of(repeat).arguments[0], {"tp": "shard(0)"})
+    with pytest.raises(PlacementConflict, match="placement changes"):
+        verify_spmd(placed)

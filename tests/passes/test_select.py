@@ -1,0 +1,103 @@
+"""Choosing kernels: which, why, and what happens when none can run an operation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tokenspeed.ir import module
+from tokenspeed.passes.select import Workload, kernel_named, select
+from tokenspeed.plans.errors import ModelError
+from tokenspeed.plans.schema import Decision
+from tokenspeed.targets.machine import Machine
+from tokenspeed.targets.registry import TARGETS, find_target
+
+from ..ir.modules import decoder
+from .test_fusions import fused
+
+LOADS = (Workload(4, 4, 0.9), Workload(512, 1, 0.1))
+
+
+def decisions(target: str, dtype: str, text: str = "") -> tuple[Decision, ...]:
+    return select(fused(text or decoder(dtype=dtype)), find_target(target), LOADS)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "kernel"),
+    [
+        ("cpu-avx2", "f32", "onednn.linear_prepacked"),
+        ("cpu-avx2", "bf16", "aten.linear"),
+        ("cpu-avx512", "bf16", "onednn.linear_prepacked"),
+        ("cpu-avx512-bf16", "bf16", "onednn.linear_prepacked"),
+        ("cpu-neon", "bf16", "onednn.linear_prepacked"),
+    ],
+)
+def test_weights_are_packed_where_the_machine_can(target: str, dtype: str, kernel: str) -> None:
+    linears = [item for item in decisions(target, dtype) if item.operation == "ts.linear"]
+    assert {item.kernel for item in linears} == {kernel} and len(linears) == 5
+    packed = kernel.startswith("onednn")
+    for item in linears:
+        assert item.runner_up == ("aten.linear" if packed else "")
+        assert ("faster than aten.linear" in item.reason) if packed else ("refused: onednn.linear_prepacked" in item.reason)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_operation_is_decided_once_with_sound_figures(target: str) -> None:
+    parsed = fused(decoder(layers=6))
+    machine = find_target(target)
+    found = select(parsed, machine, LOADS)
+    chosen = [item for item in module.walk(module.step_block(parsed)) if "kernel" in item.attributes]
+    assert [item.name for item in chosen] == [item.operation for item in found]
+    assert [kernel_named(machine, item).name for item in chosen] == [item.kernel for item in found]
+    for item in found:
+        dispatch = machine.rates["dispatch"].value
+        assert item.predicted_seconds >= dispatch
+        assert 0 <= item.roofline_share < 1
+        assert item.times == (6 if item.label.startswith("layers.") else 1)
+        assert item.bound in {"bandwidth", "compute", "dispatch"}
+        assert item.reason and item.rows == 4
+
+
+def test_operations_after_gather_rows_are_judged_at_the_logit_rows() -> None:
+    found = select(fused(decoder()), find_target("cpu-avx2"), (Workload(512, 1, 1.0),))
+    rows = {item.label: item.rows for item in found if item.operation == "ts.linear"}
+    assert rows["lm_head"] == 1 and rows["layers.{i}.o_proj"] == 512
+
+
+def test_bounds_follow_the_sizes() -> None:
+    """One row of a large matrix is limited by memory, many rows by arithmetic, a small operation by its dispatch."""
+    text = decoder().replace("48x32", "65536x32").replace("x48xf32", "x65536xf32").replace("32x48", "32x65536")
+    one = select(fused(text), find_target("cpu-avx2"), (Workload(1, 1, 1.0),))
+    many = select(fused(text), find_target("cpu-avx2"), (Workload(4096, 1, 1.0),))
+    assert {item.label: item.bound for item in one}["layers.{i}.gate_proj+up_proj"] == "bandwidth"
+    assert {item.label: item.bound for item in many}["layers.{i}.down_proj"] == "compute"
+    assert {item.operation: item.bound for item in one}["ts.rms_norm"] == "dispatch"
+
+
+def test_no_kernel_is_an_error_that_lists_why() -> None:
+    machine = find_target("cpu-avx2")
+    only_packed = replace(machine, kernels=tuple(kernel for kernel in machine.kernels if kernel.name != "aten.linear"))
+    with pytest.raises(ModelError, match=r"no kernel of target cpu-avx2 can run ts\.linear") as refused:
+        select(fused(decoder(dtype="bf16")), only_packed, LOADS)
+    assert refused.value.where == "layers.{i}.q_proj+k_proj+v_proj"
+    assert "onednn.linear_prepacked: oneDNN packs bf16 weights only with AVX-512" in refused.value.got
+
+    without = replace(machine, kernels=tuple(kernel for kernel in machine.kernels if kernel.operation != "ts.rope_table"))
+    with pytest.raises(ModelError, match="no kernel registered"):
+        select(fused(decoder()), without, LOADS)
+
+
+def test_traffic_decides_between_kernels() -> None:
+    """A kernel that is good at one row and bad at many wins or loses with the share of decode steps."""
+    machine = find_target("cpu-avx2")
+    linear = next(kernel for kernel in machine.kernels if kernel.name == "aten.linear")
+    small = replace(linear, name="a.small", efficiency=lambda rows: 1.0 if rows == 1 else 1e-4)
+    large = replace(linear, name="b.large", efficiency=lambda rows: 1e-4 if rows == 1 else 1.0)
+    others = tuple(kernel for kernel in machine.kernels if kernel.operation != "ts.linear")
+    both: Machine = replace(machine, kernels=(*others, small, large))
+
+    def chosen(decode_share: float) -> str:
+        loads = (Workload(1, 1, decode_share), Workload(512, 1, 1 - decode_share))
+        return next(item.kernel for item in select(fused(decoder()), both, loads) if item.operation == "ts.linear")
+
+    assert chosen(0.99999) == "a.small" and chosen(0.1) == "b.large"
