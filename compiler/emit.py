@@ -79,7 +79,9 @@ def choose_context(source: ModelSource, options: CompileOptions) -> int:
     limit = int(source.config.get("max_position_embeddings") or DEFAULT_CONTEXT)
     wanted = min(limit, DEFAULT_CONTEXT) if options.max_context is None else options.max_context
     if not 2 <= wanted <= limit:
-        raise UsageError("the model does not reach this context", where="--max-context", expected=f"2 to {limit}", got=str(wanted))
+        raise UsageError(
+            "the model does not reach this context", where="--max-context", expected=f"2 to {limit}", got=str(wanted)
+        )
     return wanted
 
 
@@ -220,6 +222,14 @@ def _target(machine: Machine) -> Target:
 def _model(state: Compilation) -> Model:
     source, traced = state.source, state.traced
     tokenizer = source.tokenizer
+    if max(source.end_tokens, default=0) >= vocabulary(traced):
+        raise ModelError(
+            "a token that ends a generation is not in the vocabulary",
+            where="eos_token_id of config.json or generation_config.json",
+            expected=f"below {vocabulary(traced)}",
+            got=str(max(source.end_tokens)),
+            fix="correct the configuration",
+        )
     dtype: Any = state.dtype
     return Model(
         name=source.name,

@@ -15,7 +15,6 @@ from ..plans.digests import bound_compatibility
 from ..plans.schema import KvGroup, SourceTensor
 from ..plans.template import instantiate
 
-
 ATTENTION = {"ts.attention", "ts.cached_attention"}
 
 

@@ -43,7 +43,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
 
 
 def _representatives(kinds: Sequence[int]) -> list[int]:
-    """The layers to keep. Fusion may join the end of a layer to the next one in a pattern, so patterns are kept, two rounds each."""
+    """The layers to keep: two rounds of each pattern, for fusion may join the end of a layer to the next one of its pattern."""
     patterns = fold(kinds)
     if all(len(found.pattern) == 1 for found in patterns):
         return [list(kinds).index(kind) for kind in range(max(kinds) + 1)]

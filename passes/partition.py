@@ -62,7 +62,8 @@ def derive(operation: ir.Operation) -> list[Placement]:
     results: list[Placement] = [{} for _ in operation.results]
     for position, known in enumerate(operands):
         if known.keys() != operands[0].keys():
-            raise PlacementConflict(f"{operation.name}: operand {position} is placed on axes {[*known]}, operand 0 on {[*operands[0]]}")
+            axes = f"operand {position} is placed on axes {[*known]}, operand 0 on {[*operands[0]]}"
+            raise PlacementConflict(f"{operation.name}: {axes}")
     for axis in operands[0]:
         for placement, found in zip(results, results_on_axis(operation, [known[axis] for known in operands]), strict=True):
             placement[axis] = found
@@ -90,4 +91,6 @@ def verify_spmd(module: ir.Module) -> None:
         elif operation.name != "ts.yield":
             found = [placement_of(value) for value in operation.results]
             if found != derive(operation):
-                raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {found}, its rule gives {derive(operation)}")
+                raise PlacementConflict(
+                    f"{operation.name} at {modules.label_of(operation)}: {found}, its rule gives {derive(operation)}"
+                )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE_WIDTH = 160
 MAX_COUNT = 1_000_000
+DEFAULT_BATCHES = (1, 4, 16)
 Count = click.IntRange(1, MAX_COUNT)
 
 _plan_argument = click.argument("plan", type=click.Path(path_type=Path))
@@ -50,7 +51,7 @@ def main() -> None:
 
 @main.command()
 @_plan_argument
-@click.option("--batch", "batches", default="1,4,16", show_default=True, type=Counts(), help="Decode batch sizes.")
+@click.option("--batch", "batches", type=Counts(), help="Decode batch sizes. [default: 1,4,16, as far as the plan goes]")
 @click.option("--context", type=Count, help="Tokens of KV that decode steps read. [default: --prompt-tokens]")
 @click.option("--steps", default=64, show_default=True, type=Count, help="Decode steps measured for each batch.")
 @click.option("--prompt-tokens", default=512, show_default=True, type=Count, help="Length of the prompt.")
@@ -62,7 +63,7 @@ def main() -> None:
 @run_command
 def latency(
     plan: Path,
-    batches: tuple[int, ...],
+    batches: tuple[int, ...] | None,
     context: int | None,
     steps: int,
     prompt_tokens: int,
@@ -76,6 +77,8 @@ def latency(
     with _opened(plan) as opened, _progress() as say:
         from .benchmark import latency as measure
 
+        most = opened.manifest.schedule.max_decode_rows
+        batches = batches or tuple(size for size in DEFAULT_BATCHES if size <= most)
         options = measure.LatencyOptions(weights, threads, batches, context, steps, prompt_tokens, prompts, breakdown)
         report = measure.measure_latency(opened, options, say)
     from .benchmark import tables

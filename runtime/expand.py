@@ -85,14 +85,15 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             [arrays.writable(_named(name, index)) for name in call.outputs],
             call.attributes,
             around.context,
-            f"{program.name}: {_named(call.label, index)}",
+            call.label,
+            index,
         )
         launches.append(lookup(call.function)(operands))
     return Expansion(tuple(launches), arrays.own)
 
 
 def _named(name: str, index: int | None) -> str:
-    return name if index is None else instantiate(name, index)
+    return name if index is None or "{" not in name else instantiate(name, index)
 
 
 class _Arrays:

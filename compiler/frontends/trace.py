@@ -27,15 +27,28 @@ ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _SCALARS = (bool, int, float, str, type(None))
 _CONFIG_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
 )
 """What transformers raises while it builds a model from a configuration with wrong values."""
 _SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "sliding_window", "max_position_embeddings",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "sliding_window",
+    "max_position_embeddings",
 )
 """Fields that a config.json may leave to transformers' defaults."""
-_NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions"}
+_NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 """Options of attention that change nothing here: positions come in through rope, dropout is off."""
 
 _library = torch.library.Library("tokenspeed", "DEF")
@@ -43,7 +56,9 @@ _library.define("attention(Tensor q, Tensor k, Tensor v, float scale, int window
 
 
 @torch.library.register_fake("tokenspeed::attention")
-def _attention_shape(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, _scale: float, _window: int, _layer: int) -> torch.Tensor:
+def _attention_shape(
+    q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, _scale: float, _window: int, _layer: int
+) -> torch.Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
@@ -69,11 +84,19 @@ def _attention_hook(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
+    if options.pop("is_causal", None) is False or not getattr(module, "is_causal", True):
+        raise ModelError("attention that is not causal cannot be generated with", where=type(module).__name__)
     for name in sorted(options.keys() - _NO_EFFECT):
         if options[name] is not None:
             raise ModelError(f"attention uses {name}, which is not supported yet", where=type(module).__name__)
-    if not (getattr(module, "is_causal", True) and getattr(getattr(module, "config", None), "is_causal", True)):
-        raise ModelError("attention that is not causal cannot be generated with", where=type(module).__name__)
+    if query.shape[1] % key.shape[1]:
+        raise ModelError(
+            "query heads cannot be shared out over the key/value heads",
+            where="config.json, field num_key_value_heads",
+            expected=f"a divisor of {query.shape[1]}",
+            got=str(key.shape[1]),
+            fix="correct config.json",
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = getattr(module, "layer_idx", 0)
     return torch.ops.tokenspeed.attention(query, key, value, float(scale), int(sliding_window or 0), layer), None
@@ -87,7 +110,7 @@ class TracedModel:
     """An exported model with one layer per kind. `config` is as given, with sizes that it left out filled in.
 
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
-    `parameters` the full model's parameter names, shapes and dtypes, tied ones once; `ties` maps a tied name to the one it shares;
+    `parameters` the full model's parameter names and shapes, tied ones once; `ties` maps a tied name to the one it shares;
     `constants` the values of buffers that no checkpoint holds.
     """
 
@@ -140,6 +163,14 @@ def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(typed, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION_NAME)
     except _CONFIG_ERRORS as error:
+        if error.args == (ATTENTION_NAME,):
+            raise ModelError(
+                f"model type {model_type!r} does not take its attention from transformers' attention interface",
+                where="config.json, field model_type",
+                expected="a model whose attention can be replaced",
+                got=repr(model_type),
+                fix="choose a model of one of the families in docs/models.md",
+            ) from error
         raise ModelError(
             f"transformers cannot build a {model_type} model from this configuration",
             where="config.json",
@@ -147,6 +178,17 @@ def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
             fix="correct config.json",
         ) from error
     return model.eval()
+
+
+def _require_elements(parameters: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in parameters.items():
+        if 0 in shape:
+            raise ModelError(
+                "a parameter of the model has no elements",
+                where=f"config.json, for {name}",
+                got=str(list(shape)),
+                fix="correct config.json",
+            )
 
 
 def _depth(config: Any) -> int:
@@ -238,6 +280,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
     with _quiet():
         model = _build(config, dtype)
         parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
         config = {**{name: getattr(typed, name) for name in _SIZES if hasattr(typed, name)}, **config}
@@ -274,4 +317,6 @@ def _tied_names(model: torch.nn.Module) -> dict[str, str]:
 
 def placeholder_targets(exported: ExportedProgram) -> dict[str, tuple[InputKind, str]]:
     """What each placeholder of the exported graph is: its kind and, for parameters and buffers, its name in the model."""
-    return {spec.arg.name: (spec.kind, (spec.target or "").removeprefix("model.")) for spec in exported.graph_signature.input_specs}
+    return {
+        spec.arg.name: (spec.kind, (spec.target or "").removeprefix("model.")) for spec in exported.graph_signature.input_specs
+    }

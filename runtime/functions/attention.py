@@ -30,7 +30,7 @@ def attention(operands: Operands) -> Launch:
     key = ("attention", geometry, *(t.data_ptr() for t in (starts, lengths, tables, counts)))
     layout = operands.context.shared(key, Layout, lambda: Layout(geometry, starts, lengths, tables, counts))
     gather = operands.context.scratch("attention keys", q.dtype, 2 * chunk * kv_heads * head_dim)
-    paged = PagedHeads(q, out, k_cache, v_cache, gather.view(2, chunk, kv_heads * head_dim), scale)
+    paged = PagedHeads(q, out, k_cache, v_cache, gather.view(2, chunk, kv_heads * head_dim), scale, layout)
     context = operands.context
 
     def run() -> None:
@@ -68,32 +68,41 @@ class PagedHeads:
         v_cache: torch.Tensor,
         gather: torch.Tensor,
         scale: float,
+        layout: Layout,
     ) -> None:
-        self._q, self._out, self._gather, self._scale = q, out, gather, scale
-        self._k = k_cache.flatten(0, 1).flatten(1)
-        self._v = v_cache.flatten(0, 1).flatten(1)
+        self._q, self._out, self._gather, self._scale, self._layout = q, out, gather, scale, layout
         self._heads: tuple[int, int] = (k_cache.shape[2], k_cache.shape[3])
+        self._k, self._v = (cache.flatten(0, 1).flatten(1) for cache in (k_cache, v_cache))
+        # [1, kv heads, tokens, D]: runs of tokens are windows on these
+        self._k_runs, self._v_runs = (cache.flatten(0, 1).transpose(0, 1).unsqueeze(0) for cache in (k_cache, v_cache))
+        self._decode_rows: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _fetch(self, keys: Keys, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as [sequences, kv heads, tokens, D]."""
-        shape = (sequences, keys.count // sequences, *self._heads)
         if keys.indices is None:
-            k, v = self._k[keys.start : keys.start + keys.count], self._v[keys.start : keys.start + keys.count]
-        else:
-            k, v = self._gather[0, : keys.count], self._gather[1, : keys.count]
-            torch.index_select(self._k, 0, keys.indices, out=k)
-            torch.index_select(self._v, 0, keys.indices, out=v)
-        return k.view(shape).transpose(1, 2), v.view(shape).transpose(1, 2)
+            return self._k_runs.narrow(2, keys.start, keys.count), self._v_runs.narrow(2, keys.start, keys.count)
+        windows = self._layout.gathered(keys, sequences, self._heads, self._gather)
+        torch.index_select(self._k, 0, keys.indices, out=windows.k)
+        torch.index_select(self._v, 0, keys.indices, out=windows.v)
+        return windows.k_heads, windows.v_heads
 
     def decode(self, batch: DecodeBatch) -> None:
         k, v = self._fetch(batch.keys, batch.count)
-        stop = batch.first + batch.count
-        q = self._q[batch.first : stop] if batch.rows is None else self._q[batch.rows]
-        result = _flash(q.unsqueeze(2), k, v, 0.0, False, attn_mask=batch.mask, scale=self._scale)[0].squeeze(2)
         if batch.rows is None:
-            self._out[batch.first : stop] = result
+            q, out = self._decode_run(batch.first, batch.count)
+            out.copy_(_flash(q, k, v, 0.0, False, attn_mask=batch.mask, scale=self._scale)[0])
         else:
-            self._out[batch.rows] = result
+            q = self._q[batch.rows].unsqueeze(2)
+            result = _flash(q, k, v, 0.0, False, attn_mask=batch.mask, scale=self._scale)[0]
+            self._out[batch.rows] = result.squeeze(2)
+
+    def _decode_run(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and output of neighbouring decode rows as [count, h, 1, D], kept from step to step."""
+        found = self._decode_rows.get((first, count))
+        if found is None:
+            rows = slice(first, first + count)
+            found = self._decode_rows[first, count] = self._q[rows].unsqueeze(2), self._out[rows].unsqueeze(2)
+        return found
 
     def attend(self, block: QueryBlock) -> None:
         q = self._q[block.first : block.stop].transpose(0, 1).unsqueeze(0)

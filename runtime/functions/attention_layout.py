@@ -71,6 +71,16 @@ class Geometry:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Where gathered tokens go, as rows [tokens, kv heads * D] and as [sequences, kv heads, tokens, D]."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_heads: torch.Tensor
+    v_heads: torch.Tensor
+
+
 class Layout:
     """The work of one step; `refresh` reads the step inputs when the step has changed."""
 
@@ -87,6 +97,7 @@ class Layout:
         self._tables, self._counts = tables.numpy(), counts.numpy()
         self._step = -1
         self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._gathered: dict[tuple[int, tuple[int, int]], Gathered] = {}
         self.decode: list[DecodeBatch] = []
         self.blocks: list[QueryBlock] = []
         self.rows = 0
@@ -96,11 +107,22 @@ class Layout:
             return
         self._step = step
         self._masks.clear()
+        self._gathered.clear()
         self.rows, decode_rows, sequences, _ = (int(count) for count in self._counts)
         self.decode, self.blocks = [], []
         self._add_decode(decode_rows)
         for sequence in range(decode_rows, sequences):
             self._add_sequence(sequence)
+
+    def gathered(self, keys: Keys, sequences: int, heads: tuple[int, int], space: torch.Tensor) -> Gathered:
+        """Windows on the gather space [2, tokens, kv heads * D] for some keys; layers of one geometry share them."""
+        found = self._gathered.get((id(keys), heads))
+        if found is None:
+            k, v = space[0, : keys.count], space[1, : keys.count]
+            shape = (sequences, keys.count // sequences, *heads)
+            found = Gathered(k, v, k.view(shape).transpose(1, 2), v.view(shape).transpose(1, 2))
+            self._gathered[id(keys), heads] = found
+        return found
 
     def _token_indices(self, sequence: int, start: int, stop: int) -> Indices:
         size = self._geometry.block_tokens

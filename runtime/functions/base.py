@@ -11,6 +11,7 @@ import torch
 
 from ...plans.errors import PlanError
 from ...plans.program import Attribute
+from ...plans.template import instantiate
 
 Launch = Callable[[], None]
 T = TypeVar("T")
@@ -52,7 +53,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Operands:
-    """The tensors and attributes of one call. Anything a function cannot run on is refused here, at preparation."""
+    """The tensors and attributes of one call. Anything a function cannot run on is refused here, at preparation.
+
+    `label` (a template when `layer` is given) says where the call comes from.
+    """
 
     function: str
     inputs: list[torch.Tensor]
@@ -60,11 +64,12 @@ class Operands:
     attributes: dict[str, Attribute] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     label: str = ""
+    layer: int | None = None
 
     def refuse(self, expected: str, got: str) -> NoReturn:
         raise PlanError(
             f"The plan calls the function {self.function} in a way it cannot run.",
-            where=self.label or self.function,
+            where=(self.label if self.layer is None else instantiate(self.label, self.layer)) or self.function,
             expected=expected,
             got=got,
             fix="compile the plan again with tokenspeed-compile",

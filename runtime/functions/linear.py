@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .base import Launch, Operands
@@ -13,8 +12,6 @@ def linear(operands: Operands) -> Launch:
     inputs, (out,) = operands.take(2, 1, optional=1)
     x, weight, bias = _checked(operands, inputs, out)
     operands.require(not weight.is_mkldnn, "a weight that is not packed")
-    if _is_vector(x, weight, out):
-        return _vector(x, weight, bias, out)
     transposed = weight.t()
     if bias is None:
         return lambda: _discard(torch.mm(x, transposed, out=out))
@@ -32,25 +29,6 @@ def linear_onednn(operands: Operands) -> Launch:
 
     def run() -> None:
         out.copy_(pointwise(x, weight, bias, "none", [], ""))
-
-    return run
-
-
-def _is_vector(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
-    dense = weight.is_contiguous() and x.is_contiguous() and out.is_contiguous()
-    return len(x) == 1 and x.dtype == torch.float32 and dense
-
-
-def _vector(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> Launch:
-    """One row of f32: numpy's matrix-vector product streams the weight at the memory's speed, ATen's at half of it (AVX2)."""
-    matrix, row, result = weight.numpy(), x[0].numpy(), out[0].numpy()
-    if bias is None:
-        return lambda: _discard(np.dot(matrix, row, result))
-    addition = bias.numpy()
-
-    def run() -> None:
-        np.dot(matrix, row, result)
-        np.add(result, addition, result)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from .base import Context, Launch, Operands, chain, is_small, row_blocks
 
 _BLOCK_ELEMENTS = 1 << 20
+# Up to here numpy's dot product stays on the calling thread.
+_ONE_ROW_ELEMENTS = 8192
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ def _normalise(operands: Operands, x: torch.Tensor, weight: torch.Tensor, out: t
     operands.require(x.ndim in (2, 3) and x.shape == out.shape, "x and output of one shape, rank 2 or 3")
     operands.shaped(weight, x.shape[-1])
     style = _Style(operands.number("eps"), operands.flag("cast_before_weight", True), operands.flag("one_plus_weight", False))
-    operands.require(style.eps >= 0 and x.shape[-1] > 0, "eps of 0 or more, and a last dimension that is not empty")
+    operands.require(style.eps > 0 and x.shape[-1] > 0, "eps above 0, and a last dimension that is not empty")
     factor = _factor(operands.context, weight, style)
     if is_small(x, out):
+        if x.ndim == 2 and len(x) == 1 and x.shape[1] <= _ONE_ROW_ELEMENTS:
+            return _one_row(x[0], factor, out[0], style.eps)
         return _small(x, factor, out, style.eps)
     blocks = row_blocks(x.shape[0], x[0].numel() if len(x) else 1, _BLOCK_ELEMENTS)
     return chain([_large(operands.context, x[a:b], factor, out[a:b], style) for a, b in blocks])
@@ -75,6 +80,18 @@ def _factor(context: Context, weight: torch.Tensor, style: _Style) -> torch.Tens
 def _derived(context: Context, weight: torch.Tensor, dtype: torch.dtype, plus: float) -> torch.Tensor:
     key = ("norm weight", weight.data_ptr(), dtype, plus)
     return context.shared(key, torch.Tensor, lambda: (weight.float() + plus).to(dtype))
+
+
+def _one_row(x: torch.Tensor, factor: torch.Tensor, out: torch.Tensor, eps: float) -> Launch:
+    """A decode step of one sequence: the statistics are one number, which Python handles faster than any array."""
+    values, weight, result = x.numpy(), factor.numpy(), out.numpy()
+    shrink = 1.0 / len(x)
+
+    def run() -> None:
+        np.multiply(values, 1.0 / math.sqrt(float(values.dot(values)) * shrink + eps), result)
+        np.multiply(result, weight, result)
+
+    return run
 
 
 def _small(x: torch.Tensor, factor: torch.Tensor, out: torch.Tensor, eps: float) -> Launch:

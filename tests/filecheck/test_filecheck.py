@@ -47,7 +47,9 @@ PASSES: dict[str, Callable[[ir.Module], ir.Module]] = {
 def printed(program: Program) -> str:
     """Buffers, views and instructions, one a line."""
     lines = [f"buffer {item.name} {item.dtype}{list(item.shape)}" for item in program.buffers]
-    lines += [f"view {item.name} of {item.base} {list(item.shape)} at {item.offset} by {list(item.strides)}" for item in program.views]
+    lines += [
+        f"view {item.name} of {item.base} {list(item.shape)} at {item.offset} by {list(item.strides)}" for item in program.views
+    ]
     for item in program.body:
         if isinstance(item, Repeat):
             lines.append(f"repeat {item.count} times from {item.first} by {item.stride}")
@@ -80,5 +82,9 @@ def test_file(path: Path) -> None:
 
 
 def test_there_is_a_file_for_every_pass() -> None:
-    run = {name for path in FOLDER.glob("*.mlir") for name in re.findall(r"[\w-]+", path.read_text().split("RUN: ")[1].split("\n")[0])}
+    run = {
+        name
+        for path in FOLDER.glob("*.mlir")
+        for name in re.findall(r"[\w-]+", path.read_text().split("RUN: ")[1].split("\n")[0])
+    }
     assert {*PASSES, "lower"} == run

@@ -39,7 +39,13 @@ def weight(value: str, name: str, shape: str, dtype: str = "f32") -> str:
 
 
 def decoder(
-    layers: int = 2, window: int = 0, bias: bool = False, dtype: str = "f32", tied: bool = False, pattern: int = 1, rope: bool = True
+    layers: int = 2,
+    window: int = 0,
+    bias: bool = False,
+    dtype: str = "f32",
+    tied: bool = False,
+    pattern: int = 1,
+    rope: bool = True,
 ) -> str:
     """A decoder as raising leaves it. `pattern` layers stand in the body of the repeat, `layers` is a multiple of it."""
     rows = f"tensor<?x{HIDDEN}x{dtype}>"

@@ -12,7 +12,9 @@ ATEN = (
     'arguments = "{\\"args\\": [{\\"operand\\": 0}], \\"kwargs\\": {}}", '
     'operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0>, target = "aten.relu.default"'
 )
-REPEAT = "count = 3 : i64, first = 1 : i64, operandSegmentSizes = array<i32: 1>, resultSegmentSizes = array<i32: 1>, stride = 2 : i64"
+REPEAT = (
+    "count = 3 : i64, first = 1 : i64, operandSegmentSizes = array<i32: 1>, resultSegmentSizes = array<i32: 1>, stride = 2 : i64"
+)
 
 X, X3 = "tensor<?x8xf32>", "tensor<?x4x8xf32>"
 
@@ -82,8 +84,10 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp"'), "one shape"),
 )
 
+
 def repeat(attributes: str = REPEAT, argument: str = X, yielded: str = "%h", result: str = X) -> str:
     """A module with a repeat whose body hands its argument on; each part can be made wrong."""
+    handed_on = "tensor<?x9xf32>" if yielded == "%other" else argument
     return f"""
 module {{
   func.func @step() {{
@@ -91,7 +95,7 @@ module {{
     %other = "ts.input"() {{sym = "y"}} : () -> tensor<?x9xf32>
     %out = "ts.repeat"(%x) ({{
     ^bb0(%h: {argument}):
-      "ts.yield"({yielded}) {{operandSegmentSizes = array<i32: 1>}} : ({"tensor<?x9xf32>" if yielded == "%other" else argument}) -> ()
+      "ts.yield"({yielded}) {{operandSegmentSizes = array<i32: 1>}} : ({handed_on}) -> ()
     }}) {{{attributes}}} : ({X}) -> {result}
     return
   }}

@@ -97,4 +97,9 @@ module {
     parsed = module.parse(text)
     module.erase_unused(module.step_block(parsed))
     module.merge_equal(parsed)
-    assert [operation.name for operation in module.walk(module.step_block(parsed))] == ["ts.input", "ts.add", "ts.mul", "func.return"]
+    assert [operation.name for operation in module.walk(module.step_block(parsed))] == [
+        "ts.input",
+        "ts.add",
+        "ts.mul",
+        "func.return",
+    ]

@@ -178,4 +178,6 @@ def test_gated_activations(name: str) -> None:
     (operation,) = [item for item in module.walk(module.step_block(parsed)) if item.name == "ts.gated_activation"]
     gate, up = random(5, 8), random(5, 8, seed=1)
     functions = {"silu": torch.nn.SiLU(), "gelu": torch.nn.GELU(), "gelu_tanh": torch.nn.GELU("tanh")}
-    torch.testing.assert_close(REFERENCE["ts.gated_activation"](operation, [gate, up], torch.float64)[0], functions[name](gate) * up)
+    torch.testing.assert_close(
+        REFERENCE["ts.gated_activation"](operation, [gate, up], torch.float64)[0], functions[name](gate) * up
+    )

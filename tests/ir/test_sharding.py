@@ -116,13 +116,17 @@ def test_illegal_placements(name: str, operands: tuple[str, ...], message: str) 
         results_on_axis(operation(name, len(operands)), operands)
 
 
-@pytest.mark.parametrize("sample", [s for s in SOUND if s.operands and s.name not in {"ts.aten", "ts.all_reduce"}], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "sample", [s for s in SOUND if s.operands and s.name not in {"ts.aten", "ts.all_reduce"}], ids=lambda s: s.name
+)
 def test_replicated_operands_give_replicated_results(sample: Sample) -> None:
     found = results_on_axis(built(sample), [R] * len(sample.operands))
     assert found == [R] * len(sample.results)
 
 
-@pytest.mark.parametrize("sample", [s for s in SOUND if s.operands and s.name != "ts.aten"], ids=lambda s: f"{s.name}-{len(s.operands)}")
+@pytest.mark.parametrize(
+    "sample", [s for s in SOUND if s.operands and s.name != "ts.aten"], ids=lambda s: f"{s.name}-{len(s.operands)}"
+)
 def test_rules_fit_the_ranks_of_their_operation(sample: Sample) -> None:
     item = built(sample)
     rule = rule_of(item)

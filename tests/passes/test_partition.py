@@ -13,7 +13,7 @@ from tokenspeed.passes.partition import partition, verify_spmd
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.schema import MeshAxis
 
-from ..ir.modules import decoder
+from ..ir.modules import decoder, step
 from .test_fusions import fused
 
 ONE = (MeshAxis(name="tp", size=1),)
@@ -64,26 +64,20 @@ def test_any_one_changed_placement_is_caught(make: object) -> None:
 
 def test_a_consistent_cut_is_accepted_and_its_partial_result_is_not_returned() -> None:
     """Column then row cut: right by every rule, but the sum over ranks is missing at the end."""
-    text = """
-module {
-  func.func @step() -> tensor<?x8xf32, {tp = "partial"}> {
-    %x = "ts.input"() {sym = "x"} : () -> tensor<?x8xf32, {tp = "replicate"}>
-    %a = "ts.weight"() {parameters = ["a"], sym = "a"} : () -> tensor<6x8xf32, {tp = "shard(0)"}>
-    %b = "ts.weight"() {parameters = ["b"], sym = "b"} : () -> tensor<8x6xf32, {tp = "shard(1)"}>
-    %y = "ts.linear"(%x, %a) {operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<?x8xf32, {tp = "replicate"}>, tensor<6x8xf32, {tp = "shard(0)"}>) -> tensor<?x6xf32, {tp = "shard(1)"}>
-    %z = "ts.linear"(%y, %b) {operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<?x6xf32, {tp = "shard(1)"}>, tensor<8x6xf32, {tp = "shard(1)"}>) -> tensor<?x8xf32, {tp = "partial"}>
-    return %z : tensor<?x8xf32, {tp = "partial"}>
-  }
-}"""
+    whole, cut, partial = ('{tp = "' + name + '"}' for name in ("replicate", "shard(1)", "partial"))
+    plain, rows = "operandSegmentSizes = array<i32: 1, 1, 0>", '{tp = "shard(0)"}'
+    body = [
+        f'%x = "ts.input"() {{sym = "x"}} : () -> tensor<?x8xf32, {whole}>',
+        f'%a = "ts.weight"() {{parameters = ["a"], sym = "a"}} : () -> tensor<6x8xf32, {rows}>',
+        f'%b = "ts.weight"() {{parameters = ["b"], sym = "b"}} : () -> tensor<8x6xf32, {cut}>',
+        f'%y = "ts.linear"(%x, %a) {{{plain}}} : (tensor<?x8xf32, {whole}>, tensor<6x8xf32, {rows}>) -> tensor<?x6xf32, {cut}>',
+        f'%z = "ts.linear"(%y, %b) {{{plain}}} : (tensor<?x6xf32, {cut}>, tensor<8x6xf32, {cut}>) -> tensor<?x8xf32, {partial}>',
+    ]
+    missing = step([*body, f"return %z : tensor<?x8xf32, {partial}>"], f"tensor<?x8xf32, {partial}>")
     with pytest.raises(PlacementConflict, match="every rank needs it whole"):
-        verify_spmd(module.parse(text))
-    summed = text.replace(
-        "    return",
-        '    %s = "ts.all_reduce"(%z) {axis = "tp"} : (tensor<?x8xf32, {tp = "partial"}>) -> tensor<?x8xf32, {tp = "replicate"}>\n    return',
-    )
-    summed = summed.replace("return %z", "return %s").replace('-> tensor<?x8xf32, {tp = "partial"}> {\n', '-> tensor<?x8xf32, {tp = "replicate"}> {\n')
-    summed = summed.replace('return %s : tensor<?x8xf32, {tp = "partial"}>', 'return %s : tensor<?x8xf32, {tp = "replicate"}>')
-    verify_spmd(module.parse(summed))
+        verify_spmd(module.parse(missing))
+    summed = f'%s = "ts.all_reduce"(%z) {{axis = "tp"}} : (tensor<?x8xf32, {partial}>) -> tensor<?x8xf32, {whole}>'
+    verify_spmd(module.parse(step([*body, summed, f"return %s : tensor<?x8xf32, {whole}>"], f"tensor<?x8xf32, {whole}>")))
 
 
 def test_a_carried_value_keeps_its_placement() -> None:

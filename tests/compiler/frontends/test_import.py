@@ -1,0 +1,76 @@
+"""Importing: the traced graph as `ts.aten` operations, layers folded, names templated; and what cannot be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tokenspeed.compiler.frontends.import_aten import import_model
+from tokenspeed.ir import module
+from tokenspeed.ir.mlir import ir
+from tokenspeed.passes.raise_aten import raise_aten
+from tokenspeed.plans.errors import ModelError
+
+from ...tiny_models import FAMILIES, traced
+
+
+@pytest.fixture(autouse=True)
+def in_context() -> Iterator[None]:
+    with module.context():
+        yield
+
+
+def imported(name: str) -> ir.Module:
+    return import_model(traced(FAMILIES[name], "f32"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prints_parses_and_prints_alike(name: str) -> None:
+    printed = str(imported(name))
+    assert str(module.parse(printed)) == printed
+    assert "ts.rms_norm" not in printed and "tokenspeed.attention" in printed
+
+
+def test_layers_are_folded_and_names_templated() -> None:
+    parsed = imported("qwen2")
+    repeats = [item for item in module.walk(module.step_block(parsed)) if item.name == "ts.repeat"]
+    counts = [tuple(module.int_attribute(item, name) for name in ("first", "count", "stride")) for item in repeats]
+    assert counts == [(0, 2, 2), (4, 1, 1)]
+    names = {module.text_attribute(item, "sym") for item in module.walk(module.body_of(repeats[0])) if item.name == "ts.weight"}
+    bases = {"input_layernorm.weight", "self_attn.q_proj.bias", "mlp.down_proj.weight"}
+    assert {f"model.layers.{index}.{base}" for index in ("{i}", "{i+1}") for base in bases} <= names
+    assert not [name for name in names if "layers.0" in name or "layers.1" in name]
+
+
+def test_tied_weights_go_by_one_name() -> None:
+    parsed = imported("llama")
+    weights = [item for item in module.walk(module.step_block(parsed)) if item.name == "ts.weight"]
+    names = {module.text_attribute(item, "sym") for item in weights}
+    assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
+
+
+def test_nothing_that_computes_nothing_is_left() -> None:
+    printed = str(imported("mistral"))
+    assert not [name for name in ("_assert", "alias", "contiguous", "sym_size") if name in printed]
+
+
+UNSUPPORTED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    (
+        {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64},
+        "aten.split.Tensor",
+        "h.{i}.attn",
+    ),
+    (FAMILIES["mistral"] | {"hidden_act": "relu"}, "aten.relu.default", "layers.{i}.mlp.act_fn"),
+)
+
+
+@pytest.mark.parametrize(("config", "target", "where"), UNSUPPORTED, ids=["gpt2", "relu"])
+def test_unsupported_models_are_one_error_naming_type_operation_and_place(
+    config: dict[str, Any], target: str, where: str
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        raise_aten(import_model(traced(config, "f32")), config["model_type"])
+    error = refused.value
+    assert f"model type {config['model_type']!r}" in error.what
+    assert error.got == target and where in error.where and error.fix

@@ -1,0 +1,63 @@
+"""KV groups from a module's attention, and the digest that says whose KV is interchangeable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import torch
+from tokenspeed.compiler.kv_geometry import compatibility, kv_groups
+from tokenspeed.ir import module
+from tokenspeed.plans.schema import KvGroup, SourceTensor
+
+from ..ir.modules import HEAD_DIM, KV_HEADS, decoder
+from ..passes.test_fusions import fused
+
+
+@pytest.fixture(autouse=True)
+def in_context() -> Iterator[None]:
+    with module.context():
+        yield
+
+
+@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize("pattern", [1, 2])
+def test_all_layers_of_one_geometry_are_one_group(rope: bool, pattern: int) -> None:
+    parsed = fused(decoder(layers=4, pattern=pattern, rope=rope, dtype="bf16"))
+    assert kv_groups(parsed) == (
+        KvGroup(name="full", kind="paged", layers=(0, 1, 2, 3), heads=KV_HEADS, head_dim=HEAD_DIM, dtype="bf16", window=None),
+    )
+
+
+def test_windows_make_groups_in_the_order_of_their_first_layers() -> None:
+    text = decoder(layers=6, pattern=2, window=5)
+    at = text.index("window = 5", text.index("window = 5") + 1)
+    parsed = fused(text[:at] + "window = 0" + text[at + len("window = 5") :])
+    groups = kv_groups(parsed)
+    assert [(group.name, group.layers, group.window) for group in groups] == [
+        ("window5", (0, 2, 4), 5),
+        ("full", (1, 3, 5), None),
+    ]
+
+
+GROUP = KvGroup(name="full", kind="paged", layers=(0,), heads=2, head_dim=8, dtype="f32", window=None)
+SOURCE = SourceTensor(name="a", encoding="F32", shape=(2, 3), bytes=24)
+FREQUENCIES = {"inv_freq": torch.tensor([1.0, 0.5])}
+
+
+def test_compatibility_changes_with_what_keys_and_values_depend_on_and_with_nothing_else() -> None:
+    base = compatibility([GROUP], [SOURCE], FREQUENCIES, "LlamaForCausalLM")
+    assert base == compatibility([GROUP], [SOURCE], {"inv_freq": torch.tensor([1.0, 0.5])}, "LlamaForCausalLM")
+    other = [
+        compatibility([msgspec.structs.replace(GROUP, dtype="bf16")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([msgspec.structs.replace(GROUP, window=4)], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([GROUP], [msgspec.structs.replace(SOURCE, shape=(3, 2))], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([GROUP], [msgspec.structs.replace(SOURCE, digest="0" * 64)], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([GROUP], [msgspec.structs.replace(SOURCE, digest="1" * 64)], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([GROUP], [SOURCE], {"inv_freq": torch.tensor([1.0, 0.25])}, "LlamaForCausalLM"),
+        compatibility([GROUP], [SOURCE], FREQUENCIES, "MistralForCausalLM"),
+    ]
+    assert len({base, *other}) == len(other) + 1
+    two = [msgspec.structs.replace(SOURCE, name=name) for name in "ba"]
+    assert compatibility([GROUP], two, {}, "x") == compatibility([GROUP], two[::-1], {}, "x"), "order does not matter"

@@ -1,0 +1,73 @@
+"""Miniatures: small, of the same code paths, with the model's layer kinds and patterns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenspeed.compiler.frontends.repeats import fold
+from tokenspeed.compiler.miniature import HEAD_DIM, WINDOW, _representatives, miniature
+from tokenspeed.compiler.proof import TOKENS
+
+from ..tiny_models import FAMILIES
+
+LARGE: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+    "num_hidden_layers": 80,
+    "eos_token_id": [128001, 128008],
+}
+
+
+def test_sizes_shrink_and_the_groups_of_heads_stay() -> None:
+    small = miniature(LARGE, [0] * 80)
+    assert small["num_attention_heads"] / small["num_key_value_heads"] == 8
+    assert small["hidden_size"] == small["num_attention_heads"] * HEAD_DIM
+    assert small["num_hidden_layers"] == 1 and small["eos_token_id"] is None
+    assert LARGE["hidden_size"] == 8192, "the model's own configuration is left alone"
+
+
+def test_one_key_value_head_stays_one() -> None:
+    small = miniature(LARGE | {"num_key_value_heads": 1}, [0])
+    assert (small["num_key_value_heads"], small["num_attention_heads"]) == (1, 8)
+
+
+def test_an_own_head_size_stays_one_and_windows_fit_the_proof() -> None:
+    small = miniature(FAMILIES["mistral"], [0, 0, 0])
+    assert small["head_dim"] == HEAD_DIM and small["sliding_window"] == WINDOW < TOKENS
+    assert not miniature(LARGE | {"sliding_window": None}, [0])["sliding_window"]
+
+
+def test_lists_by_layer_are_cut_to_the_layers_kept() -> None:
+    types = ["full_attention"] * 3 + ["sliding_attention"] * 5
+    small = miniature(LARGE | {"num_hidden_layers": 8, "layer_types": types}, [0] * 3 + [1] * 5)
+    assert small["layer_types"] == ["full_attention", "sliding_attention"] and small["num_hidden_layers"] == 2
+
+    alternating = ["sliding_attention", "full_attention"] * 4
+    small = miniature(LARGE | {"num_hidden_layers": 8, "layer_types": alternating}, [0, 1] * 4)
+    assert small["layer_types"] == alternating[:4]
+
+
+@pytest.mark.parametrize(("limit", "kinds", "expected"), [(2, [0, 0, 1], 1), (0, [0, 0, 0], 0), (3, [0, 0, 0], 1)])
+def test_a_limit_of_full_attention_layers_is_kept_in_proportion(limit: int, kinds: list[int], expected: int) -> None:
+    small = miniature(LARGE | {"num_hidden_layers": 3, "max_window_layers": limit}, kinds)
+    assert small["max_window_layers"] == expected
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=5), st.integers(1, 9), st.lists(st.integers(0, 2), max_size=3))
+def test_patterns_fold_in_the_miniature_as_in_the_model(pattern: list[int], count: int, rest: list[int]) -> None:
+    """Kinds are numbered by first appearance, as tracing does."""
+    order: dict[int, int] = {}
+    kinds = [order.setdefault(kind, len(order)) for kind in pattern * count + rest]
+    kept = [kinds[index] for index in _representatives(kinds)]
+    assert set(kept) == set(kinds) and len(kept) <= 2 * len(kinds)
+    patterns = {found.pattern for found in fold(kinds)}
+    assert len(kept) <= 2 * sum(len(found.pattern) for found in fold(kinds))
+    if len(fold(kinds)) == 1:
+        assert {found.pattern for found in fold(kept)} == patterns
