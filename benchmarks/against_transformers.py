@@ -109,9 +109,7 @@ def with_transformers(model: Any) -> Generate:
     def forward(tokens: list[int], past: Any, length: int) -> tuple[int, Any]:
         # the mask is given: transformers would take <|im_end|> inside the prompt for padding
         mask = torch.ones(1, length, dtype=torch.long)
-        out = model(
-            input_ids=torch.tensor([tokens]), attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1
-        )
+        out = model(input_ids=torch.tensor([tokens]), attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1)
         return int(out.logits[0, -1].argmax()), out.past_key_values
 
     @torch.inference_mode()
