@@ -29,13 +29,14 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def parse_bytes(text: str) -> int:
-    """"8GiB", "8G", "500MB", "1073741824" -> bytes.
+    """ "8GiB", "8G", "500MB", "1073741824" -> bytes.
 
     Raises UsageError for anything else.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if found is None or found[2] not in _UNITS:
-        raise UsageError("this is not an amount of memory", where="--memory", expected="a number with a unit, e.g. 8GiB", got=text)
+        expected = "a number with a unit, e.g. 8GiB"
+        raise UsageError("this is not an amount of memory", where="--memory", expected=expected, got=text)
     return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -51,7 +52,7 @@ def parse_bytes(text: str) -> int:
 @click.option("--traffic", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Traffic profile (JSON).")
 @click.option("--bundle-weights", is_flag=True, help="Put the weights into the plan.")
 @click.option("--stop-after", type=click.Choice(PHASES), help="Print the IR after this phase and stop.")
-@click.option("--dump-ir", type=click.Path(path_type=Path, file_okay=False), help="Write the IR after each phase into this folder.")
+@click.option("--dump-ir", type=click.Path(path_type=Path, file_okay=False), help="Write the IR after each phase here.")
 @click.option("--list-targets", is_flag=True, help="Print the targets and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 @click.version_option(package_name="tokenspeed-compile")
@@ -168,7 +169,8 @@ def _report(state: Compilation, output: Path, plan_id: str, seconds: dict[str, f
         click.echo(json.dumps(summary))
         return
     slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]
-    click.echo(f"{output}: {manifest.model.name} for {manifest.target.name}, {manifest.model.dtype}, {format_bytes(output.stat().st_size)}")
+    size = format_bytes(output.stat().st_size)
+    click.echo(f"{output}: {manifest.model.name} for {manifest.target.name}, {manifest.model.dtype}, {size}")
     click.echo(
         f"compiled in {sum(seconds.values()):.1f} s ({', '.join(f'{name} {seconds[name]:.1f}' for name in slowest)}), "
         f"peak memory {format_bytes(peak)}"

@@ -85,7 +85,9 @@ def make_golden(
     largest = 0.0
     with torch.no_grad():
         for step in steps:
-            sequences = tuple(GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step)
+            sequences = tuple(
+                GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step
+            )
             logits = interpreter.step(module, _rows(sequences))
             largest = max(largest, float(logits.abs().max()))
             made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))

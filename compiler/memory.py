@@ -74,11 +74,12 @@ def kv_blocks(fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: S
     blocks = (memory - fixed.total) // block_bytes
     if blocks < least:
         needed = fixed.total + least * block_bytes
+        parts = {name: getattr(fixed, name) for name in fixed.__struct_fields__}
         raise MemoryPlanError(
             f"the plan does not fit: {format_bytes(needed - memory)} too much",
             where="--memory",
             expected=f"at least {format_bytes(needed)}: "
-            + ", ".join(f"{name} {format_bytes(getattr(fixed, name))}" for name in fixed.__struct_fields__ if getattr(fixed, name))
+            + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
             + f", KV of one full context {format_bytes(least * block_bytes)}",
             got=format_bytes(memory),
             fix="give more --memory, or a smaller --max-context, --max-sequences or --prefill-chunk",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..passes.schedule import TrafficProfile
@@ -21,11 +21,11 @@ class CompileOptions:
     max_sequences: int = 16
     prefill_chunk: int = 512
     bundle_weights: bool = False
-    traffic: TrafficProfile = TrafficProfile()
+    traffic: TrafficProfile = field(default_factory=TrafficProfile)
 
     def spelled(self) -> dict[str, str]:
         """Option name -> value, for the plan's provenance."""
-        named = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self) if field.name != "traffic"}
-        traffic = {f"traffic.{field.name}": getattr(self.traffic, field.name) for field in fields(self.traffic)}
+        named = {item.name.replace("_", "-"): getattr(self, item.name) for item in fields(self) if item.name != "traffic"}
+        traffic = {f"traffic.{item.name}": getattr(self.traffic, item.name) for item in fields(self.traffic)}
         given = {name: value for name, value in {**named, **traffic}.items() if value is not None}
         return {name: str(value) for name, value in sorted(given.items())}

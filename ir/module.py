@@ -42,7 +42,12 @@ def verify(module: ir.Module) -> None:
     Raises IrError with the diagnostics.
     """
     problems: list[str] = []
-    handler = module.context.attach_diagnostic_handler(lambda found: bool(problems.append(f"{found.location}: {found.message}")) or True)
+
+    def note(found: ir.Diagnostic) -> bool:
+        problems.append(f"{found.location}: {found.message}")
+        return True
+
+    handler = module.context.attach_diagnostic_handler(note)
     try:
         sound = module.operation.verify()
     except ir.MLIRError as error:

@@ -155,8 +155,9 @@ def _rope_table(operation: ir.Operation, operands: list[Tensor], dtype: torch.dt
 def _gated_activation(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
     gate, up = operands
     name = modules.text_attribute(operation, "activation")
-    active = functional.silu(gate) if name == "silu" else functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none")
-    return [active * up]
+    if name == "silu":
+        return [functional.silu(gate) * up]
+    return [functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up]
 
 
 def _slice(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:

@@ -58,9 +58,7 @@ def lives(program: Program) -> dict[str, Life]:
     return {name: Life(min(at), max(at)) for name, at in touched.items() if at}
 
 
-def _carried_or_outer(
-    body: Sequence[Call], bases: dict[str, str], touched: dict[str, list[int]], start: int
-) -> set[str]:
+def _carried_or_outer(body: Sequence[Call], bases: dict[str, str], touched: dict[str, list[int]], start: int) -> set[str]:
     """Buffers whose value enters the body from outside or from the round before: touched earlier, or read before written."""
     found: set[str] = set()
     written: set[str] = set()
@@ -83,7 +81,8 @@ def _layout(buffers: Sequence[Buffer], alive: dict[str, Life], size: BucketSize)
     needed = {buffer.name: _bytes(buffer, size) for buffer in buffers}
     placed: dict[str, int] = {}
     for name in sorted(needed, key=lambda name: (name != LOGITS, -needed[name], name)):
-        neighbours = sorted((placed[other], placed[other] + needed[other]) for other in placed if alive[name].overlaps(alive[other]))
+        beside = [other for other in placed if alive[name].overlaps(alive[other])]
+        neighbours = sorted((placed[other], placed[other] + needed[other]) for other in beside)
         offset = 0
         for start, stop in neighbours:
             if offset + needed[name] <= start:

@@ -19,7 +19,8 @@ def fuse_rope_kv_write(module: ir.Module) -> ir.Module:
             continue
         _, cos, sin = rope_q.operands
         with ir.InsertionPoint(operation):
-            write = dialect.RopeKvWrite(q.type, rope_q.operands[0], rope_k.operands[0], v, cos, sin, operation.attributes["layer"])
+            plain_q, plain_k = rope_q.operands[0], rope_k.operands[0]
+            write = dialect.RopeKvWrite(q.type, plain_q, plain_k, v, cos, sin, operation.attributes["layer"])
             kv_heads = modules.integer(shape_of(k)[1] or 0)
             attributes = [operation.attributes[name] for name in ("layer", "scale", "window")]
             attention = dialect.CachedAttention(operation.results[0].type, write.res, *attributes, kv_heads)

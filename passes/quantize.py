@@ -24,7 +24,9 @@ ParameterRecipe = Callable[[str, str, Sequence[int], Sequence[int]], Recipe]
 """(parameter template, dtype, shape, layers) -> how it is made from checkpoint tensors."""
 
 
-def plan_weights(module: ir.Module, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipe) -> tuple[Weight, ...]:
+def plan_weights(
+    module: ir.Module, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipe
+) -> tuple[Weight, ...]:
     """All weights of the step program, by name. `shapes` gives each parameter template's shape."""
     found: dict[str, Weight] = {}
     for operation in modules.walk(modules.step_block(module)):

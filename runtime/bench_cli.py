@@ -15,6 +15,7 @@ from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.reader import Plan
 from .host import check_host
+from .openmp import bound_spinning
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,6 +48,7 @@ class Counts(click.ParamType):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure a plan on this machine, or a server over HTTP."""
+    bound_spinning()  # before torch is loaded
 
 
 @main.command()

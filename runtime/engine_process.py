@@ -16,6 +16,7 @@ from ..plans.reader import Plan
 from .engine import EngineLoop
 from .engine_channel import EngineChannel
 from .executor_interface import Executor, Report
+from .openmp import bound_spinning
 from .protocol import EngineFailed, Ready
 from .scheduling.kv import KvManager
 from .scheduling.request import SchedulerLimits
@@ -66,6 +67,7 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
         with Plan.open(options.plan) as plan:
             _check_same_plan(plan, options)
             clock.finish("plan checks")
+            bound_spinning()  # before torch is loaded
             from .executor import load_executor
 
             clock.finish("imports")

@@ -53,7 +53,7 @@ def _read(plan: Plan, entry: str) -> GoldenCase:
     tokens = [token for step in case.steps for sequence in step.sequences for token in sequence.tokens]
     sound = (
         bool(keys)
-        and 0 <= min(keys)
+        and min(keys) >= 0
         and (max(keys) + 1) * _blocks(max(ends), manifest.kv.block_tokens) <= manifest.kv.blocks
         and max(keys) < manifest.schedule.max_sequences
         and all(sequence.start >= 0 and sequence.tokens for step in case.steps for sequence in step.sequences)

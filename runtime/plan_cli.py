@@ -12,6 +12,7 @@ import msgspec
 
 from ..plans.command import run_command
 from ..plans.reader import Plan
+from .openmp import bound_spinning
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -157,6 +158,7 @@ def _replay(plan: Plan, weights: str | None, say: Any) -> list[dict[str, Any]]:
     if not plan.manifest.goldens:
         say("the plan has no goldens")
         return []
+    bound_spinning()  # before torch is loaded
     from .goldens import replay_goldens
     from .host import check_host
 

@@ -43,6 +43,7 @@ def test_commands_resolve(name: str) -> None:
 def test_lock_file_pins_every_direct_dependency() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*settings["dependencies"], *(item for group in settings["optional-dependencies"].values() for item in group)]
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    locked = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in locked if "==" in line}
     names = {item.split("[")[0].split(">")[0].split("=")[0].split("<")[0].strip().lower() for item in wanted}
     assert names <= pinned

@@ -134,5 +134,5 @@ def test_openai_client_and_drain(spine: Spine) -> None:
         last = client.completions.create(model=model, prompt="hello", max_tokens=64, temperature=0, stream=True)
         next(iter(last))
         process.send_signal(signal.SIGTERM)
-        assert [part for part in last][-1].choices[0].finish_reason == "length"
+        assert list(last)[-1].choices[0].finish_reason == "length"
         assert process.wait(timeout=60) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def build(config: dict[str, Any], seed: int = 0) -> PreTrainedModel:
             else:
                 parameter.copy_(0.3 * noise + ("norm" in name))
     return model
+
+
+@functools.cache
+def family_config(name: str) -> dict[str, Any]:
+    """A family's config.json as transformers saves it, so that tests from directories share their traces with others."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(build(FAMILIES[name]), Path(folder))
+        return json.loads((Path(folder) / "config.json").read_text())
 
 
 def save(model: PreTrainedModel, directory: Path, **options: Any) -> Path:

@@ -12,7 +12,12 @@ from torch.fx import Node
 from ...plans.errors import ModelError
 from .trace import TracedModel
 
-_DROPPED = {"aten._assert_tensor_metadata.default", "aten.sym_size.int", "aten._assert_scalar.default", "aten.sym_constrain_range_for_size.default"}
+_DROPPED = {
+    "aten._assert_tensor_metadata.default",
+    "aten.sym_size.int",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range_for_size.default",
+}
 
 
 @dataclass(frozen=True)
@@ -119,19 +124,14 @@ def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
         live_in = previous or _first_live_in(traced, graph, nodes, live_out)
         layers.append(Segment(tuple(nodes), live_in, live_out))
         previous = live_out
-    return AtenGraph(
-        Segment(tuple(groups[0])), tuple(layers), Segment(tuple(groups[-1])), graph.inputs, graph.resolve(graph.logits), graph.replaced
-    )
+    prologue, epilogue = Segment(tuple(groups[0])), Segment(tuple(groups[-1]))
+    return AtenGraph(prologue, tuple(layers), epilogue, graph.inputs, graph.resolve(graph.logits), graph.replaced)
 
 
 def _live_out(traced: TracedModel, graph: AtenGraph, nodes: list[Node], calls: list[Node]) -> Node:
     inside = set(nodes)
     leaving = {
-        source
-        for node in calls
-        if node not in inside
-        for source in map(graph.resolve, node.all_input_nodes)
-        if source in inside
+        source for node in calls if node not in inside for source in map(graph.resolve, node.all_input_nodes) if source in inside
     }
     if len(leaving) != 1:
         raise ModelError(

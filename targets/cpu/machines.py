@@ -51,9 +51,11 @@ _NEON = {
     "dispatch": _rate(12e-6, "s", "as cpu-avx2", nominal=True),
 }
 
+_AVX512_FEATURES = "avx2 fma avx512f avx512bw avx512vl avx512dq"
+
 CPU_MACHINES = (
-    _machine("cpu-avx512-bf16", "x86-64 with AVX-512 and BF16", "avx2 fma avx512f avx512bw avx512vl avx512dq avx512_bf16", _AVX512_BF16),
-    _machine("cpu-avx512", "x86-64 with AVX-512", "avx2 fma avx512f avx512bw avx512vl avx512dq", _AVX512),
+    _machine("cpu-avx512-bf16", "x86-64 with AVX-512 and BF16", f"{_AVX512_FEATURES} avx512_bf16", _AVX512_BF16),
+    _machine("cpu-avx512", "x86-64 with AVX-512", _AVX512_FEATURES, _AVX512),
     _machine("cpu-avx2", "x86-64 with AVX2 and FMA", "avx2 fma", _AVX2),
     _machine("cpu-neon", "64-bit Arm", "asimd", _NEON),
 )

@@ -19,7 +19,7 @@ from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.reader import Plan
 from tokenspeed.targets.registry import TARGETS
 
-from ..tiny_models import FAMILIES
+from ..tiny_models import FAMILIES, family_config
 
 COMMAND: click.Command = main
 
@@ -27,7 +27,7 @@ COMMAND: click.Command = main
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.json"
-    path.write_text(json.dumps(FAMILIES["llama"]))
+    path.write_text(json.dumps(family_config("llama")))
     return path
 
 

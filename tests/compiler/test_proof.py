@@ -14,7 +14,7 @@ from tokenspeed.passes.partition import partition
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.plans.errors import ModelError
 
-from ..tiny_models import FAMILIES, traced
+from ..tiny_models import FAMILIES, family_config, traced
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def compiled(small: ir.Module) -> ir.Module:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_raised_whole_and_proved(name: str, dtype: str) -> None:
-    model = traced(FAMILIES[name], dtype)
+    model = traced(family_config(name), dtype)
     raised = compiled(import_model(model))
     assert "ts.aten" not in str(raised)
     assert f"x{dtype}" in str(raised)
@@ -96,7 +96,7 @@ MUTATIONS: dict[str, Callable[[ir.Module], None]] = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_raise_is_caught(mutation: str) -> None:
     """The same mistake in the model's module and in the miniature's: only running both tells."""
-    model = traced(FAMILIES["mistral"], "f32")
+    model = traced(family_config("mistral"), "f32")
 
     def wrong(small: ir.Module) -> ir.Module:
         raised = compiled(small)
@@ -110,7 +110,7 @@ def test_a_wrong_raise_is_caught(mutation: str) -> None:
 
 
 def test_a_miniature_that_raises_to_other_operations_proves_nothing() -> None:
-    model = traced(FAMILIES["mistral"], "f32")
+    model = traced(family_config("mistral"), "f32")
     raised = compiled(import_model(model))
     with pytest.raises(ModelError, match="raises to other operations"):
         prove(model, raised, lambda small: partition(raise_aten(small, "sample"), MESH))

@@ -12,7 +12,7 @@ from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.plans.errors import ModelError
 
-from ...tiny_models import FAMILIES, traced
+from ...tiny_models import FAMILIES, family_config, traced
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def in_context() -> Iterator[None]:
 
 
 def imported(name: str) -> ir.Module:
-    return import_model(traced(FAMILIES[name], "f32"))
+    return import_model(traced(family_config(name), "f32"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -61,7 +61,7 @@ UNSUPPORTED: tuple[tuple[dict[str, Any], str, str], ...] = (
         "aten.split.Tensor",
         "h.{i}.attn",
     ),
-    (FAMILIES["mistral"] | {"hidden_act": "relu"}, "aten.relu.default", "layers.{i}.mlp.act_fn"),
+    (family_config("mistral") | {"hidden_act": "relu"}, "aten.relu.default", "layers.{i}.mlp.act_fn"),
 )
 
 

@@ -10,7 +10,7 @@ from tokenspeed.compiler.frontends import trace as tracing
 from tokenspeed.compiler.frontends.trace import TracedModel
 from tokenspeed.plans.errors import ModelError
 
-from ...tiny_models import FAMILIES, build, traced
+from ...tiny_models import FAMILIES, build, family_config, traced
 
 LLAMA = FAMILIES["llama"]
 
@@ -51,16 +51,16 @@ def test_every_layer_may_be_kept() -> None:
 
 
 def test_parameters_are_those_of_the_whole_model_tied_ones_once() -> None:
-    model, found = build(LLAMA), traced(LLAMA, "f32")
+    model, found = build(LLAMA), traced(family_config("llama"), "f32")
     assert found.parameters == {name: tuple(value.shape) for name, value in model.named_parameters()}
     assert found.ties == {"lm_head.weight": "model.embed_tokens.weight"}
     assert found.architecture == "LlamaForCausalLM" and found.layers_path == "model.layers"
-    assert traced(FAMILIES["qwen3"], "f32").ties == {}
+    assert traced(family_config("qwen3"), "f32").ties == {}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_constants_are_what_transformers_computes(name: str) -> None:
-    model, found = build(FAMILIES[name]), traced(FAMILIES[name], "f32")
+    model, found = build(FAMILIES[name]), traced(family_config(name), "f32")
     expected = dict(model.named_buffers())
     assert found.constants.keys() == expected.keys()
     for path, value in found.constants.items():
@@ -69,7 +69,7 @@ def test_constants_are_what_transformers_computes(name: str) -> None:
 
 
 def test_llama3_scaling_is_in_the_frequencies() -> None:
-    scaled = traced(LLAMA, "f32").constants["model.rotary_emb.inv_freq"]
+    scaled = traced(family_config("llama"), "f32").constants["model.rotary_emb.inv_freq"]
     ratio = scaled / 10000.0 ** (-torch.arange(8) / 8)
     assert ratio[0] == 1 and 1 / 8 < ratio[1] < 1 and torch.allclose(ratio[2:], torch.tensor(1 / 8)), "all three ranges of it"
 
