@@ -4,13 +4,14 @@ Rows are the first dimension of activations. Operands that may be absent (a bias
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from . import shapes
 from .mlir import ext, ir
 
-Tensor = ir.RankedTensorType
-Operand = ext.Operand[ir.RankedTensorType]
-Result = ext.Result[ir.RankedTensorType]
+Tensor: TypeAlias = ir.RankedTensorType
+Operand: TypeAlias = ext.Operand[ir.RankedTensorType]
+Result: TypeAlias = ext.Result[ir.RankedTensorType]
 
 
 class TsDialect(ext.Dialect, name="ts"):

@@ -20,6 +20,7 @@ from ..plans.schema import Weight
 from ..targets.machine import Machine
 from .select import kernel_named
 
+Prepack = Literal["none", "onednn"]
 ParameterRecipe = Callable[[str, str, Sequence[int], Sequence[int]], Recipe]
 """(parameter template, dtype, shape, layers) -> how it is made from checkpoint tensors."""
 
@@ -56,7 +57,7 @@ def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
     return module
 
 
-def _wants(user: ir.Operation, weight: ir.Operation, machine: Machine) -> Literal["none", "onednn"]:
+def _wants(user: ir.Operation, weight: ir.Operation, machine: Machine) -> Prepack:
     is_matrix = user.name == "ts.linear" and user.operands[1] == weight.results[0]
     return kernel_named(machine, user).prepack if is_matrix else "none"
 
@@ -73,17 +74,18 @@ def _layers(operation: ir.Operation) -> tuple[int, ...]:
     return tuple(range(first, first + count * stride, stride))
 
 
-def _prepack(operation: ir.Operation, machine: Machine) -> Literal["none", "onednn"]:
+def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
     """The layout the weight's users want; all agree once `split_packed` has run."""
     users = (use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation for use in operation.results[0].uses)
-    (wanted,) = {_wants(user, operation, machine) for user in users}
-    return wanted
+    wanted: set[Prepack] = {_wants(user, operation, machine) for user in users}
+    (layout,) = wanted
+    return layout
 
 
 def _make(
     operation: ir.Operation,
     layers: tuple[int, ...],
-    prepack: Literal["none", "onednn"],
+    prepack: Prepack,
     shapes: dict[str, tuple[int, ...]],
     recipe: ParameterRecipe,
 ) -> Weight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_greedy_tokens_are_those_of_transformers(plan: Plan, smollm2_path: Path)
     executor = load_executor(plan, None, None, lambda _phase: None)
     got = _generate(plan, executor, prompts)
     executor.close()
-    reference = AutoModelForCausalLM.from_pretrained(
+    reference: Any = AutoModelForCausalLM.from_pretrained(
         smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32, attn_implementation="eager"
     )
     for text, tokens, found in zip(PROMPTS, prompts, got, strict=True):

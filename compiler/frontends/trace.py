@@ -245,7 +245,7 @@ def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: b
     for position, index in enumerate(kept):
         for module in layers[index].modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = position  # type of the attribute is the model's own
+                vars(module)["layer_idx"] = position
     for name in lists:
         setattr(config, name, [getattr(config, name)[index] for index in kept])
     config.num_hidden_layers = len(kept)
