@@ -22,7 +22,7 @@ def _rate(value: float, unit: str, source: str, *, nominal: bool = False) -> Rat
 
 
 def _machine(name: str, description: str, features: str, rates: dict[str, Rate]) -> Machine:
-    overhead = 384 << 20  # interpreter, torch and its libraries, resident after start (tokenspeed-bench startup)
+    overhead = 280 << 20  # interpreter, torch and its libraries, resident after the largest step (benchmarks/memory_check.py)
     return Machine(name, "cpu", description, tuple(features.split()), rates, CPU_KERNELS, "exact", overhead)
 
 
