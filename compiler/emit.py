@@ -13,8 +13,9 @@ from .. import __version__
 from ..ir import module as modules
 from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
+from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
-from ..plans.program import DTYPE_BYTES, Program, step_inputs
+from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, Program, step_inputs
 from ..plans.recipe import Recipe, sources
 from ..plans.schema import (
     FORMAT_MAJOR,
@@ -47,8 +48,6 @@ from .options import DEFAULT_CONTEXT, CompileOptions
 if TYPE_CHECKING:
     from .pipeline import Compilation
 
-FUNCTIONS_VERSION = 1
-IDENTITY_TOKENS = 64
 _CONFIG_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _ENCODINGS = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
 

@@ -1,6 +1,6 @@
 """The whole compiler on one screen: phases in order, nothing hidden.
 
-import -> raise -> partition -> fuse -> select -> quantize -> schedule -> codegen -> allocate -> emit
+schedule -> import -> raise -> partition -> fuse -> select -> quantize -> codegen -> allocate -> emit
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ PHASES: tuple[tuple[str, Callable[[Compilation], None]], ...] = (
     ("allocate", lay_out_memory),
     ("emit", write_manifest),
 )
-"""Import and schedule happen in `begin`: the trace needs the context limit and kernels need the buckets."""
+"""Schedule and import happen in `begin`, before there is a state to hand on; `import` stands here to be stopped at."""
 
 Observer = Callable[[str, Compilation], None]
 

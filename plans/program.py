@@ -14,6 +14,9 @@ Dimension = int | Literal["rows", "logit_rows"]
 DType = Literal["f32", "bf16", "f16", "i32", "i64", "u8", "i8"]
 Attribute = bool | int | float | str | tuple[int, ...]
 
+FUNCTIONS_VERSION = 1
+"""Version of the functions that calls may name: compilers write it into a plan, runtimes refuse another one."""
+
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "u8": 1, "i8": 1}
 
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
+from ..plans.program import FUNCTIONS_VERSION
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
 from .executor_interface import Report, RowsFailed, StepResult
 from .expand import Expansion, Extent, Surroundings, operand_names
 from .expansions import Expansions, read_programs
 from .functions.base import Context
-from .functions.version import FUNCTIONS_VERSION
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
 from .scheduling.step import IntArray, StepBatch

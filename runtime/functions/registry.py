@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...plans.errors import PlanError
+from ...plans.program import FUNCTIONS_VERSION
 from .activation import gated_activation
 from .adjust_logits import adjust_logits
 from .attention import attention
@@ -18,7 +19,6 @@ from .record_tokens import record_tokens
 from .rope import rope, rope_table
 from .token_logprobs import token_logprobs
 from .tokens import embedding, gather_rows, take_last_tokens
-from .version import FUNCTIONS_VERSION
 
 # Checks its operands and gives back a launch bound to them; a launch takes no argument and allocates no activation.
 Function = Callable[[Operands], Launch]
