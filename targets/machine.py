@@ -29,7 +29,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Machine:
-    """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth" and "dispatch"."""
+    """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth" and "dispatch".
+
+    `compiler_flags` are what a C++ compiler needs to build native kernels for the instruction set; empty: there are none.
+    """
 
     name: str
     kind: str
@@ -39,6 +42,7 @@ class Machine:
     kernels: tuple[Kernel, ...]
     row_padding: Literal["exact", "bucket"]
     overhead_bytes: int
+    compiler_flags: tuple[str, ...] = ()
 
     def compute_rate(self, dtype: str) -> Rate:
         return self.rates[f"compute.{dtype}"]

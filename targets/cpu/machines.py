@@ -21,9 +21,9 @@ def _rate(value: float, unit: str, source: str, *, nominal: bool = False) -> Rat
     return Rate(value=value, unit=unit, source=source, basis="nominal" if nominal else "measured")
 
 
-def _machine(name: str, description: str, features: str, rates: dict[str, Rate]) -> Machine:
+def _machine(name: str, description: str, features: str, rates: dict[str, Rate], flags: str = "") -> Machine:
     overhead = 280 << 20  # interpreter, torch and its libraries, resident after the largest step (benchmarks/memory_check.py)
-    return Machine(name, "cpu", description, tuple(features.split()), rates, CPU_KERNELS, "exact", overhead)
+    return Machine(name, "cpu", description, tuple(features.split()), rates, CPU_KERNELS, "exact", overhead, tuple(flags.split()))
 
 
 _AVX2 = {
@@ -51,12 +51,26 @@ _NEON = {
     "dispatch": _rate(12e-6, "s", "as cpu-avx2", nominal=True),
 }
 
-_AVX512_FEATURES = "avx2 fma avx512f avx512bw avx512vl avx512dq"
+_AVX2_FEATURES = "avx2 fma f16c bmi1 bmi2 movbe"
+_AVX512_FEATURES = f"{_AVX2_FEATURES} avx512f avx512bw avx512cd avx512vl avx512dq"
 
 CPU_MACHINES = (
-    _machine("cpu-avx512-bf16", "x86-64 with AVX-512 and BF16", f"{_AVX512_FEATURES} avx512_bf16", _AVX512_BF16),
-    _machine("cpu-avx512", "x86-64 with AVX-512", _AVX512_FEATURES, _AVX512),
-    _machine("cpu-avx2", "x86-64 with AVX2 and FMA", "avx2 fma", _AVX2),
+    _machine(
+        "cpu-avx512-bf16",
+        "x86-64 with AVX-512, VNNI and BF16",
+        f"{_AVX512_FEATURES} avx512_vnni avx512_bf16",
+        _AVX512_BF16,
+        "-march=x86-64-v4 -mavx512vnni -mavx512bf16",
+    ),
+    _machine(
+        "cpu-avx512-vnni",
+        "x86-64 with AVX-512 and VNNI",
+        f"{_AVX512_FEATURES} avx512_vnni",
+        _AVX512,
+        "-march=x86-64-v4 -mavx512vnni",
+    ),
+    _machine("cpu-avx512", "x86-64 with AVX-512", _AVX512_FEATURES, _AVX512, "-march=x86-64-v4"),
+    _machine("cpu-avx2", "x86-64 with AVX2 and FMA", _AVX2_FEATURES, _AVX2, "-march=x86-64-v3"),
     _machine("cpu-neon", "64-bit Arm", "asimd", _NEON),
 )
 """Best first: `cpu` becomes the first whose features the host has."""
