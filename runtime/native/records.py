@@ -21,7 +21,8 @@ TENSOR = np.dtype(
 )
 CALL = np.dtype([("run", "u8"), ("tensors", "u8"), ("numbers", "u8"), ("inputs", "i4"), ("outputs", "i4")])
 
-TYPES = {name: number for number, name in enumerate("f32 bf16 f16 i32 i64 u8 i8 q8_0 q4_0 q4_1 q4_k".split())}
+_TYPE_NAMES = ("f32", "bf16", "f16", "i32", "i64", "u8", "i8", "q8_0", "q4_0", "q4_1", "q4_k")
+TYPES = {name: number for number, name in enumerate(_TYPE_NAMES)}
 SYMBOLS = {"": 0, "rows": 1, "logit_rows": 2}
 _ROW_MAJOR, _PANEL = 0, 1
 

@@ -22,10 +22,12 @@ from ...plans.errors import ModelError
 SOURCES = Path(__file__).parent / "native"
 
 _COMPILE = (
-    "-std=c++17 -O3 -g0 -fPIC -ffreestanding -fno-exceptions -fno-rtti -fno-stack-protector -fno-asynchronous-unwind-tables "
-    "-fno-threadsafe-statics -fvisibility=hidden -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
-).split()
-_LINK = "-shared -nostdlib -s -Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-undefined".split()
+    *("-std=c++17", "-O3", "-g0", "-fPIC", "-ffreestanding", "-fvisibility=hidden"),
+    *("-fno-exceptions", "-fno-rtti", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-threadsafe-statics"),
+    # g++ 12 takes the undefined vectors inside its own intrinsics for ours
+    *("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+)
+_LINK = ("-shared", "-nostdlib", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-undefined")
 
 
 @dataclass(frozen=True)
