@@ -50,6 +50,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_memory(manifest)
     _check_performance(manifest)
     _check_tokenizer_and_goldens(manifest, sizes)
+    _check_kernels(manifest, sizes)
 
 
 def ranks(manifest: Manifest) -> int:
@@ -251,3 +252,13 @@ def _check_tokenizer_and_goldens(manifest: Manifest, sizes: dict[str, int]) -> N
     require_unique((golden.name for golden in manifest.goldens), "goldens")
     for golden in manifest.goldens:
         require_entry(golden.entry, sizes, f"goldens, {golden.name}: entry")
+
+
+def _check_kernels(manifest: Manifest, sizes: dict[str, int]) -> None:
+    library = manifest.kernels
+    if library is None:
+        return
+    require_entry(library.entry, sizes, "kernels.entry")
+    require(library.entry.startswith("kernels/"), "kernels.entry", "a name under kernels/", repr(library.entry))
+    require_number(library.interface, "kernels.interface", 1)
+    require_unique(library.kernels, "kernels.kernels")

@@ -17,6 +17,9 @@ Attribute = bool | int | float | str | tuple[int, ...]
 FUNCTIONS_VERSION = 1
 """Version of the functions that calls may name: compilers write it into a plan, runtimes refuse another one."""
 
+NATIVE = "native."
+"""Functions whose names begin so are kernels of the plan's own library (`Manifest.kernels`), the rest of the allow-list."""
+
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "u8": 1, "i8": 1}
 
 

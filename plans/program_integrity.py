@@ -10,7 +10,7 @@ from math import prod
 from .container import ALIGNMENT
 from .findings import MAX_NUMBER, require, require_number, require_unique
 from .names import read_only_names, writable_names
-from .program import DTYPE_BYTES, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
 from .schema import Manifest, ProgramReference
 from .template import instantiate, is_templated
 
@@ -111,9 +111,13 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
     require(count <= MAX_EXPANDED_OPERANDS, f"{where}: body", f"at most {MAX_EXPANDED_OPERANDS} operands", count)
     writable = {item.name for item in (*program.buffers, *program.views)} | set(writable_names(manifest))
     readable = writable | set(read_only_names(manifest))
+    kernels = set(manifest.kernels.kernels) if manifest.kernels else set()
     for position, (call, indices) in enumerate(_calls(manifest, program, where)):
         at = f"{where}, instruction {position} ({call.function})"
         require(_FUNCTION.fullmatch(call.function) is not None, at, "the name of a function", repr(call.function))
+        if call.function.startswith(NATIVE):
+            named = call.function.removeprefix(NATIVE)
+            require(named in kernels, at, "a kernel of the plan's library", repr(named))
         require(bool(call.outputs), f"{at}: outputs", "at least one", "none")
         _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")
         _check_resolves(call.outputs, writable, indices, f"{at}: outputs", "a view, buffer, slot buffer or KV cache")

@@ -52,7 +52,20 @@ class Dequantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="d
     of: Source
 
 
-Recipe = Source | Slice | Cast | Concat | Transpose | UnpermuteRope | Dequantize
+class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="blocks", tag_field="step"):
+    """A block-quantised source as it lies in the file: its type is its encoding's. Steps that only move rows may follow."""
+
+    of: Source
+
+
+class Quantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="quantize", tag_field="step"):
+    """Round to blocks of `dtype` as ggml's reference quantisers do, or restate q4_k blocks as q4_1. Only as the last step."""
+
+    of: Recipe
+    dtype: str
+
+
+Recipe = Source | Slice | Cast | Concat | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize
 
 
 def sources(recipe: Recipe) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import assert_never
 
 from .program import DTYPE_BYTES
-from .recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from .recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from .weight_layout import BLOCKS, WEIGHT_BLOCKS
 
 MAX_DEPTH = 32
 
@@ -35,10 +36,14 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _plain(recipe, lookup)
         case Dequantize():
             return lookup(recipe.of.name)[0], "f32"
+        case Blocks():
+            return _blocks(recipe, lookup)
+        case Quantize():
+            return _quantized(recipe, *infer(recipe.of, lookup))
         case Cast():
             if recipe.dtype not in DTYPE_BYTES:
                 raise ValueError(f"cast to unknown dtype {recipe.dtype!r}")
-            return infer(recipe.of, lookup)[0], recipe.dtype
+            return _floating("cast", *infer(recipe.of, lookup))[0], recipe.dtype
         case Slice():
             return _sliced(recipe, *infer(recipe.of, lookup))
         case Concat():
@@ -58,8 +63,39 @@ def _plain(recipe: Source, lookup: SourceLookup) -> Result:
     return shape, PLAIN_ENCODINGS[encoding]
 
 
+def _blocks(recipe: Blocks, lookup: SourceLookup) -> Result:
+    shape, encoding = lookup(recipe.of.name)
+    dtype = encoding.lower()
+    if dtype not in BLOCKS or len(shape) < 2 or shape[-1] % BLOCKS[dtype][0]:
+        raise ValueError(f"source {recipe.of.name!r} of {encoding}{list(shape)} is not rows of known blocks")
+    return shape, dtype
+
+
+def _quantized(recipe: Quantize, shape: tuple[int, ...], dtype: str) -> Result:
+    if recipe.dtype not in WEIGHT_BLOCKS:
+        raise ValueError(f"quantize to unknown type {recipe.dtype!r}")
+    if (dtype, recipe.dtype) != ("q4_k", "q4_1"):
+        _floating("quantize", shape, dtype)
+    if len(shape) < 2 or shape[-1] % BLOCKS[recipe.dtype][0]:
+        raise ValueError(f"quantize {list(shape)} to blocks of {BLOCKS[recipe.dtype][0]}")
+    return shape, recipe.dtype
+
+
+def _floating(step: str, shape: tuple[int, ...], dtype: str) -> Result:
+    if dtype in BLOCKS:
+        raise ValueError(f"{step} of {dtype} blocks")
+    return shape, dtype
+
+
+def _rows_only(step: str, dimension: int, shape: tuple[int, ...], dtype: str) -> None:
+    """Blocks lie along the last dimension, so nothing may be cut or joined there."""
+    if dtype in BLOCKS and dimension == len(shape) - 1:
+        raise ValueError(f"{step} along the blocks of {dtype}{list(shape)}")
+
+
 def _sliced(recipe: Slice, shape: tuple[int, ...], dtype: str) -> Result:
     _check_dimension("slice", recipe.dimension, shape)
+    _rows_only("slice", recipe.dimension, shape, dtype)
     extent = shape[recipe.dimension]
     if not 0 <= recipe.start < recipe.stop <= extent:
         raise ValueError(f"slice {recipe.start}:{recipe.stop} of a dimension of {extent}")
@@ -71,6 +107,7 @@ def _concatenated(recipe: Concat, parts: list[Result]) -> Result:
         raise ValueError("concat of nothing")
     shape, dtype = parts[0]
     _check_dimension("concat", recipe.dimension, shape)
+    _rows_only("concat", recipe.dimension, shape, dtype)
     for other, other_dtype in parts[1:]:
         same_rank = len(other) == len(shape)
         if (
@@ -85,6 +122,7 @@ def _concatenated(recipe: Concat, parts: list[Result]) -> Result:
 def _transposed(recipe: Transpose, shape: tuple[int, ...], dtype: str) -> Result:
     if sorted(recipe.permutation) != list(range(len(shape))):
         raise ValueError(f"transpose {list(recipe.permutation)} of {len(shape)} dimensions")
+    _floating("transpose", shape, dtype)
     return tuple(shape[dimension] for dimension in recipe.permutation), dtype
 
 

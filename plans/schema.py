@@ -8,6 +8,7 @@ import msgspec
 
 from .program import Buffer, DType, StepInput
 from .recipe import Recipe
+from .weight_layout import Prepack, StoredType
 
 FORMAT_MAJOR, FORMAT_MINOR = 1, 0
 
@@ -86,16 +87,16 @@ class Weight(_Part, frozen=True, kw_only=True):
     """A weight that programs name. Templated when its layers are many: one instance for each index in `layers`.
 
     `shape`, `dtype` and `bytes` are of one final instance on this rank. `prepack` names the layout a kernel wants at
-    load ("none", "onednn"); packing keeps the value and the number of parameters.
+    load; `stored_bytes` of plans/weight_layout.py says how many bytes that takes.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: StoredType
     bytes: int
     recipe: Recipe
     layers: tuple[int, ...] = ()
-    prepack: Literal["none", "onednn"] = "none"
+    prepack: Prepack = "none"
 
 
 class Constant(_Part, frozen=True, kw_only=True):
@@ -218,6 +219,18 @@ class Golden(_Part, frozen=True, kw_only=True):
     weights: Literal["counter", "checkpoint"]
 
 
+class KernelLibrary(_Part, frozen=True, kw_only=True):
+    """A shared object of kernels in entry `entry`, for the target's instruction set, that needs no other library.
+
+    A call of `native.NAME` runs its kernel NAME. `interface` is the version of the records that calls are handed over in.
+    """
+
+    entry: str
+    interface: int
+    kernels: tuple[str, ...]
+    compiler: str
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """manifest.json. Field rules and compatibility promise: docs/plan-format.md."""
 
@@ -240,6 +253,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     performance: Performance
     tokenizer: TokenizerReference | None
     goldens: tuple[Golden, ...]
+    kernels: KernelLibrary | None = None
     entries: tuple[Entry, ...]
 
 

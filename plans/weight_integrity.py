@@ -11,6 +11,7 @@ from .program import DTYPE_BYTES
 from .recipe_shapes import SourceLookup, count_nodes, infer
 from .schema import Manifest, SourceTensor, Weight
 from .template import instantiate
+from .weight_layout import stored_bytes
 
 MAX_RECIPE_STEPS = 4_000_000
 
@@ -86,7 +87,13 @@ def _check_weight_recipes(manifest: Manifest, sources: dict[str, SourceTensor]) 
     for weight in manifest.weights:
         where = f"weights, {weight.name}"
         require_shape(weight.shape, f"{where}: shape")
-        expected = prod(weight.shape) * DTYPE_BYTES[weight.dtype]
+        panel = weight.prepack == "panel"
+        require(panel or weight.dtype in DTYPE_BYTES, f"{where}: prepack", f"panel, for {weight.dtype} blocks", weight.prepack)
+        try:
+            expected = stored_bytes(weight.shape, weight.dtype, weight.prepack)
+        except ValueError as error:
+            require(False, f"{where}: prepack", error, f"{weight.dtype}{list(weight.shape)} as {weight.prepack}")
+            continue
         require(weight.bytes == expected, f"{where}: bytes", expected, weight.bytes)
     steps = 0
     for weight in manifest.weights:

@@ -14,6 +14,8 @@ TORCH_TYPES: dict[str, torch.dtype] = {
     "i8": torch.int8,
 }
 
+PLAN_TYPES = {kind: name for name, kind in TORCH_TYPES.items()}
+
 
 def committed(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     """A zeroed array whose pages are all in memory now, so that a machine too small is found at load."""

@@ -15,6 +15,7 @@ from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALU
 from .executor_interface import Report, RowsFailed, StepResult
 from .expand import Expansion, Extent, Surroundings, operand_names
 from .expansions import Expansions, read_programs
+from .native.runtime import NativeRuntime
 from .functions.base import Context
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
@@ -55,15 +56,24 @@ def load_executor(
             needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
         memory = allocate(plan, needed)
         report("memory")
-        tensors = load_weights(plan, weights, needed)
+        native = _native(plan, threads)
+        tensors = load_weights(plan, weights, needed, native=native)
         report("weights")
         context = Context()
         inputs = {**memory.inputs, **memory.constants, **tensors}
-        around = Surroundings(memory.arena, inputs, memory.state, context)
+        around = Surroundings(memory.arena, inputs, memory.state, context, native)
         expansions = Expansions(plan.manifest, programs, around, truncate_repeats)
         expansions.prepare_largest()
         report("programs")
-    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary))
+    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary), native)
+
+
+def _native(plan: PlanSource, threads: int | None) -> NativeRuntime | None:
+    library = plan.manifest.kernels
+    if library is None:
+        return None
+    (digest,) = (entry.sha256 for entry in plan.manifest.entries if entry.name == library.entry)
+    return NativeRuntime(plan.entry(library.entry), digest, threads)
 
 
 def _check_functions(version: int) -> None:
@@ -80,8 +90,16 @@ def _check_functions(version: int) -> None:
 class PlanExecutor:
     """An `Executor`. One thread at a time."""
 
-    def __init__(self, memory: StaticMemory, expansions: Expansions, context: Context, slots: SamplingSlots) -> None:
+    def __init__(
+        self,
+        memory: StaticMemory,
+        expansions: Expansions,
+        context: Context,
+        slots: SamplingSlots,
+        native: NativeRuntime | None = None,
+    ) -> None:
         self._memory, self._expansions, self._context, self._slots = memory, expansions, context, slots
+        self._native = native
         self._inputs: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
             name: tensor.numpy() for name, tensor in memory.inputs.items()
         }
@@ -90,7 +108,7 @@ class PlanExecutor:
     @property
     def scratch_bytes(self) -> int:
         """Memory that functions keep for themselves; part of the plan's `workspace`."""
-        return self._context.scratch_bytes
+        return self._context.scratch_bytes + (self._native.team.scratch_bytes if self._native else 0)
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
@@ -129,6 +147,8 @@ class PlanExecutor:
 
     def close(self) -> None:
         """Let go of all memory; the executor cannot be used any more."""
+        if self._native is not None:
+            self._native.close()
         del self._memory, self._expansions, self._slots, self._inputs, self._context
 
     def _fill(self, batch: StepBatch, extent: Extent) -> None:

@@ -10,11 +10,14 @@ from typing import NoReturn
 import torch
 
 from ..plans.errors import PlanError
-from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from ..plans.program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
 from ..plans.template import instantiate
-from .device_arrays import TORCH_TYPES
+from .device_arrays import PLAN_TYPES, TORCH_TYPES
 from .functions.base import Context, Launch, Operands
 from .functions.registry import lookup
+from .native.launches import NativeLaunches
+from .native.records import NativeArray, PackedWeight, Symbol, describe
+from .native.runtime import NativeRuntime
 
 # How the step inputs follow the rows of a step; the others are used whole, `counts` says what is real.
 _ROW_INPUTS = frozenset(("token_ids", "positions", "slot_mapping", "row_slots"))
@@ -38,17 +41,22 @@ class Surroundings:
     """What a program's operands may name outside the program: `inputs` may only be read, `state` may be written."""
 
     arena: torch.Tensor
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, torch.Tensor | PackedWeight]
     state: Mapping[str, torch.Tensor]
     context: Context
+    native: NativeRuntime | None = None
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """Launches in order; `array` finds a view or buffer of the program by name."""
+    """Launches in order; `array` finds a view or buffer of the program by name.
+
+    `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_elastic`.
+    """
 
     launches: tuple[Launch, ...]
     array: Callable[[str], torch.Tensor]
+    resize: Callable[[int, int], None]
 
 
 def bucket_for(program: Program, rows: int, logit_rows: int) -> Bucket | None:
@@ -77,19 +85,27 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     """Bind every call. Raises PlanError for a name that does not resolve, an access outside the arena, a forbidden output
     or operands that a function refuses."""
     arrays = _Arrays(program, bucket, extent, around)
-    launches: list[Launch] = []
+    native = NativeLaunches(around.native)
+    launches: list[Launch | None] = []
     for call, index in calls(program, first_only):
+        inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
+        if call.function.startswith(NATIVE):
+            readable = [arrays.described(name, arrays.readable(name)) for name in inputs]
+            writable = [arrays.described(name, arrays.writable(name)) for name in outputs]
+            native.add(call.function, readable, writable, call.attributes, _named(call.label, index))
+            continue
         operands = Operands(
             call.function,
-            [arrays.readable(_named(name, index)) for name in call.inputs],
-            [arrays.writable(_named(name, index)) for name in call.outputs],
+            [arrays.tensor(name) for name in inputs],
+            [arrays.writable(name) for name in outputs],
             call.attributes,
             around.context,
             call.label,
             index,
         )
-        launches.append(lookup(call.function)(operands))
-    return Expansion(tuple(launches), arrays.own)
+        launches += [native.cut(), lookup(call.function)(operands)]
+    launches.append(native.cut())
+    return Expansion(tuple(launch for launch in launches if launch is not None), arrays.own, native.resize)
 
 
 def _named(name: str, index: int | None) -> str:
@@ -103,7 +119,27 @@ class _Arrays:
         self._program, self._around, self._extent = program.name, around, extent
         self._buffers = {buffer.name: (buffer, offset) for buffer, offset in zip(program.buffers, bucket.offsets, strict=True)}
         self._views = {view.name: view for view in program.views}
-        self._made: dict[str, torch.Tensor] = {}
+        self._made: dict[str, torch.Tensor | PackedWeight] = {}
+
+    def described(self, name: str, array: torch.Tensor | PackedWeight) -> NativeArray:
+        """The array as kernels see it, with the row count that its first dimension follows."""
+        dtype = array.dtype if isinstance(array, PackedWeight) else PLAN_TYPES[array.dtype]
+        return describe(array, dtype, self._symbol(name))
+
+    def _symbol(self, name: str) -> Symbol:
+        if name in _ROW_INPUTS:
+            return "rows"
+        if name in _LOGIT_INPUTS:
+            return "logit_rows"
+        shape = self._views[name].shape if name in self._views else self._buffers[name][0].shape if name in self._buffers else ()
+        return shape[0] if shape and isinstance(shape[0], str) else ""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """An operand of a function that is not native."""
+        found = self.readable(name)
+        if isinstance(found, PackedWeight):
+            self._refuse("a weight that is not packed for native kernels", name)
+        return found
 
     def own(self, name: str) -> torch.Tensor:
         found = self._find_own(name)
@@ -119,8 +155,8 @@ class _Arrays:
             self._refuse("a view, buffer, slot buffer or KV cache as output", name)
         return found
 
-    def readable(self, name: str) -> torch.Tensor:
-        found = self._find_own(name)
+    def readable(self, name: str) -> torch.Tensor | PackedWeight:
+        found: torch.Tensor | PackedWeight | None = self._find_own(name)
         if found is None:
             found = self._made.get(name)
         if found is None:
@@ -131,10 +167,10 @@ class _Arrays:
             self._refuse("a name that resolves", name)
         return found
 
-    def _cut_input(self, name: str) -> torch.Tensor | None:
+    def _cut_input(self, name: str) -> torch.Tensor | PackedWeight | None:
         found = self._around.inputs.get(name)
-        if found is None:
-            return None
+        if found is None or isinstance(found, PackedWeight):
+            return found
         if name in _ROW_INPUTS:
             found = found[: self._extent.rows]
         elif name in _LOGIT_INPUTS:
@@ -143,11 +179,13 @@ class _Arrays:
         return found
 
     def _find_own(self, name: str) -> torch.Tensor | None:
-        found = self._made.get(name)
+        kept = self._made.get(name)
+        if isinstance(kept, torch.Tensor) and (name in self._views or name in self._buffers):
+            return kept
         if name in self._views:
-            found = found if found is not None else self._view(self._views[name])
+            found = self._view(self._views[name])
         elif name in self._buffers:
-            found = found if found is not None else self._buffer(*self._buffers[name])
+            found = self._buffer(*self._buffers[name])
         else:
             return None
         self._made[name] = found

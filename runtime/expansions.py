@@ -9,6 +9,7 @@ from ..plans.errors import PlanError, UsageError
 from ..plans.program import Bucket, Program
 from ..plans.schema import Manifest
 from .expand import Expansion, Extent, Surroundings, bucket_for, expand
+from .native.launches import is_elastic
 from .weights import PlanSource
 
 _KEPT = 128
@@ -47,10 +48,14 @@ def _logits(program: Program) -> tuple[str, tuple[int | str, ...], tuple[int, ..
 
 
 class Expansions:
-    """Makes and keeps expansions. With row padding "exact" there is one for each number of rows, else one per bucket."""
+    """Makes and keeps expansions. With row padding "exact" there is one for each number of rows, else one per bucket.
+
+    A program of native kernels alone is expanded once per bucket, and fitted to each step's exact size.
+    """
 
     def __init__(self, manifest: Manifest, programs: Programs, around: Surroundings, first_only: bool) -> None:
         self._programs, self._around, self._first_only = programs, around, first_only
+        self._elastic = [is_elastic(program) for program in programs.steps]
         self._exact = manifest.target.row_padding == "exact"
         self._decode_rows = manifest.schedule.max_decode_rows
         self._decode: dict[tuple[int, int, int], Expansion] = {}
@@ -67,8 +72,15 @@ class Expansions:
         for index, program in enumerate(self._programs.steps):
             bucket = bucket_for(program, rows, logit_rows)
             if bucket is not None:
-                extent = Extent(rows, logit_rows) if self._exact else Extent(bucket.rows, bucket.logit_rows)
-                return self._expansion(index, program, bucket, extent), extent
+                whole = Extent(bucket.rows, bucket.logit_rows)
+                if not self._exact:
+                    return self._expansion(index, program, bucket, whole), whole
+                extent = Extent(rows, logit_rows)
+                if not self._elastic[index]:
+                    return self._expansion(index, program, bucket, extent), extent
+                expansion = self._expansion(index, program, bucket, whole)
+                expansion.resize(rows, logit_rows)
+                return expansion, extent
         raise UsageError("A step is larger than any bucket of the plan.", got=f"{rows} rows, {logit_rows} logit rows")
 
     def sample(self, logit_rows: int) -> Expansion:

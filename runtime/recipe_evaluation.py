@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..plans.errors import PlanError
-from ..plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Transpose, UnpermuteRope
 from ..plans.recipe_shapes import PLAIN_ENCODINGS
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
@@ -56,6 +56,10 @@ def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -
             return _plain(_find(recipe, stored, layer))
         case Dequantize():
             return _dequantized(_find(recipe.of, stored, layer))
+        case Blocks():
+            return _blocks(_find(recipe.of, stored, layer))
+        case Quantize():
+            raise ValueError("quantize is the last step, done while packing")
         case Cast():
             return _evaluate(recipe.of, stored, layer).to(TORCH_TYPES[recipe.dtype])
         case Slice():
@@ -82,6 +86,14 @@ def _plain(stored: Stored) -> torch.Tensor:
         raise ValueError(f"{source.name} is encoded as {source.encoding} and not dequantized")
     values = torch.empty(source.shape, dtype=TORCH_TYPES[PLAIN_ENCODINGS[source.encoding]])
     np.copyto(values.view(-1).view(torch.uint8).numpy(), np.frombuffer(stored.data, np.uint8))
+    return values
+
+
+def _blocks(stored: Stored) -> torch.Tensor:
+    """Rows of blocks as they lie in the file, [rows, bytes]."""
+    rows = int(np.prod(stored.source.shape[:-1], dtype=np.int64))
+    values = torch.empty(rows, len(stored.data) // rows, dtype=torch.uint8)
+    np.copyto(values.view(-1).numpy(), np.frombuffer(stored.data, np.uint8))
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,12 +13,15 @@ from ..plans.checkpoint import Checkpoint, open_checkpoint
 from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
-from ..plans.program import Program
-from ..plans.recipe import sources
+from ..plans.program import DTYPE_BYTES, Program
+from ..plans.recipe import Quantize, Recipe, sources
+from ..plans.recipe_shapes import Result, infer
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from .device_arrays import TORCH_TYPES
 from .dummy_weights import COUNTER, DUMMY, counter_tensor, dummy_tensor
+from .native.records import PackedWeight
+from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
 from .recipe_evaluation import Stored, evaluate
 
 # Row blocks that oneDNN packs for; measured best at every row count on AVX2.
@@ -37,13 +41,28 @@ class PlanSource(Protocol):
     def program(self, name: str) -> Program: ...
 
 
+Loaded = torch.Tensor | PackedWeight
+
+
+@dataclass(frozen=True)
+class Made:
+    """A weight before it is packed: its values, or rows of blocks as bytes, and which of them (`dtype`)."""
+
+    tensor: torch.Tensor
+    dtype: str
+
+
 def load_weights(
-    plan: PlanSource, weights: str | None, needed: set[str] | None = None, progress: Progress | None = None
-) -> dict[str, torch.Tensor]:
+    plan: PlanSource,
+    weights: str | None,
+    needed: set[str] | None = None,
+    progress: Progress | None = None,
+    native: NativeRuntime | None = None,
+) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
-    "counter" (the values that goldens are computed with). One final tensor is made at a time and its sources are not kept.
+    "counter" (the values that goldens are computed with); `native` packs panels. One final tensor is made at a time and its sources are not kept.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
     wanted = [
@@ -53,11 +72,13 @@ def load_weights(
         if needed is None or name in needed
     ]
     total = sum(weight.bytes for weight, _, _ in wanted)
-    loaded: dict[str, torch.Tensor] = {}
+    arena = PackedArena(arena_bytes([weight.bytes for weight, _, _ in wanted if weight.prepack == "panel"]))
+    loaded: dict[str, Loaded] = {}
     done = 0
     with _maker(plan, weights, wanted) as make:
         for weight, name, layer in wanted:
-            loaded[name] = packed(make(weight, name, layer), weight)
+            made = make(weight, name, layer)
+            loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made.tensor, weight)
             done += weight.bytes
             if progress is not None:
                 progress(done, total)
@@ -80,7 +101,17 @@ def packed(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
         ) from None
 
 
-Make = Callable[[Weight, str, int], torch.Tensor]
+def _panel(made: Made, weight: Weight, name: str, arena: PackedArena, native: NativeRuntime | None) -> PackedWeight:
+    if native is None:
+        raise PlanError(
+            "A weight has the layout of native kernels, but the plan has none.", where=name, fix="compile the plan again"
+        )
+    target = arena.take(weight.shape, weight.dtype)
+    pack(native, made.tensor, made.dtype, target, name)
+    return target
+
+
+Make = Callable[[Weight, str, int], Made]
 
 
 class _maker:
@@ -93,9 +124,9 @@ class _maker:
 
     def __enter__(self) -> Make:
         if self._weights == DUMMY:
-            return lambda weight, name, _: dummy_tensor(name, weight.shape, TORCH_TYPES[weight.dtype])
+            return lambda weight, name, _: _invented(dummy_tensor, weight, name)
         if self._weights == COUNTER:
-            return lambda weight, name, _: counter_tensor(name, weight.shape, TORCH_TYPES[weight.dtype])
+            return lambda weight, name, _: _invented(counter_tensor, weight, name)
         stored = _stored_sources(self._plan, self._weights, _source_names(self._wanted))
         self._pool = ThreadPoolExecutor(_DIGEST_THREADS, "weights-digest")
         self._checks = [self._pool.submit(_check_digest, item) for item in stored.values() if item.digest is not None]
@@ -183,15 +214,30 @@ def _check_digest(stored: Stored) -> None:
         )
 
 
-def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> torch.Tensor:
+def _invented(make: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor], weight: Weight, name: str) -> Made:
+    """Block types are rounded from float32 while packing."""
+    dtype = weight.dtype if weight.dtype in DTYPE_BYTES else "f32"
+    return Made(make(name, weight.shape, TORCH_TYPES[dtype]), dtype)
+
+
+def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> Made:
     index = layer if weight.layers else None
-    tensor = evaluate(weight.recipe, stored, index, name).contiguous()
-    if tuple(tensor.shape) != weight.shape or tensor.dtype != TORCH_TYPES[weight.dtype]:
+    shape, dtype = _result(weight.recipe, stored, index)
+    if (shape, dtype) != (weight.shape, weight.dtype):
         raise PlanError(
             "A recipe gives another tensor than the plan says.",
             where=name,
             expected=f"{weight.dtype}{list(weight.shape)}",
-            got=f"{tensor.dtype}{list(tensor.shape)}",
+            got=f"{dtype}{list(shape)}",
             fix="compile the plan again",
         )
-    return tensor
+    recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
+    return Made(evaluate(recipe, stored, index, name).contiguous(), _result(recipe, stored, index)[1])
+
+
+def _result(recipe: Recipe, stored: Mapping[str, Stored], index: int | None) -> Result:
+    def find(name: str) -> Result:
+        source = stored[name if index is None else instantiate(name, index)].source
+        return source.shape, source.encoding
+
+    return infer(recipe, find)

@@ -13,9 +13,6 @@ from .library import AttributeDeclaration, NativeFunction, NativeLibrary, spelle
 from .records import CALL, TENSOR, NativeArray
 from .team import ThreadTeam
 
-PREFIX = "native."
-"""Functions of a plan's programs whose names begin so are kernels of the plan's own library."""
-
 
 class CallList:
     """Kernel calls in order. `add` all of them, `seal` once, then `run`."""

@@ -46,8 +46,7 @@ class NativeArray:
 
     def record(self) -> tuple[Any, ...]:
         """The fields of a TENSOR record."""
-        padding = (0,) * (4 - len(self.shape))
-        shape, strides = (*self.shape, *padding), (*self.strides, *padding)
+        shape, strides = ((*values, 0, 0, 0, 0)[:4] for values in (self.shape, self.strides))
         layout = _PANEL if self.panel else _ROW_MAJOR
         return self.address, shape, strides, TYPES[self.dtype], len(self.shape), SYMBOLS[self.symbol], layout
 

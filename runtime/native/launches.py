@@ -1,0 +1,57 @@
+"""Runs of native calls inside an expanded program: collected while the program is expanded, one launch each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ...plans.errors import PlanError
+from ...plans.program import NATIVE, Attribute, Program, Repeat
+from .calls import CallList
+from .records import NativeArray
+from .runtime import NativeRuntime
+
+Launch = Callable[[], None]
+
+
+def is_elastic(program: Program) -> bool:
+    """Whether one expansion, at a bucket's size, serves every smaller step: kernels take row counts anew at each step."""
+    calls = (call for item in program.body for call in (item.body if isinstance(item, Repeat) else (item,)))
+    return all(call.function.startswith(NATIVE) for call in calls)
+
+
+class NativeLaunches:
+    """Takes native calls in program order; `cut` ends a run of them and gives back its launch, None if there were none."""
+
+    def __init__(self, runtime: NativeRuntime | None) -> None:
+        self._runtime = runtime
+        self._open: CallList | None = None
+        self._lists: list[CallList] = []
+
+    def add(
+        self,
+        function: str,
+        inputs: Sequence[NativeArray],
+        outputs: Sequence[NativeArray],
+        attributes: Mapping[str, Attribute],
+        label: str,
+    ) -> None:
+        if self._runtime is None:
+            raise PlanError(
+                "The plan calls native kernels but carries none.", where=label, got=function, fix="compile the plan again"
+            )
+        if self._open is None:
+            self._open = CallList(self._runtime.library)
+        self._open.add(function.removeprefix(NATIVE), inputs, outputs, attributes, label)
+
+    def cut(self) -> Launch | None:
+        calls, self._open = self._open, None
+        if calls is None or self._runtime is None:
+            return None
+        team = self._runtime.team
+        self._lists.append(self._runtime.sealed(calls))
+        return lambda: calls.run(team)
+
+    def resize(self, rows: int, logit_rows: int) -> None:
+        """Fit all runs so far to a step of this size."""
+        for calls in self._lists:
+            calls.resize(rows, logit_rows)
