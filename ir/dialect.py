@@ -53,7 +53,8 @@ class Constant(TsDialect.Operation, name="constant", traits=[ext.Pure]):
 
 
 class Aten(TsDialect.Operation, name="aten"):
-    """Any ATen operation that was not raised. `arguments` is JSON; `{"operand": n}` stands for the n-th operand.
+    """Any ATen operation that was not raised. `arguments` is JSON: `args`, `kwargs`, and `result`, the number of the one result
+    that is meant, where the operation has several. In arguments `{"operand": n}` stands for the n-th operand.
 
     Operands of one variadic group must have one type (a limit of IRDL), so each operand has a group to itself.
     """

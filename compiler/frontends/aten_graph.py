@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,15 @@ class AtenGraph:
 
 def target_name(node: Node) -> str:
     return str(node.target)
+
+
+def result_of(node: Node) -> tuple[Node, int | None]:
+    """The operation that makes the node's value, and which of its results that is (None: it has one)."""
+    if node.target is operator.getitem:
+        source, index = node.args
+        assert isinstance(source, Node) and isinstance(index, int)
+        return source, index
+    return node, None
 
 
 def value_of(node: Node) -> torch.Tensor:

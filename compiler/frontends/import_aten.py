@@ -16,7 +16,7 @@ from ...ir.mlir import ir
 from ...ir.types import tensor
 from ...plans.errors import ModelError
 from ...plans.template import shift
-from .aten_graph import AtenGraph, Segment, clean, module_path, target_name, value_of
+from .aten_graph import AtenGraph, Segment, clean, module_path, result_of, target_name, value_of
 from .repeats import RepeatedPattern, fold
 from .trace import TracedModel, placeholder_targets
 
@@ -99,25 +99,31 @@ class _Importer:
             if target_name(node) == "tokenspeed.attention.default":
                 self._emit_attention(node, values, layer)
                 continue
+            call, output = result_of(node)
+            found = node.meta.get("val")
+            if isinstance(found, (tuple, list, int, torch.SymInt)):
+                continue  # several results are emitted one by one, where they are used; numbers are arguments
             operands: list[ir.Value] = []
-            arguments = {
-                "args": [self._argument(item, values, operands, layer) for item in node.args],
+            arguments: dict[str, Any] = {
+                "args": [self._argument(item, values, operands, layer) for item in call.args],
                 "kwargs": {
                     name: self._argument(item, values, operands, layer)
-                    for name, item in node.kwargs.items()
+                    for name, item in call.kwargs.items()
                     if name not in {"device", "layout", "pin_memory"}
                 },
             }
+            if output is not None:
+                arguments["result"] = output
             text = json.dumps(arguments, sort_keys=True)
-            if not isinstance(node.meta.get("val"), torch.Tensor):
+            if not isinstance(found, torch.Tensor):
                 raise ModelError(
                     f"model type {self.traced.config['model_type']!r} uses an operation that is not recognised yet",
                     where=self._templated(module_path(node), layer) or "the traced model",
-                    expected="operations that give one tensor",
-                    got=target_name(node),
+                    expected="operations that give tensors",
+                    got=target_name(call),
                     fix="choose a model of one of the families in docs/models.md",
                 )
-            op = dialect.aten(_type_of(node), operands, target_name(node), text)
+            op = dialect.aten(_type_of(node), operands, target_name(call), text)
             modules.set_label(op, self._templated(module_path(node), layer))
             values[node] = op.results[0]
 

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...plans.errors import ModelError
+from .experts import EXPERTS_NAME, recognise_experts
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -161,7 +162,12 @@ def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
     try:
         typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(typed, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION_NAME)
+            model = AutoModelForCausalLM.from_config(
+                typed,
+                dtype=TORCH_DTYPES[dtype],
+                attn_implementation=ATTENTION_NAME,
+                experts_implementation=EXPERTS_NAME,
+            )
     except _CONFIG_ERRORS as error:
         if error.args == (ATTENTION_NAME,):
             raise ModelError(
@@ -286,6 +292,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
         config = {**{name: getattr(typed, name) for name in _SIZES if hasattr(typed, name)}, **config}
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model)
+        recognise_experts(model)
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:

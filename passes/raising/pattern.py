@@ -35,11 +35,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Op:
-    """Matches the result of an ATen operation (`target` without "aten." and overload) whose arguments match."""
+    """Matches a result of an ATen operation (`target` without "aten." and overload) whose arguments match.
+
+    `output` is the number of the result, of those that have several.
+    """
 
     target: str
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...] = ()
+    output: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ def op(target: str, *arguments: Any, **keywords: Any) -> Op:
     return Op(target, arguments, tuple(keywords.items()))
 
 
+def result(output: int, target: str, *arguments: Any, **keywords: Any) -> Op:
+    """Result number `output` of an operation with several."""
+    return Op(target, arguments, tuple(keywords.items()), output)
+
+
 def either(*options: Any) -> Either:
     return Either(options)
 
@@ -73,6 +82,7 @@ class AtenOp:
         operands = list(operation.operands)
         self.arguments = [_place(item, operands) for item in decoded["args"]]
         self.keywords = {name: _place(item, operands) for name, item in decoded["kwargs"].items()}
+        self.output: int = decoded.get("result", 0)
 
     @property
     def result(self) -> ir.Value:
@@ -135,7 +145,7 @@ def _match_number(pattern: Number, item: Any, bound: Bindings) -> Iterator[Bindi
 
 def _match_op(pattern: Op, item: Any, bound: Bindings) -> Iterator[Bindings]:
     found = defining(item) if isinstance(item, ir.Value) else None
-    if found is None or found.target.split(".")[1] != pattern.target:
+    if found is None or found.target.split(".")[1] != pattern.target or found.output != pattern.output:
         return
     keywords = dict(pattern.keywords)
     if found.keywords.keys() != keywords.keys():

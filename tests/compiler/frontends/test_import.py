@@ -10,6 +10,7 @@ from tokenspeed.compiler.frontends.import_aten import import_model
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.raise_aten import raise_aten
+from tokenspeed.passes.raising.pattern import AtenOp
 from tokenspeed.plans.errors import ModelError
 
 from ...tiny_models import FAMILIES, family_config, traced
@@ -55,10 +56,17 @@ def test_nothing_that_computes_nothing_is_left() -> None:
     assert not [name for name in ("_assert", "alias", "contiguous", "sym_size") if name in printed]
 
 
+def test_each_used_result_of_an_operation_is_one_of_its_own() -> None:
+    config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+    operations = list(module.walk(module.step_block(import_model(traced(config, "f32")))))
+    splits = [AtenOp(item) for item in operations if "aten.split.Tensor" in str(item.attributes)]
+    assert [split.output for split in splits] == [0, 1, 2] and len({split.operation.operands[0] for split in splits}) == 1
+
+
 UNSUPPORTED: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64},
-        "aten.split.Tensor",
+        "aten.view.default",
         "h.{i}.attn",
     ),
     (family_config("mistral") | {"hidden_act": "relu"}, "aten.relu.default", "layers.{i}.mlp.act_fn"),
