@@ -148,12 +148,11 @@ def test_tokens_not_known_yet_come_from_the_slot(machine: str) -> None:
     ],
 )
 def test_wrong_operands_are_refused(
-    name: str, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]], attributes: dict[str, float | str]
+    name: str, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]], attributes: dict[str, Any]
 ) -> None:
+    arrays, results = [random(*shape) for shape in inputs], [random(*shape) for shape in outputs]
     with pytest.raises(PlanError):
-        call(
-            next(iter(MACHINES)), name, [random(*shape) for shape in inputs], [random(*shape) for shape in outputs], **attributes
-        )
+        call(next(iter(MACHINES)), name, [*arrays], [*results], **attributes)
 
 
 def test_results_do_not_depend_on_the_threads() -> None:
