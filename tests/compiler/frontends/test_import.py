@@ -58,9 +58,9 @@ def test_nothing_that_computes_nothing_is_left() -> None:
 
 def test_each_used_result_of_an_operation_is_one_of_its_own() -> None:
     config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64}
-    operations = list(module.walk(module.step_block(import_model(traced(config, "f32")))))
-    splits = [AtenOp(item) for item in operations if item.name == "ts.aten"]
-    splits = [item for item in splits if item.target == "aten.split.Tensor"]
+    parsed = import_model(traced(config, "f32"))
+    operations = [AtenOp(item) for item in module.walk(module.step_block(parsed)) if item.name == "ts.aten"]
+    splits = [item for item in operations if item.target == "aten.split.Tensor"]
     assert [split.output for split in splits] == [0, 1, 2] and len({split.operation.operands[0] for split in splits}) == 1
 
 
