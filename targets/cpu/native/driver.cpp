@@ -13,8 +13,9 @@ static inline uint64_t ticks() { return __builtin_ia32_rdtsc(); }
 static void execute(Shared* shared, int32_t index) {
     Team team{shared, index, shared->size};
     const Call* calls = shared->calls;
+    const int64_t count = shared->count;  // read once: after the last barrier the next list may be there already
     int64_t* times = index == 0 ? shared->ticks : nullptr;
-    for (int64_t at = 0; at < shared->count; at++) {
+    for (int64_t at = 0; at < count; at++) {
         uint64_t start = times ? ticks() : 0;
         calls[at].run(calls[at], team);
         team.barrier();
