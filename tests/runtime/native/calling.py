@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def native(array: Operand) -> NativeArray:
 
 
 def call(
-    machine: str, name: str, inputs: list[Operand], outputs: list[Operand], threads: int = 2, **attributes: Attribute
+    machine: str, name: str, inputs: Sequence[Operand], outputs: Sequence[Operand], threads: int = 2, **attributes: Attribute
 ) -> None:
     """Run one kernel once on `threads` threads."""
     calls = CallList(library(machine))
