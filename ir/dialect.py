@@ -134,19 +134,25 @@ class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
 
 
 class Rope(TsDialect.Operation, name="rope", traits=[ext.Pure]):
-    """Rotary embedding of x[rows, heads, head_dim], half-split order."""
+    """Rotary embedding of the first columns of x[rows, heads, head_dim], as many as cos and sin have; the rest passes through.
+
+    Turned are the pairs (j, j + columns / 2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j < columns / 2.
+    """
 
     verify_invariants = _verify
     res: Result
     x: Operand
     cos: Operand
     sin: Operand
+    interleaved: ir.IntegerAttr
 
 
 class Attention(TsDialect.Operation, name="attention"):
     """Stores k and v of these rows in layer `layer`'s KV cache, then causal attention of q over each row's own sequence.
 
-    `window` limits how far back a row sees (0: no limit). Key/value heads are shared by groups of query heads.
+    `window` limits how far back a row sees (0: no limit). Key/value heads are shared by groups of query heads. Scores are
+    scale x q.k, then softcap x tanh(scores / softcap) (Gemma 2; 0: none), then masked. `sinks`[heads], if given, are logits that
+    join the softmax's denominator and nothing else (gpt-oss; Xiao et al. 2023).
     """
 
     verify_invariants = _verify
@@ -154,13 +160,15 @@ class Attention(TsDialect.Operation, name="attention"):
     q: Operand
     k: Operand
     v: Operand
+    sinks: Sequence[Operand]
     layer: ir.StringAttr
     scale: ir.FloatAttr
     window: ir.IntegerAttr
+    softcap: ir.FloatAttr
 
 
 class RopeKvWrite(TsDialect.Operation, name="rope_kv_write"):
-    """Rotates q and k, stores k and v in the KV cache of `layer`, gives back q."""
+    """Rotates q and k as `rope` does, stores k and v in the KV cache of `layer`, gives back q."""
 
     verify_invariants = _verify
     res: Result
@@ -170,17 +178,20 @@ class RopeKvWrite(TsDialect.Operation, name="rope_kv_write"):
     cos: Operand
     sin: Operand
     layer: ir.StringAttr
+    interleaved: ir.IntegerAttr
 
 
 class CachedAttention(TsDialect.Operation, name="cached_attention"):
-    """Causal attention of q over the KV cache of `layer`, whose rows are already stored."""
+    """Causal attention of q over the KV cache of `layer`, whose rows are already stored. Attributes and sinks of `attention`."""
 
     verify_invariants = _verify
     res: Result
     q: Operand
+    sinks: Sequence[Operand]
     layer: ir.StringAttr
     scale: ir.FloatAttr
     window: ir.IntegerAttr
+    softcap: ir.FloatAttr
     kv_heads: ir.IntegerAttr
 
 

@@ -116,22 +116,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Te
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotary embedding of the first cos.shape[1] features of x[rows, heads, head_dim]."""
+def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotary embedding of the first cos.shape[1] features of x[rows, heads, head_dim]: half-split pairs, or neighbours."""
     rotary, rest = x[..., : cos.shape[1]], x[..., cos.shape[1] :]
+    if interleaved:
+        # the pairs' first members, then their second ones: half-split order
+        rotary = rotary.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     first, second = rotary.chunk(2, dim=-1)
     turned = rotary * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    if interleaved:
+        turned = turned.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
     return torch.cat([turned, rest], dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
-    """q[new, heads, d] are the last positions of k, v[context, kv_heads, d]."""
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float = 0.0, sinks: Tensor | None = None
+) -> Tensor:
+    """q[new, heads, d] are the last positions of k, v[context, kv_heads, d]; sinks[heads]. Parameters as of `ts.attention`."""
     new, context, groups = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q, keys) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(context - new, context)[:, None] - torch.arange(context)[None, :]
     hidden = (distance < 0) | ((distance >= window) if window else False)
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, new, 1)], dim=-1)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :context], values)
 
 
 def _norm_attributes(operation: ir.Operation) -> tuple[float, bool]:
@@ -150,6 +162,10 @@ def _rope_table(operation: ir.Operation, operands: list[Tensor], dtype: torch.dt
     angles = torch.cat([angles, angles], dim=-1)
     scaling = modules.float_attribute(operation, "scaling")
     return [angles.cos() * scaling, angles.sin() * scaling]
+
+
+def _interleaved(operation: ir.Operation) -> bool:
+    return bool(modules.int_attribute(operation, "interleaved"))
 
 
 def _gated_activation(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
@@ -175,7 +191,7 @@ REFERENCE: dict[str, Reference] = {
     "ts.rms_norm": lambda op, x, _: [rms_norm(x[0], x[1], *_norm_attributes(op))],
     "ts.add_rms_norm": _add_rms_norm,
     "ts.rope_table": _rope_table,
-    "ts.rope": lambda _op, x, _: [rope(*x)],
+    "ts.rope": lambda op, x, _: [rope(*x, interleaved=_interleaved(op))],
     "ts.gated_activation": _gated_activation,
     "ts.add": lambda _op, x, _: [x[0] + x[1]],
     "ts.mul": lambda _op, x, _: [x[0] * x[1]],
@@ -193,24 +209,27 @@ def _store(rows: StepRows, cache: Cache, layer: int, k: Tensor, v: Tensor) -> No
         cache[layer, key] = new if old is None else (torch.cat([old[0], new[0]]), torch.cat([old[1], new[1]]))
 
 
-def _attend(operation: ir.Operation, q: Tensor, rows: StepRows, cache: Cache, layer: int) -> Tensor:
+def _attend(operation: ir.Operation, q: Tensor, sinks: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> Tensor:
     scale, window = modules.float_attribute(operation, "scale"), modules.int_attribute(operation, "window")
-    return torch.cat([causal_attention(q[start:stop], *cache[layer, key], scale, window) for key, start, stop in rows.sequences])
+    options = scale, window, modules.float_attribute(operation, "softcap"), sinks[0] if sinks else None
+    return torch.cat([causal_attention(q[start:stop], *cache[layer, key], *options) for key, start, stop in rows.sequences])
 
 
 def _attention(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
-    _store(rows, cache, layer, operands[1], operands[2])
-    return [_attend(operation, operands[0], rows, cache, layer)]
+    q, k, v, *sinks = operands
+    _store(rows, cache, layer, k, v)
+    return [_attend(operation, q, sinks, rows, cache, layer)]
 
 
-def _rope_kv_write(_operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
+def _rope_kv_write(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
     q, k, v, cos, sin = operands
-    _store(rows, cache, layer, rope(k, cos, sin), v)
-    return [rope(q, cos, sin)]
+    _store(rows, cache, layer, rope(k, cos, sin, _interleaved(operation)), v)
+    return [rope(q, cos, sin, _interleaved(operation))]
 
 
 def _cached_attention(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
-    return [_attend(operation, operands[0], rows, cache, layer)]
+    q, *sinks = operands
+    return [_attend(operation, q, sinks, rows, cache, layer)]
 
 
 _STATEFUL: dict[str, Callable[[ir.Operation, list[Tensor], StepRows, Cache, int], list[Tensor]]] = {

@@ -71,10 +71,17 @@ def _heads(q: Shape, k: Shape, v: Shape) -> str | None:
     return None
 
 
+def _sinks(q: Shape, sinks: list[Shape]) -> str | None:
+    if len(sinks) > 1:
+        return f"takes at most one operand of sinks, got {len(sinks)}"
+    return _expect(not sinks or sinks[0] == q[1:2], f"sinks are {sinks}, expected one per query head of {q}")
+
+
 def _attention(operands: list[Shape], results: list[Shape]) -> str | None:
-    q, k, v = operands
+    q, k, v, *sinks = operands
     expected = (q[0], q[1], v[2]) if len(q) == len(v) == 3 else ()
-    return _heads(q, k, v) or _expect(results[0] == expected, f"result is {results[0]}, expected {expected}")
+    fits = _expect(results[0] == expected, f"result is {results[0]}, expected {expected}")
+    return _heads(q, k, v) or _sinks(q, sinks) or fits
 
 
 def _rope_kv_write(operands: list[Shape], results: list[Shape]) -> str | None:
@@ -83,7 +90,8 @@ def _rope_kv_write(operands: list[Shape], results: list[Shape]) -> str | None:
 
 
 def _cached_attention(operands: list[Shape], results: list[Shape]) -> str | None:
-    return _expect(len(operands[0]) == 3 and results[0] == operands[0], "q and result must be [rows, heads, head_dim] alike")
+    q, *sinks = operands
+    return _expect(len(q) == 3 and results[0] == q, "q and result must be [rows, heads, head_dim] alike") or _sinks(q, sinks)
 
 
 def _same(operands: list[Shape], results: list[Shape]) -> str | None:
@@ -149,15 +157,17 @@ def _slice_start(operation: ir.Operation) -> str | None:
     return _expect(0 <= start <= (available or 0) - (width or 0), f"columns from {start} on do not hold {width} of {available}")
 
 
-def _window(operation: ir.Operation) -> str | None:
-    window = ir.IntegerAttr(operation.attributes["window"]).value
-    return _expect(window >= 0, f"window must be 0 or more, got {window}")
+def _scores(operation: ir.Operation) -> str | None:
+    window, softcap = ir.IntegerAttr(operation.attributes["window"]).value, ir.FloatAttr(operation.attributes["softcap"]).value
+    if window < 0:
+        return f"window must be 0 or more, got {window}"
+    return _expect(softcap >= 0, f"softcap must be 0 or more, got {softcap}")
 
 
 def _kv_heads(operation: ir.Operation) -> str | None:
     heads, kv_heads = shape_of(operation.operands[0])[1] or 0, ir.IntegerAttr(operation.attributes["kv_heads"]).value
     fits = kv_heads > 0 and heads % kv_heads == 0
-    return _window(operation) or _expect(fits, f"{heads} query heads are no multiple of {kv_heads} key/value heads")
+    return _scores(operation) or _expect(fits, f"{heads} query heads are no multiple of {kv_heads} key/value heads")
 
 
 def _repeat(operation: ir.Operation) -> str | None:
@@ -186,7 +196,7 @@ def _activation(operation: ir.Operation) -> str | None:
 ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.slice": _slice_start,
     "ts.gated_activation": _activation,
-    "ts.attention": _window,
+    "ts.attention": _scores,
     "ts.cached_attention": _kv_heads,
 }
 """What shapes alone do not say; asked once the shapes are right."""

@@ -211,11 +211,14 @@ def _flag(operation: ir.Operation, name: str) -> bool:
 
 
 _NORM = {"eps": modules.float_attribute, "cast_before_weight": _flag, "one_plus_weight": _flag}
-_ATTENTION = {"scale": modules.float_attribute, "window": modules.int_attribute}
+_ATTENTION = {"scale": modules.float_attribute, "window": modules.int_attribute, "softcap": modules.float_attribute}
+_ROPE = {"interleaved": _flag}
 _ATTRIBUTES = {
     "ts.rms_norm": _NORM,
     "ts.add_rms_norm": _NORM,
     "ts.rope_table": {"scaling": modules.float_attribute},
+    "ts.rope": _ROPE,
+    "ts.rope_kv_write": _ROPE,
     "ts.gated_activation": {"activation": modules.text_attribute},
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
@@ -236,16 +239,17 @@ def _cached_attention(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
     step = ("sequence_starts", "context_lengths", "block_tables", "counts")
-    return [Call(function, (*inputs, *_caches(layer), *step), tuple(outputs), attributes, label)]
+    q, *sinks = inputs
+    return [Call(function, (q, *_caches(layer), *step, *sinks), tuple(outputs), attributes, label)]
 
 
 def _attention(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
     write, attend = function.split("+")
-    q, k, v = inputs
+    q, k, v, *sinks = inputs
     store = Call(write, (k, v, "slot_mapping"), tuple(_caches(layer)), {}, label)
-    return [store, *_cached_attention(attend, [q], outputs, attributes, layer, label)]
+    return [store, *_cached_attention(attend, [q, *sinks], outputs, attributes, layer, label)]
 
 
 _CALLS = {"ts.attention": _attention, "ts.rope_kv_write": _rope_kv_write, "ts.cached_attention": _cached_attention}

@@ -130,9 +130,9 @@ class _Importer:
     def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> None:
         if layer is None:
             raise ModelError("attention outside of the layers is not supported", where=module_path(node))
-        operands = [self._value(source, values, layer) for source in node.args[:3] if isinstance(source, Node)]
-        scale, window = node.args[3:5]
-        arguments = {"args": [scale, window, shift("{i}", layer[1])], "kwargs": {}}
+        *tensors, scale, window, softcap, _layer = node.args
+        operands = [self._value(source, values, layer) for source in tensors if isinstance(source, Node)]
+        arguments = {"args": [scale, window, softcap, shift("{i}", layer[1])], "kwargs": {}}
         op = dialect.aten(_type_of(node), operands, target_name(node), json.dumps(arguments))
         modules.set_label(op, self._templated(module_path(node), layer))
         values[node] = op.results[0]

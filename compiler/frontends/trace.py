@@ -53,25 +53,38 @@ _NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_
 """Options of attention that change nothing here: positions come in through rope, dropout is off."""
 
 _library = torch.library.Library("tokenspeed", "DEF")
-_library.define("attention(Tensor q, Tensor k, Tensor v, float scale, int window, int layer) -> Tensor")
+_library.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, float scale, int window, float softcap, int layer) -> Tensor"
+)
 
 
 @torch.library.register_fake("tokenspeed::attention")
-def _attention_shape(
-    q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, _scale: float, _window: int, _layer: int
-) -> torch.Tensor:
+def _attention_shape(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
 @torch.library.impl("tokenspeed::attention", "CPU")
 def _attention_of_one_sequence(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, _layer: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+    _layer: int,
 ) -> torch.Tensor:
     """Causal attention over one whole sequence, for the proof of raising. q, k, v: [1, heads, tokens, head_dim]."""
-    tokens = q.shape[2]
+    tokens, groups = q.shape[2], q.shape[1] // k.shape[1]
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
     visible = (distance >= 0) & ((distance < window) if window else True)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+    scores = q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(1, -1, tokens, 1)], -1)
+    out = scores.softmax(-1)[..., :tokens] @ v.repeat_interleave(groups, 1)
     return out.transpose(1, 2).contiguous()
 
 
@@ -83,6 +96,8 @@ def _attention_hook(
     _attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     if options.pop("is_causal", None) is False or not getattr(module, "is_causal", True):
@@ -100,7 +115,8 @@ def _attention_hook(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = getattr(module, "layer_idx", 0)
-    return torch.ops.tokenspeed.attention(query, key, value, float(scale), int(sliding_window or 0), layer), None
+    window, cap = int(sliding_window or 0), float(softcap or 0.0)
+    return torch.ops.tokenspeed.attention(query, key, value, s_aux, float(scale), window, cap, layer), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_hook)

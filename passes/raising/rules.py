@@ -152,22 +152,25 @@ def _rope(root: AtenOp, raiser: Raiser) -> Raised | None:
             continue
         if shape_of(x.value)[2] != 2 * bound["half"] or shape_of(cos)[1] != 2 * bound["half"]:
             continue
-        return Raised(dialect.Rope(tensor(dtype_of(x.value), shape_of(x.value)), x.value, cos, sin).res, form)
+        kind = tensor(dtype_of(x.value), shape_of(x.value))
+        return Raised(dialect.Rope(kind, x.value, cos, sin, modules.flag(False)).res, form)
     return None
 
 
 def _attention(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target != "tokenspeed.attention.default":
         return None
-    operands = [raiser.raised(value) for value in root.operation.operands]
+    heads, given_sinks = list(root.operation.operands)[:3], list(root.operation.operands)[3:]
+    operands = [raiser.raised(value) for value in heads]
     values = [found.value for found in operands if found is not None and found.form is Form.HEADS_FIRST]
-    if len(values) != 3:
+    sinks = [weight for weight in map(raiser.weight, given_sinks) if weight is not None]
+    if len(values) != 3 or len(sinks) != len(given_sinks):
         return None
-    scale, window, layer = root.arguments
+    scale, window, softcap, layer = root.arguments
     q, _k, v = values
     kind = tensor(dtype_of(q), [None, shape_of(q)[1], shape_of(v)[2]])
-    attention = dialect.Attention(kind, *values, modules.text(layer), modules.number(scale), modules.integer(window))
-    return Raised(attention.res, Form.HEADS)
+    scores = modules.number(scale), modules.integer(window), modules.number(softcap)
+    return Raised(dialect.Attention(kind, *values, sinks, modules.text(layer), *scores).res, Form.HEADS)
 
 
 _ACTIVATIONS: dict[str, Any] = {

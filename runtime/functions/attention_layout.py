@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 QUERY_ROWS = 1024
-# With a window, segments carry masks: fewer rows and keys at a time.
+# With a window segments carry masks, with a soft cap scores are held: fewer rows and keys at a time.
 WINDOW_QUERY_ROWS = 256
 MASK_ELEMENTS = 1 << 18
 # A decode batch may gather this many times the tokens it needs; past that, splitting the batch is cheaper.
@@ -63,12 +63,13 @@ class QueryBlock:
 
 @dataclass(frozen=True)
 class Geometry:
-    """`window` 0 is none; `chunk_tokens` is how many keys one gather may hold."""
+    """`window` 0 is none; `chunk_tokens` is how many keys one gather may hold; `holds_scores`: scores are written to memory."""
 
     block_tokens: int
     window: int
     chunk_tokens: int
     dtype: torch.dtype
+    holds_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class Layout:
     def _block_size(self) -> tuple[int, int]:
         """Most query rows of a block and most keys of a segment; the keys of a block's own rows always are one segment."""
         chunk = self._geometry.chunk_tokens
-        if not self._geometry.window:
+        if not self._geometry.window and not self._geometry.holds_scores:
             return min(QUERY_ROWS, chunk), chunk
         rows = min(WINDOW_QUERY_ROWS, chunk, isqrt(MASK_ELEMENTS))
         return rows, min(chunk, MASK_ELEMENTS // rows)

@@ -42,18 +42,18 @@ def kv_write(operands: Operands) -> Launch:
 
 def rope_kv_write(operands: Operands) -> Launch:
     """(q[R, h, D], k[R, kvh, D], v, cos[R, d], sin[R, d], slot_mapping[R]) -> rotated q[R, h, D], k_cache, v_cache; the caches
-    get the rotated k, and v as it is, as by `kv_write`."""
+    get the rotated k, and v as it is, as by `kv_write`. `interleaved` is that of `rope`."""
     (q, k, v, cos, sin, slot_mapping), (q_out, k_cache, v_cache) = operands.take(6, 3)
     check_tables(operands, q, cos, sin)
     check_tables(operands, k, cos, sin)
     operands.floating(q, k, q_out)
     operands.shaped(q_out, *q.shape)
-    context = operands.context
+    context, interleaved = operands.context, operands.flag("interleaved", False)
     both = _adjacent(q, k)
     if both is not None and is_small(both):
         turned = context.scratch("rope rows", q.dtype, both.numel()).view(both.shape)
         write = _writes(operands, turned[:, q.shape[1] :], v, slot_mapping, k_cache, v_cache)
-        rotate = rotation(context, both, cos, sin, turned)
+        rotate = rotation(context, both, cos, sin, turned, interleaved)
         q_source, q_target = turned[:, : q.shape[1]].numpy(), q_out.numpy()
 
         def run_both() -> None:
@@ -63,7 +63,7 @@ def rope_kv_write(operands: Operands) -> Launch:
 
         return run_both
     turned = context.scratch("rope rows", k.dtype, k.numel()).view(k.shape)
-    rotate_q, rotate_k = rotation(context, q, cos, sin, q_out), rotation(context, k, cos, sin, turned)
+    rotate_q, rotate_k = (rotation(context, x, cos, sin, to, interleaved) for x, to in ((q, q_out), (k, turned)))
     write = _writes(operands, turned, v, slot_mapping, k_cache, v_cache)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split layout of Hugging Face."""
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864): half-split pairs, as in Hugging Face, or neighbouring ones."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ def rope_table(operands: Operands) -> Launch:
 
 
 def rope(operands: Operands) -> Launch:
-    """(x[R, heads, D], cos[R, d], sin[R, d]) -> rotated [R, heads, D]; d <= D, the columns from d on pass through."""
+    """(x[R, heads, D], cos[R, d], sin[R, d]) -> rotated [R, heads, D]; d <= D, the columns from d on pass through.
+
+    Turned are the pairs (j, j + d/2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j of the tables, j < d/2.
+    """
     (x, cos, sin), (out,) = operands.take(3, 1)
     check_tables(operands, x, cos, sin)
     operands.floating(x, out)
     operands.shaped(out, *x.shape)
-    return rotation(operands.context, x, cos, sin, out)
+    return rotation(operands.context, x, cos, sin, out, operands.flag("interleaved", False))
 
 
 def check_tables(operands: Operands, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -56,10 +59,12 @@ def check_tables(operands: Operands, x: torch.Tensor, cos: torch.Tensor, sin: to
     operands.require(fits, "tables of R rows and an even number of columns, at most D")
 
 
-def rotation(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
-    """Bind x * cos + rotate_half(x) * sin; operands were checked."""
+def rotation(
+    context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, interleaved: bool = False
+) -> Launch:
+    """Bind x * cos + rotate_half(x) * sin, or its form for neighbouring pairs; operands were checked."""
     rotated = cos.shape[1]
-    turn = _small if is_small(x, out) else _large
+    turn = _interleaved if interleaved else _small if is_small(x, out) else _large
     launch = turn(context, x[..., :rotated], cos, sin, out[..., :rotated])
     if rotated == x.shape[2]:
         return launch
@@ -126,5 +131,27 @@ def _large(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tens
         # eager models round both products before the sum
         turned = torch.cat((x[..., half:].neg(), x[..., :half]), -1)
         torch.add(x * cos, turned * sin, out=out)
+
+    return run_rounding
+
+
+def _interleaved(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
+    del context
+    half = x.shape[2] // 2
+    cosine, sine = cos[:, None, :half], sin[:, None, :half]
+    first, second, first_out, second_out = x[..., ::2], x[..., 1::2], out[..., ::2], out[..., 1::2]
+    if x.dtype == torch.float32:
+
+        def run() -> None:
+            torch.mul(first, cosine, out=first_out)
+            first_out.addcmul_(second, sine, value=-1)
+            torch.mul(second, cosine, out=second_out)
+            second_out.addcmul_(first, sine)
+
+        return run
+
+    def run_rounding() -> None:
+        torch.sub(first * cosine, second * sine, out=first_out)
+        torch.add(second * cosine, first * sine, out=second_out)
 
     return run_rounding

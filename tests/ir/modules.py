@@ -46,6 +46,9 @@ def decoder(
     tied: bool = False,
     pattern: int = 1,
     rope: bool = True,
+    softcap: float = 0.0,
+    sinks: bool = False,
+    interleaved: bool = False,
 ) -> str:
     """A decoder as raising leaves it. `pattern` layers stand in the body of the repeat, `layers` is a multiple of it."""
     rows = f"tensor<?x{HIDDEN}x{dtype}>"
@@ -60,7 +63,7 @@ def decoder(
         weight("table", "embed.weight", head_dtype, dtype),
         f'%x = "ts.embedding"(%ids, %table) {{label = "embed"}} : (tensor<?xi32>, tensor<{head_dtype}x{dtype}>) -> {rows}',
         f'%out = "ts.repeat"(%x) ({{\n    ^bb0(%h0: {rows}):',
-        *[line for offset in range(pattern) for line in _layer(offset, window, bias, dtype, rope)],
+        *[line for offset in range(pattern) for line in _layer(offset, window, bias, dtype, rope, softcap, sinks, interleaved)],
         f'"ts.yield"(%h{pattern}) {{operandSegmentSizes = array<i32: 1>}} : ({rows}) -> ()',
         f"}}) {{count = {layers // pattern} : i64, first = 0 : i64, operandSegmentSizes = array<i32: 1>, "
         f"resultSegmentSizes = array<i32: 1>, stride = {pattern} : i64}} : ({rows}) -> {rows}",
@@ -89,7 +92,9 @@ def _linear(value: str, x: str, matrix: str, inner: int, width: int, label: str,
     return f'%{value} = "ts.linear"({operands}) {{label = "{label}", {segments}}} : ({types}) -> tensor<?x{width}x{dtype}>'
 
 
-def _layer(offset: int, window: int, bias: bool, dtype: str, rope: bool) -> list[str]:
+def _layer(
+    offset: int, window: int, bias: bool, dtype: str, rope: bool, softcap: float, sinks: bool, interleaved: bool
+) -> list[str]:
     index = f"{{i+{offset}}}" if offset else "{i}"
     path, n = f"layers.{index}", offset
     rows, table = f"tensor<?x{HIDDEN}x{dtype}>", f"tensor<?x{HEAD_DIM}x{dtype}>"
@@ -108,13 +113,18 @@ def _layer(offset: int, window: int, bias: bool, dtype: str, rope: bool) -> list
         lines.append(_linear(f"p{name}{n}", f"%y{n}", f"%w{name}{n}", HIDDEN, width, f"{path}.{name}_proj", dtype, added))
         lines.append(f'%s{name}{n} = "ts.reshape"(%p{name}{n}) : (tensor<?x{width}x{dtype}>) -> {heads}')
         if rope and name != "v":
-            lines.append(f'%r{name}{n} = "ts.rope"(%s{name}{n}, %cos, %sin) : ({heads}, {table}, {table}) -> {heads}')
+            how = f"{{interleaved = {str(interleaved).lower()}}}"
+            lines.append(f'%r{name}{n} = "ts.rope"(%s{name}{n}, %cos, %sin) {how} : ({heads}, {table}, {table}) -> {heads}')
     turned = "r" if rope else "s"
     q_heads, kv_heads = (f"tensor<?x{count}x{HEAD_DIM}x{dtype}>" for count in (HEADS, KV_HEADS))
+    if sinks:
+        lines.append(weight(f"sinks{n}", f"{path}.sinks", f"{HEADS}", dtype))
+    more = (f", %sinks{n}", f", tensor<{HEADS}x{dtype}>") if sinks else ("", "")
     return [
         *lines,
-        f'%o{n} = "ts.attention"(%{turned}q{n}, %{turned}k{n}, %sv{n}) {{label = "{path}.attention", layer = "{index}", '
-        f"scale = 0.35 : f64, window = {window} : i64}} : ({q_heads}, {kv_heads}, {kv_heads}) -> {q_heads}",
+        f'%o{n} = "ts.attention"(%{turned}q{n}, %{turned}k{n}, %sv{n}{more[0]}) {{label = "{path}.attention", layer = "{index}", '
+        f"operandSegmentSizes = array<i32: 1, 1, 1, {int(sinks)}>, scale = 0.35 : f64, softcap = {softcap} : f64, "
+        f"window = {window} : i64}} : ({q_heads}, {kv_heads}, {kv_heads}{more[1]}) -> {q_heads}",
         f'%f{n} = "ts.reshape"(%o{n}) : ({q_heads}) -> {rows}',
         weight(f"wo{n}", f"{path}.o_proj.weight", f"{HIDDEN}x{q_width}", dtype),
         _linear(f"e{n}", f"%f{n}", f"%wo{n}", q_width, HIDDEN, f"{path}.o_proj", dtype),

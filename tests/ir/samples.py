@@ -7,7 +7,12 @@ from .modules import Sample
 NORM = "cast_before_weight = true, eps = 1.0e-6 : f64, one_plus_weight = false"
 LINEAR = "operandSegmentSizes = array<i32: 1, 1, 0>"
 BIASED = "operandSegmentSizes = array<i32: 1, 1, 1>"
-ATTENTION = 'layer = "0", scale = 0.5 : f64, window = 4 : i64'
+SCORES = 'layer = "0", scale = 0.5 : f64, softcap = 30.0 : f64, window = 4 : i64'
+ATTENTION = f"operandSegmentSizes = array<i32: 1, 1, 1, 0>, {SCORES}"
+SINKS = f"operandSegmentSizes = array<i32: 1, 1, 1, 1>, {SCORES}"
+CACHED = f"kv_heads = 2 : i64, operandSegmentSizes = array<i32: 1, 0>, {SCORES}"
+CACHED_SINKS = f"kv_heads = 2 : i64, operandSegmentSizes = array<i32: 1, 1>, {SCORES}"
+HALVES, NEIGHBOURS = "interleaved = false", "interleaved = true"
 ATEN = (
     'arguments = "{\\"args\\": [{\\"operand\\": 0}], \\"kwargs\\": {}}", '
     'operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0>, target = "aten.relu.default"'
@@ -30,10 +35,13 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.rms_norm", (X3, "tensor<8xf32>"), (X3,), NORM),
     Sample("ts.add_rms_norm", (X, X, "tensor<8xf32>"), (X, X), NORM),
     Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), ("tensor<?x8xbf16>", "tensor<?x8xbf16>"), "scaling = 1.5 : f64"),
-    Sample("ts.rope", (X3, "tensor<?x6xf32>", "tensor<?x6xf32>"), (X3,)),
+    Sample("ts.rope", (X3, "tensor<?x6xf32>", "tensor<?x6xf32>"), (X3,), HALVES),
+    Sample("ts.rope", (X3, X, X), (X3,), NEIGHBOURS),
     Sample("ts.attention", (X3, "tensor<?x2x8xf32>", "tensor<?x2x6xf32>"), ("tensor<?x4x6xf32>",), ATTENTION),
-    Sample("ts.rope_kv_write", (X3, "tensor<?x2x8xf32>", "tensor<?x2x8xf32>", X, X), (X3,), 'layer = "0"'),
-    Sample("ts.cached_attention", (X3,), (X3,), f"kv_heads = 2 : i64, {ATTENTION}"),
+    Sample("ts.attention", (X3, X3, X3, "tensor<4xf32>"), (X3,), SINKS),
+    Sample("ts.rope_kv_write", (X3, "tensor<?x2x8xf32>", "tensor<?x2x8xf32>", X, X), (X3,), f'layer = "0", {HALVES}'),
+    Sample("ts.cached_attention", (X3,), (X3,), CACHED),
+    Sample("ts.cached_attention", (X3, "tensor<4xf32>"), (X3,), CACHED_SINKS),
     Sample("ts.gated_activation", (X, X), (X,), 'activation = "gelu_tanh"'),
     Sample("ts.add", (X, X), (X,)),
     Sample("ts.mul", (X3, X3), (X3,)),
@@ -61,17 +69,20 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.add_rms_norm", (X, "tensor<?x7xf32>", "tensor<8xf32>"), (X, X), NORM), "do not fit together"),
     (Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), (X, "tensor<?x6xf32>"), "scaling = 1.0 : f64"), "cos and sin"),
     (Sample("ts.rope_table", ("tensor<?x1xi32>", "tensor<4xf32>"), (X, X), "scaling = 1.0 : f64"), r"expects positions\[rows\]"),
-    (Sample("ts.rope", (X3, "tensor<?x5xf32>", "tensor<?x5xf32>"), (X3,)), "is odd or larger"),
-    (Sample("ts.rope", (X3, "tensor<?x10xf32>", "tensor<?x10xf32>"), (X3,)), "is odd or larger"),
-    (Sample("ts.rope", (X3, X, "tensor<?x6xf32>"), (X3,)), "equal cos, sin"),
+    (Sample("ts.rope", (X3, "tensor<?x5xf32>", "tensor<?x5xf32>"), (X3,), HALVES), "is odd or larger"),
+    (Sample("ts.rope", (X3, "tensor<?x10xf32>", "tensor<?x10xf32>"), (X3,), NEIGHBOURS), "is odd or larger"),
+    (Sample("ts.rope", (X3, X, "tensor<?x6xf32>"), (X3,), HALVES), "equal cos, sin"),
     (Sample("ts.attention", (X3, "tensor<?x3x8xf32>", "tensor<?x3x8xf32>"), (X3,), ATTENTION), "multiple of key/value heads"),
     (Sample("ts.attention", (X3, "tensor<?x2x6xf32>", "tensor<?x2x6xf32>"), (X3,), ATTENTION), "head_dim must agree"),
     (Sample("ts.attention", (X3, X3, X3), ("tensor<?x4x6xf32>",), ATTENTION), "result is"),
     (Sample("ts.attention", (X3, X3, X3), (X3,), ATTENTION.replace("window = 4", "window = -4")), "window must be 0 or more"),
-    (Sample("ts.rope_kv_write", (X3, X3, "tensor<?x2x8xf32>", X, X), (X3,), 'layer = "0"'), "key/value heads"),
-    (Sample("ts.rope_kv_write", (X3, X3, X3, X, X), ("tensor<?x2x8xf32>",), 'layer = "0"'), "result is"),
-    (Sample("ts.cached_attention", (X3,), (X,), f"kv_heads = 2 : i64, {ATTENTION}"), "q and result"),
-    (Sample("ts.cached_attention", (X3,), (X3,), f"kv_heads = 3 : i64, {ATTENTION}"), "no multiple of 3"),
+    (Sample("ts.attention", (X3, X3, X3), (X3,), ATTENTION.replace("softcap = 30", "softcap = -1")), "softcap must be 0 or more"),
+    (Sample("ts.attention", (X3, X3, X3, "tensor<3xf32>"), (X3,), SINKS), "one per query head"),
+    (Sample("ts.rope_kv_write", (X3, X3, "tensor<?x2x8xf32>", X, X), (X3,), f'layer = "0", {HALVES}'), "key/value heads"),
+    (Sample("ts.rope_kv_write", (X3, X3, X3, X, X), ("tensor<?x2x8xf32>",), f'layer = "0", {HALVES}'), "result is"),
+    (Sample("ts.cached_attention", (X3,), (X,), CACHED), "q and result"),
+    (Sample("ts.cached_attention", (X3,), (X3,), CACHED.replace("kv_heads = 2", "kv_heads = 3")), "no multiple of 3"),
+    (Sample("ts.cached_attention", (X3, X), (X3,), CACHED_SINKS), "one per query head"),
     (Sample("ts.gated_activation", (X, "tensor<?x9xf32>"), (X,), 'activation = "silu"'), "one shape"),
     (Sample("ts.gated_activation", (X, X), (X,), 'activation = "relu"'), "expected one of gelu, gelu_tanh, silu"),
     (Sample("ts.add", (X, X3), (X,)), "one shape"),

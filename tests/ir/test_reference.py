@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from tokenspeed.ir.reference import Interpreter, StepRows, causal_attention, rms
 from tokenspeed.plans.template import instantiate
 from torch import Tensor
 from torch.nn import functional
+from transformers.models.cohere2.modeling_cohere2 import apply_rotary_pos_emb as apply_interleaved
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
+from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from .modules import HEAD_DIM, HIDDEN, INTERMEDIATE, VOCABULARY, Sample, decoder
+from .modules import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, VOCABULARY, Sample, decoder
 from .samples import NORM
 
 
@@ -40,11 +45,21 @@ def test_rope_is_transformers() -> None:
     torch.testing.assert_close(rope(x, table.cos(), table.sin()), expected[0].transpose(0, 1))
 
 
-def test_partial_rope_leaves_the_rest_alone() -> None:
+def test_interleaved_rope_is_transformers() -> None:
+    x, angles = random(5, 3, 8), random(5, 4, seed=1)
+    halves, doubled = torch.cat([angles, angles], dim=-1), angles.repeat_interleave(2, dim=-1)
+    q = x.transpose(0, 1)[None].float()  # transformers computes this one in float32
+    expected, _ = apply_interleaved(q, q, doubled.cos()[None].float(), doubled.sin()[None].float())
+    turned = rope(x, halves.cos(), halves.sin(), interleaved=True)
+    torch.testing.assert_close(turned.float(), expected[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_partial_rope_leaves_the_rest_alone(interleaved: bool) -> None:
     x, table = random(5, 3, 8), random(5, 4, seed=1)
-    turned = rope(x, table.cos(), table.sin())
+    turned = rope(x, table.cos(), table.sin(), interleaved)
     torch.testing.assert_close(turned[..., 4:], x[..., 4:])
-    torch.testing.assert_close(turned[..., :4], rope(x[..., :4], table.cos(), table.sin()))
+    torch.testing.assert_close(turned[..., :4], rope(x[..., :4], table.cos(), table.sin(), interleaved))
 
 
 @pytest.mark.parametrize("window", [0, 1, 3, 100])
@@ -59,6 +74,21 @@ def test_attention_is_torchs(window: int, heads: int, kv_heads: int, new: int) -
         *(t.transpose(0, 1) for t in (q, k, v)), attn_mask=seen, scale=0.3, enable_gqa=True
     ).transpose(0, 1)
     torch.testing.assert_close(causal_attention(q, k, v, 0.3, window), expected)
+
+
+def test_soft_caps_and_sinks_are_transformers() -> None:
+    """gpt-oss has sinks, Gemma 2 soft caps: their eager attention, and both together by hand."""
+    q, k, v, sinks = random(5, 4, 8), random(5, 2, 8, seed=1), random(5, 2, 8, seed=2), 3 * random(4, seed=3)
+    mask = torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)
+    query, key, value = (t.transpose(0, 1)[None] for t in (q, k, v))
+    module: Any = SimpleNamespace(num_key_value_groups=2, sinks=sinks, training=False)
+    expected, _ = gpt_oss.eager_attention_forward(module, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.3, 0, sinks=sinks), expected[0])
+    capped, _ = gemma2.eager_attention_forward(module, query, key, value, mask, scaling=0.3, softcap=0.7)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.3, 0, 0.7), capped[0], rtol=1e-6, atol=1e-6)
+    one = causal_attention(q[:1], k[:1], v[:1], 0.3, 0, 0.7, sinks)
+    score = 0.7 * torch.tanh(0.3 * (q[0] * k[0].repeat_interleave(2, 0)).sum(-1) / 0.7)
+    torch.testing.assert_close(one[0], v[0].repeat_interleave(2, 0) * torch.sigmoid(score - sinks)[:, None])
 
 
 def test_a_window_of_one_sees_the_row_itself_only() -> None:
@@ -85,6 +115,7 @@ class Weights:
                 "gate_proj.weight": (INTERMEDIATE, HIDDEN),
                 "up_proj.weight": (INTERMEDIATE, HIDDEN),
                 "down_proj.weight": (HIDDEN, INTERMEDIATE),
+                "sinks": (HEADS,),
             }.items():
                 shapes[f"layers.{layer}.{name}"] = shape
         self.tensors = {name: random(*shape, seed=at) * shape[-1] ** -0.5 for at, (name, shape) in enumerate(shapes.items())}
@@ -118,9 +149,13 @@ def rows(*parts: tuple[int, int, int]) -> StepRows:
     return StepRows(torch.cat(ids), torch.cat(positions), spans, torch.arange(at))
 
 
-@pytest.mark.parametrize(("window", "bias", "pattern"), [(0, False, 1), (3, True, 1), (4, False, 2)])
-def test_pieces_beside_another_sequence_give_the_logits_of_the_whole(window: int, bias: bool, pattern: int) -> None:
-    parsed = module.parse(decoder(layers=4, window=window, bias=bias, pattern=pattern))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 3, "bias": True}, {"window": 4, "pattern": 2}, {"softcap": 0.5, "sinks": True, "interleaved": True}],
+    ids=str,
+)
+def test_pieces_beside_another_sequence_give_the_logits_of_the_whole(options: dict[str, Any]) -> None:
+    parsed = module.parse(decoder(layers=4, **options))
     whole = [interpreter().step(parsed, rows((key, 0, 12))) for key in (0, 1)]
     running = interpreter()
     got: list[list[Tensor]] = [[], []]

@@ -58,8 +58,14 @@ class JoinedWeights(running.Weights):
 
 @pytest.mark.parametrize(
     "text",
-    [decoder(layers=4), decoder(layers=4, window=3, bias=True), decoder(layers=4, pattern=2), decoder(layers=4, rope=False)],
-    ids=["plain", "window and bias", "pattern of two", "no rope"],
+    [
+        decoder(layers=4),
+        decoder(layers=4, window=3, bias=True),
+        decoder(layers=4, pattern=2),
+        decoder(layers=4, rope=False),
+        decoder(layers=4, softcap=0.5, sinks=True, interleaved=True),
+    ],
+    ids=["plain", "window and bias", "pattern of two", "no rope", "soft cap, sinks, interleaved rope"],
 )
 def test_fusions_keep_the_logits(text: str) -> None:
     before = running.interpreter().step(module.parse(text), running.rows((0, 0, 9), (1, 0, 4)))

@@ -216,8 +216,10 @@ def test_attention_without_rope_stores_keys_and_values_first() -> None:
 
 
 def test_attributes_travel() -> None:
-    calls = {call.function: call for call in flat(lowered(decoder(window=5)))}
-    assert calls["attention"].attributes == {"scale": 0.35, "window": 5}
+    calls = {call.function: call for call in flat(lowered(decoder(window=5, softcap=20.0, sinks=True, interleaved=True)))}
+    assert calls["attention"].attributes == {"scale": 0.35, "window": 5, "softcap": 20.0}
+    assert calls["attention"].inputs[-1] == "layers.{i}.sinks" and len(calls["attention"].inputs) == 8
+    assert calls["rope_kv_write"].attributes == {"interleaved": True}
     assert calls["rms_norm"].attributes == {"eps": 1e-5, "cast_before_weight": True, "one_plus_weight": False}
     assert calls["gated_activation"].attributes == {"activation": "silu"}
     assert calls["rope_table"].attributes == {"scaling": 1.0}

@@ -124,8 +124,6 @@ class _Attention(torch.nn.Module):
 @pytest.mark.parametrize(
     ("options", "causal", "message"),
     [
-        ({"softcap": 50.0}, True, "softcap"),
-        ({"s_aux": torch.zeros(4)}, True, "s_aux"),
         ({"position_bias": torch.zeros(4)}, True, "position_bias"),
         ({}, False, "not causal"),
     ],
@@ -148,6 +146,15 @@ def test_attention_of_the_trace_is_causal_with_windows() -> None:
     q, k = torch.zeros(1, 2, 6, 4), torch.zeros(1, 1, 6, 4)
     v = torch.arange(6.0)[None, None, :, None].expand(1, 1, 6, 4)
     for window, expected in ((0, [0, 0.5, 1, 1.5, 2, 2.5]), (3, [0, 0.5, 1, 2, 3, 4]), (1, [0, 1, 2, 3, 4, 5])):
-        out = torch.ops.tokenspeed.attention(q, k, v, 1.0, window, 0)
+        out = torch.ops.tokenspeed.attention(q, k, v, None, 1.0, window, 0.0, 0)
         assert out.shape == (1, 6, 2, 4)
         torch.testing.assert_close(out[0, :, 0, 0], torch.tensor(expected, dtype=torch.float32))
+
+
+def test_attention_of_the_trace_has_soft_caps_and_sinks() -> None:
+    """One head, one visible key: its share is that of its capped score beside the sink."""
+    q, k, v = torch.full((1, 1, 1, 4), 2.0), torch.full((1, 1, 1, 4), 3.0), torch.ones(1, 1, 1, 4)
+    capped = 5.0 * torch.tanh(torch.tensor(0.5 * 24.0 / 5.0))
+    for sink, softcap, score in ((11.0, 0.0, 12.0), (4.0, 5.0, capped)):
+        out = torch.ops.tokenspeed.attention(q, k, v, torch.tensor([sink]), 0.5, 0, softcap, 0)
+        torch.testing.assert_close(out[0, 0, 0], torch.sigmoid(torch.as_tensor(score - sink)).expand(4))

@@ -57,10 +57,12 @@ class Graph:
         arguments = {"args": [{"operand": 0}], "kwargs": {"dtype": {"dtype": dtype}}}
         return self._add("aten._to_copy.default", [value], arguments, shape, dtype)
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, scale: float, window: int, layer: str) -> ir.Value:
-        """q, k, v [1, heads, tokens, 8] -> [1, tokens, heads, 8]."""
-        arguments = {"args": [scale, window, layer], "kwargs": {}}
-        return self._add("tokenspeed.attention.default", [q, k, v], arguments, [1, None, 2, 8], "", "attention")
+    def attention(
+        self, operands: list[ir.Value], scale: float, window: int = 0, softcap: float = 0.0, layer: str = "{i}"
+    ) -> ir.Value:
+        """q, k, v [1, heads, tokens, 8] (and sinks [heads]) -> [1, tokens, heads, 8]."""
+        arguments = {"args": [scale, window, softcap, layer], "kwargs": {}}
+        return self._add("tokenspeed.attention.default", operands, arguments, [1, None, 2, 8], "", "attention")
 
     def hidden(self, size: int = 16) -> ir.Value:
         """[1, tokens, size], from an embedding."""

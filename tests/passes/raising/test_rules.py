@@ -106,10 +106,19 @@ def test_what_only_looks_like_rope_is_left(wrong: dict[str, int | str]) -> None:
 def test_attention_takes_heads_and_gives_rows() -> None:
     graph = Graph()
     heads = graph.heads()
-    out = graph.attention(heads, heads, heads, 0.25, 7, "{i}")
+    out = graph.attention([heads, heads, heads], 0.25, window=7, layer="{i+1}")
     raised = only(graph.raised(flat(graph, out, axis=2)), "attention")
     assert module.float_attribute(raised, "scale") == 0.25 and module.int_attribute(raised, "window") == 7
-    assert module.text_attribute(raised, "layer") == "{i}" and shape_of(raised.results[0]) == (None, 2, 8)
+    assert module.text_attribute(raised, "layer") == "{i+1}" and shape_of(raised.results[0]) == (None, 2, 8)
+    assert module.float_attribute(raised, "softcap") == 0.0 and len(raised.operands) == 3
+
+
+def test_attention_with_a_soft_cap_and_sinks() -> None:
+    graph = Graph()
+    heads, sinks = graph.heads(), graph.weight("sinks", [2])
+    out = graph.attention([heads, heads, heads, sinks], 0.25, softcap=30.0)
+    raised = only(graph.raised(flat(graph, out, axis=2)), "attention")
+    assert module.float_attribute(raised, "softcap") == 30.0 and shape_of(raised.operands[3]) == (2,)
 
 
 @pytest.mark.parametrize(

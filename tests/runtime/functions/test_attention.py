@@ -32,6 +32,8 @@ class Step:
     padded: int = 0
     dtype: torch.dtype = torch.float32
     shuffle: bool = True
+    softcap: float = 0.0
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         contexts = self.decode + [context for context, _ in self.prefill]
@@ -65,7 +67,11 @@ class Step:
         starts[1 : count + 1] = torch.tensor(self.rows_of, dtype=torch.int32).cumsum(0)
         lengths[:count] = torch.tensor(self.contexts, dtype=torch.int32)
         counts = torch.tensor([self.rows, len(self.decode), count, 0], dtype=torch.int32)
-        return [self.q, *self.caches, starts, lengths, self.tables, counts]
+        return [self.q, *self.caches, starts, lengths, self.tables, counts, *([self.sink] if self.sinks else [])]
+
+    @property
+    def sink(self) -> torch.Tensor:
+        return 2 * random(self.heads[0], seed=7, dtype=self.dtype)
 
     def expected(self) -> torch.Tensor:
         results = []
@@ -79,15 +85,21 @@ class Step:
             hidden = distance < 0
             if self.window:
                 hidden |= distance >= self.window
-            scores = (q @ k.transpose(1, 2) * self.head_dim**-0.5).masked_fill(hidden, -math.inf)
-            results.append((scores.softmax(-1) @ v).transpose(0, 1))
+            scores = q @ k.transpose(1, 2) * self.head_dim**-0.5
+            if self.softcap:
+                scores = self.softcap * (scores / self.softcap).tanh()
+            scores = scores.masked_fill(hidden, -math.inf)
+            if self.sinks:
+                scores = torch.cat([scores, self.sink.double()[:, None, None].expand(-1, rows, 1)], -1)
+            results.append((scores.softmax(-1)[..., :context] @ v).transpose(0, 1))
             first += rows
         return torch.cat(results) if results else torch.zeros(0, self.heads[0], self.head_dim)
 
     def bound(self, out: torch.Tensor) -> Launch:
         context = Context()
         context.step = 1
-        return bind("attention", self.inputs(), [out], context, scale=self.head_dim**-0.5, window=self.window)
+        attributes = {"scale": self.head_dim**-0.5, "window": self.window, "softcap": self.softcap}
+        return bind("attention", self.inputs(), [out], context, **attributes)
 
     def check(self, tolerance: float = 2e-6) -> None:
         out = poisoned(*self.q.shape, dtype=self.dtype)
@@ -110,6 +122,8 @@ chunks = st.integers(1, 40).flatmap(lambda context: st.tuples(st.just(context), 
     padded=st.integers(0, 2),
     shuffle=st.booleans(),
     scratch_tokens=st.sampled_from([None, 5, 17]),
+    softcap=st.sampled_from([0.0, 0.0, 0.8, 30.0]),
+    sinks=st.booleans(),
 )
 def test_attention(
     decode: list[int],
@@ -121,26 +135,30 @@ def test_attention(
     padded: int,
     shuffle: bool,
     scratch_tokens: int | None,
+    softcap: float,
+    sinks: bool,
 ) -> None:
-    step = Step(decode, prefill, heads, head_dim, block_tokens, window, padded, torch.float32, shuffle)
+    step = Step(decode, prefill, heads, head_dim, block_tokens, window, padded, torch.float32, shuffle, softcap, sinks)
     limit = attention.ATTENTION_SCRATCH_BYTES if scratch_tokens is None else scratch_tokens * heads[1] * head_dim * 8
     with mock.patch.object(attention, "ATTENTION_SCRATCH_BYTES", limit):
         step.check()
 
 
 @pytest.mark.parametrize("window", [0, 7, 100])
-def test_long_chunks_are_cut_into_blocks_of_queries_and_segments_of_keys(window: int) -> None:
+@pytest.mark.parametrize(("softcap", "sinks"), [(0.0, False), (1.5, True)])
+def test_long_chunks_are_cut_into_blocks_of_queries_and_segments_of_keys(window: int, softcap: float, sinks: bool) -> None:
     with (
         mock.patch.object(attention_layout, "QUERY_ROWS", 16),
         mock.patch.object(attention_layout, "WINDOW_QUERY_ROWS", 11),
         mock.patch.object(attention_layout, "MASK_ELEMENTS", 300),
         mock.patch.object(attention, "ATTENTION_SCRATCH_BYTES", 24 * 2 * 8 * 8),
     ):
-        Step([130, 3], [(150, 61), (90, 90), (200, 5)], window=window).check()
+        Step([130, 3], [(150, 61), (90, 90), (200, 5)], window=window, softcap=softcap, sinks=sinks).check()
 
 
 def test_bfloat16() -> None:
     Step([5, 40], [(33, 20)], dtype=torch.bfloat16).check(0.03)
+    Step([5, 40], [(33, 20)], dtype=torch.bfloat16, softcap=2.0, sinks=True).check(0.03)
 
 
 def test_block_edges_and_single_tokens() -> None:

@@ -75,9 +75,14 @@ def test_rope_table(rows: int, half: int, scaling: float) -> None:
     assert error(sin, angles.sin() * scaling) < 1e-6
 
 
-def exact_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def exact_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
     count = cos.shape[1]
     turned, rest = x[..., :count].double(), x[..., count:].double()
+    if interleaved:
+        pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)).contiguous())
+        real, imaginary = (table[:, None, : count // 2].double() for table in (cos, sin))
+        rotated = torch.view_as_real(pairs * torch.complex(real, imaginary)).flatten(-2)
+        return torch.cat((rotated, rest), -1)
     half = count // 2
     rotated = torch.cat((-turned[..., half:], turned[..., :half]), -1)
     return torch.cat((turned * cos.double().unsqueeze(1) + rotated * sin.double().unsqueeze(1), rest), -1)
@@ -89,14 +94,15 @@ def exact_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     heads=st.integers(1, 7),
     dims=st.sampled_from([(64, 64), (64, 16), (6, 6), (2, 2), (10, 4)]),
     dtype=st.sampled_from([f32, bf16]),
+    interleaved=st.booleans(),
 )
-def test_rope(rows: int, heads: int, dims: tuple[int, int], dtype: torch.dtype) -> None:
+def test_rope(rows: int, heads: int, dims: tuple[int, int], dtype: torch.dtype, interleaved: bool) -> None:
     head_dim, rotated = dims
     merged = random(rows, heads + 2, head_dim, dtype=dtype)
     x, out = merged[:, 1:-1], poisoned(rows, heads, head_dim, dtype=dtype)
     cos, sin = random(rows, rotated, seed=1, dtype=dtype), random(rows, rotated, seed=2, dtype=dtype)
-    call("rope", [x, cos, sin], [out])
-    assert error(out, exact_rope(x, cos, sin)) < (1e-5 if dtype == f32 else 0.15)
+    call("rope", [x, cos, sin], [out], interleaved=interleaved)
+    assert error(out, exact_rope(x, cos, sin, interleaved)) < (1e-5 if dtype == f32 else 0.15)
 
 
 def test_tables_of_a_new_step_are_noticed() -> None:
@@ -118,8 +124,11 @@ def test_tables_of_a_new_step_are_noticed() -> None:
     head_dim=st.sampled_from([4, 600]),
     dtype=st.sampled_from([f32, bf16]),
     merged=st.booleans(),
+    interleaved=st.booleans(),
 )
-def test_kv_writes(slots: list[int], padding: int, heads: int, head_dim: int, dtype: torch.dtype, merged: bool) -> None:
+def test_kv_writes(
+    slots: list[int], padding: int, heads: int, head_dim: int, dtype: torch.dtype, merged: bool, interleaved: bool
+) -> None:
     mapping = torch.tensor(slots + [-1] * padding, dtype=torch.int64)
     rows, q_heads = len(mapping), 2 * heads
     whole = random(rows, q_heads + 2 * heads, head_dim, dtype=dtype)
@@ -134,9 +143,9 @@ def test_kv_writes(slots: list[int], padding: int, heads: int, head_dim: int, dt
             call(name, [k, v, mapping], caches)
             expected = k.double()
         else:
-            call(name, [q, k, v, cos, sin, mapping], [out, *caches])
-            expected = exact_rope(k, cos, sin)
-            assert error(out, exact_rope(q, cos, sin)) < (2e-5 if dtype == f32 else 0.2)
+            call(name, [q, k, v, cos, sin, mapping], [out, *caches], interleaved=interleaved)
+            expected = exact_rope(k, cos, sin, interleaved)
+            assert error(out, exact_rope(q, cos, sin, interleaved)) < (2e-5 if dtype == f32 else 0.2)
         k_tokens, v_tokens = (cache.flatten(0, 1) for cache in caches)
         written = mapping >= 0
         assert error(k_tokens[mapping[written]], expected[written]) < (2e-5 if dtype == f32 else 0.2)
