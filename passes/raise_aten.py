@@ -7,8 +7,9 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import tensor
 from ..plans.errors import ModelError
+from .raising.form import Form
 from .raising.pattern import AtenOp
-from .raising.rules import RULES, Form, Raised, culprit
+from .raising.rules import RULES, Raised, culprit
 
 
 def raise_aten(source: ir.Module, model_type: str) -> ir.Module:

@@ -51,6 +51,8 @@ class _Importer:
         self.traced = traced
         self.graph: AtenGraph = clean(traced)
         self.targets = placeholder_targets(traced.exported)
+        ids = next(node for node in self.graph.inputs if self.targets[node.name][0] == InputKind.USER_INPUT)
+        self.tokens: Any = value_of(ids).shape[1]
 
     def run(self) -> ir.Module:
         module, block = modules.new_step()
@@ -124,6 +126,9 @@ class _Importer:
                     fix="choose a model of one of the families in docs/models.md",
                 )
             op = dialect.aten(_type_of(node), operands, target_name(call), text)
+            other = [str(size) for size in found.shape if not isinstance(size, int) and not self._is_tokens(size)]
+            if other:
+                op.attributes["other_sizes"] = modules.text(", ".join(other))  # the type only says that they are dynamic
             modules.set_label(op, self._templated(module_path(node), layer))
             values[node] = op.results[0]
 
@@ -141,7 +146,7 @@ class _Importer:
         if isinstance(item, Node):
             node = self.graph.resolve(item)
             if not isinstance(node.meta.get("val"), torch.Tensor):
-                return {"symbol": "tokens"}
+                return self._number(node.meta.get("val"))
             operands.append(self._value(node, values, layer))
             return {"operand": len(operands) - 1}
         if isinstance(item, Sequence) and not isinstance(item, str):
@@ -150,9 +155,18 @@ class _Importer:
             raise ModelError("an operation takes a mapping as argument", got=repr(item))
         if isinstance(item, torch.dtype):
             return {"dtype": _DTYPE_NAMES[item]}
-        if isinstance(item, torch.SymInt):
-            return {"symbol": "tokens"}
+        if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return self._number(item)
         return item
+
+    def _number(self, value: Any) -> Any:
+        """A number of the trace: a constant, the number of tokens, or an expression that is not taken for it."""
+        if isinstance(value, (bool, int, float)):
+            return value
+        return {"symbol": "tokens" if self._is_tokens(value) else str(value)}
+
+    def _is_tokens(self, value: Any) -> bool:
+        return isinstance(value, torch.SymInt) and value.node.expr == self.tokens.node.expr
 
     def _value(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> ir.Value:
         node = self.graph.resolve(node)

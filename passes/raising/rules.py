@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
+from .form import Form
 from .pattern import AtenOp, Bind, Cast, Number, defining, either, match, op
-
-
-class Form(Enum):
-    """How a raised value stood in ATen."""
-
-    ROWS = "[1, tokens, features]"
-    HEADS = "[1, tokens, heads, head_dim]"
-    HEADS_FIRST = "[1, heads, tokens, head_dim]"
-    IDS = "[1, tokens]"
-    WEIGHT = "as it is"
 
 
 @dataclass(frozen=True)
