@@ -31,6 +31,23 @@ template <class T> static void put_rows(const float* from, int64_t rows, const f
     }
 }
 
+static void share_of_turn(int64_t turn, int64_t total, int64_t threads, int64_t& first, int64_t& last) {
+    int64_t start = 0;
+    for (;;) {
+        int64_t rest = total - start, size = rest / (2 * threads);
+        if (size < 1) size = 1;
+        if (turn < threads || size == 1) {
+            first = start + turn * size;
+            last = first + size;
+            if (first > total) first = total;
+            if (last > total) last = total;
+            return;
+        }
+        turn -= threads;
+        start += threads * size;
+    }
+}
+
 SCRATCH(linear) {
     Product product = product_of(call);
     int64_t arranged = product.bytes() * (is_shared(product) ? 1 : threads);
@@ -55,7 +72,9 @@ KERNEL(linear, "") {
     }
     int64_t N = weight.shape[0], panels = panel_count(N), bytes = panel_bytes(weight.type, product.K);
     int64_t chunk = rows_per_task(product, panels, team.size), chunks = (product.rows + chunk - 1) / chunk;
-    for (int64_t task; (task = team.next()) < panels * chunks;) {
+    int64_t total = panels * chunks;
+    for (int64_t turn, first, last; (turn = team.next()), share_of_turn(turn, total, team.size, first, last), first < last;)
+    for (int64_t task = first; task < last; task++) {
         int64_t panel = task % panels, from = task / panels * chunk;
         int64_t until = from + chunk < product.rows ? from + chunk : product.rows;
         multiply_panel(product, arranged, from, until, weight.at<char>() + panel * bytes, results);
@@ -76,8 +95,8 @@ CHECK(linear) {
     if (!is_float(x) || out.type != x.type) return "x and out of one type, float32 or bfloat16";
     if (x.layout != ROW_MAJOR || out.layout != ROW_MAJOR || x.strides[1] != 1 || out.strides[1] != 1)
         return "x and out with features side by side";
-    if (weight.layout != PANEL || !has_panel(weight.type) || is_quantised(weight.type))
-        return "a weight in the panel layout, of type F32 or BF16";
+    if (weight.layout != PANEL || !has_panel(weight.type)) return "a weight in the panel layout, of type F32, BF16, Q8_0, Q4_0 or Q4_1";
+    if (is_quantised(weight.type) && x.shape[1] % GROUP) return "K a multiple of 32, of a quantised weight";
     if (x.shape[0] != out.shape[0] || x.shape[1] != weight.shape[1] || out.shape[1] != weight.shape[0])
         return "x[rows, K], weight[N, K] and out[rows, N]";
     if (call.inputs == 3) {

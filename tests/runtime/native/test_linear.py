@@ -11,7 +11,7 @@ from tokenspeed.runtime.native.records import PackedWeight
 
 from ..functions.calling import poisoned, random
 from .calling import MACHINES, call, empty_packed, on_every_machine
-from .panels import packed
+from .panels import GGML, packed, quantised
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
@@ -65,6 +65,70 @@ def test_float_weights(
     assert ((found.double() - exact).abs() <= bound(x, weight, exact)).all()
 
 
+def quantisation_bound(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """How far the products may lie off because each group of 32 activations is rounded to multiples of its largest / 127."""
+    rows, features = x.shape
+    largest = x.double().abs().reshape(rows, -1, 32).amax(-1)
+    weights = values.double().abs().reshape(len(values), features // 32, 32).sum(-1)
+    return largest / 127 * 0.5001 @ weights.T
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    machine=st.sampled_from([*MACHINES]),
+    activation=st.sampled_from([*DTYPES]),
+    dtype=st.sampled_from([*GGML]),
+    rows=st.integers(1, 40),
+    groups=st.integers(1, 9),
+    columns=st.integers(1, 80),
+    gap=st.integers(0, 5),
+    with_bias=st.booleans(),
+)
+def test_quantised_weights(
+    machine: str, activation: str, dtype: str, rows: int, groups: int, columns: int, gap: int, with_bias: bool
+) -> None:
+    x = random(rows, groups * 32 + gap, dtype=DTYPES[activation])[:, gap:]
+    x = x * torch.logspace(-3, 3, rows)[:, None].to(x.dtype)
+    weight = random(columns, groups * 32, seed=1)
+    values = quantised(weight, dtype)[1]
+    bias = random(columns, seed=2, dtype=DTYPES[activation]) if with_bias else None
+    found = run(machine, x, packed(machine, weight, dtype), bias)
+    exact = x.double() @ values.double().T
+    if bias is not None:
+        exact = exact + bias.double()
+    assert ((found.double() - exact).abs() <= quantisation_bound(x, values) + bound(x, values, exact)).all()
+
+
+@on_every_machine
+@pytest.mark.parametrize("dtype", GGML)
+def test_quantised_weights_multiply_whole_numbers_exactly(machine: str, dtype: str) -> None:
+    """Activations that are whole and reach 127 in every group lose nothing; the largest weights of either sign are among them."""
+    x = torch.randint(-127, 128, (14, 96), generator=torch.Generator().manual_seed(0)).float()
+    x[:, ::32] = 127
+    x[::2, 1::32] = -127
+    weight = random(40, 96)
+    weight[0], weight[1, ::2], weight[2, 1::2] = 1, -1, -1
+    values = quantised(weight, dtype)[1]
+    exact = x.double() @ values.double().T
+    assert ((run(machine, x, packed(machine, weight, dtype)).double() - exact).abs() <= bound(x, values, exact)).all()
+
+
+@pytest.mark.parametrize("dtype", GGML)
+def test_every_machine_gives_the_same_bits(dtype: str) -> None:
+    x, weight = random(17, 128), random(70, 128, seed=1)
+    first, *others = [run(machine, x, packed(machine, weight, dtype)) for machine in MACHINES]
+    assert all(torch.equal(first, other) for other in others)
+
+
+@on_every_machine
+@pytest.mark.parametrize("dtype", GGML)
+def test_what_is_not_a_number_stays_visible(machine: str, dtype: str) -> None:
+    x, weight = random(3, 64), packed(machine, random(32, 64), dtype)
+    x[1, 40] = float("nan")
+    found = run(machine, x, weight)
+    assert found[1].isnan().all() and found[::2].isfinite().all()
+
+
 @on_every_machine
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows(machine: str, dtype: str) -> None:
@@ -75,18 +139,18 @@ def test_many_rows(machine: str, dtype: str) -> None:
 
 
 @on_every_machine
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, *GGML])
 @pytest.mark.parametrize("rows", [1, 5, 100])
 def test_the_same_bits_from_any_number_of_threads(machine: str, dtype: str, rows: int) -> None:
-    x, weight = random(rows, 320, dtype=DTYPES[dtype]), packed(machine, random(200, 320, seed=1), dtype)
+    x, weight = random(rows, 320, dtype=DTYPES.get(dtype, torch.bfloat16)), packed(machine, random(200, 320, seed=1), dtype)
     first = run(machine, x, weight, threads=1)
     assert all(torch.equal(first, run(machine, x, weight, threads=threads)) for threads in (2, 3))
 
 
 @on_every_machine
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, *GGML])
 def test_a_row_does_not_depend_on_the_others(machine: str, dtype: str) -> None:
-    x, weight = random(31, 320, dtype=DTYPES[dtype]), packed(machine, random(40, 320, seed=1), dtype)
+    x, weight = random(31, 320, dtype=DTYPES.get(dtype, torch.float32)), packed(machine, random(40, 320, seed=1), dtype)
     whole = run(machine, x, weight)
     for count in (1, 2, 3, 4, 5, 7, 9, 11, 13):
         assert torch.equal(run(machine, x[:count], weight), whole[:count])
@@ -111,6 +175,7 @@ def test_refuses_what_it_cannot_multiply() -> None:
         ([x, weight, random(41)], [out]),
         ([x, weight, random(40).to(torch.int32)], [out]),
         ([x, empty_packed((40, 32), "f16", 4096)], [out]),
+        ([random(3, 48), empty_packed((40, 48), "q8_0", 8192)], [out]),
     ):
         with pytest.raises(PlanError):
             call(machine, "linear", *wrong)

@@ -1,0 +1,161 @@
+// The microkernels of quantised weights: integer products of a group of 32, then scaled into float32 sums.
+#pragma once
+#include "gemm_way.h"
+#include "interleave.h"
+#include "ints.h"
+
+// What stands for one row's group: 32 signed bytes, x = scale * byte. `sum` is the sum of the bytes.
+struct ByteGroup {
+    alignas(32) int8_t bytes[GROUP];
+    float scale;
+    int32_t sum;
+};
+
+template <class T> static inline void quantise_group(const T* x, ByteGroup& to) {
+    constexpr int MANY = GROUP / WIDTH;
+    Vec value[MANY];
+    bool nan = false;
+    for (int i = 0; i < MANY; i++) value[i] = load(x + i * WIDTH);
+    for (int i = 0; i < MANY; i += 2) nan |= any_nan(value[i], value[i + 1]);
+    Vec most = vmax(value[0], zero() - value[0]);
+    for (int i = 1; i < MANY; i++) most = vmax(most, vmax(value[i], zero() - value[i]));
+    float largest_size = largest(most);
+    to.scale = nan ? __builtin_nanf("") : largest_size / 127;
+    Vec factor = all(largest_size > 0 ? 127 / largest_size : 0.0f);
+    Ints total = all_ints(0);
+    for (int i = 0; i < MANY; i++) {
+        Ints whole = to_ints(value[i] * factor);
+        total = plus(total, whole);
+        store_low_bytes(to.bytes + i * WIDTH, whole);
+    }
+    to.sum = sum_of(total);
+}
+
+// Of each group: [8][count] fours of bytes along k, then of each row its scale, what integer sums start from, and scale * sum.
+template <class T> static void arrange_quantised_as(Way way, const Rows& rows, int64_t first, int count, int64_t K, char* to) {
+    const int32_t factor = way == BYTES ? -BIAS : way == NIBBLES ? -8 : 0;
+    for (int64_t k = 0; k < K; k += GROUP, to += count * row_step(way)) {
+        uint32_t* fours = reinterpret_cast<uint32_t*>(to);
+        float* scales = reinterpret_cast<float*>(to + count * GROUP);
+        int32_t* starts = reinterpret_cast<int32_t*>(scales + count);
+        float* sums = scales + 2 * count;
+        for (int r = 0; r < count; r++) {
+            ByteGroup group;
+            quantise_group(rows.at<T>(first + r < rows.count ? first + r : rows.count - 1) + k, group);
+            for (int j = 0; j < 8; j++) fours[j * count + r] = reinterpret_cast<const Word*>(group.bytes)[j];
+            scales[r] = group.scale;
+            starts[r] = factor * group.sum;
+            sums[r] = group.scale * static_cast<float>(group.sum);
+        }
+    }
+}
+
+static void arrange_quantised(Way way, const Rows& rows, int64_t first, int count, int64_t K, char* to) {
+    if (rows.type == F32) arrange_quantised_as<float>(way, rows, first, count, K, to);
+    else arrange_quantised_as<bf16>(way, rows, first, count, K, to);
+}
+
+// sums[r][v] += four bytes of row r times four of columns v. Row by row: sums fill the registers.
+template <int ROWS, int MANY> static inline void add_bytes(Ints (&sums)[ROWS][MANY], const int32_t* x, const char* quants) {
+    if constexpr (MANY > 2) {  // too many columns for the registers
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) {
+            SignedBytes column(ints_at(quants + v * WIDTH * 4));
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) sums[r][v] = column.dot(sums[r][v], all_ints(x[r]));
+        }
+    } else {
+        SignedBytes columns[] = {SignedBytes(ints_at(quants)), SignedBytes(ints_at(quants + WIDTH * 4))};
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            Ints value = all_ints(x[r]);
+#pragma GCC unroll 2
+            for (int v = 0; v < MANY; v++) sums[r][v] = columns[v].dot(sums[r][v], value);
+        }
+    }
+}
+template <int ROWS, int MANY> static inline void add_nibbles(Ints (&sums)[ROWS][MANY], const int32_t* x, const Ints (&columns)[MANY]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        Ints value = all_ints(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) sums[r][v] = dot_nibbles(sums[r][v], columns[v], value);
+    }
+}
+
+// The integer sums of one group; `quants` is the first column's first four.
+template <Way WAY, int ROWS, int MANY>
+static inline void multiply_group(Ints (&sums)[ROWS][MANY], const int32_t* x, const int32_t* starts, const char* quants, Ahead ahead) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) sums[r][v] = WAY == BYTES ? all_ints(starts[r]) : begin_nibbles(all_ints(starts[r]));
+    }
+    constexpr int FOURS = WAY == BYTES ? 8 : 4;
+#pragma GCC unroll 8
+    for (int j = 0; j < FOURS; j++, x += ROWS, quants += COLUMNS * 4) {
+        if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
+            _mm_prefetch(ahead.at, _MM_HINT_T1);
+            _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
+            ahead.at += ahead.step;
+        }
+if constexpr (WAY == BYTES) {
+            add_bytes(sums, x, quants);
+        } else {
+            Ints bits[MANY], part[MANY];
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) part[v] = low_nibbles(bits[v] = ints_at(quants + v * WIDTH * 4));
+            add_nibbles(sums, x, part);
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) part[v] = high_nibbles(bits[v]);
+            add_nibbles(sums, x + 4 * ROWS, part);
+        }
+    }
+    if constexpr (WAY != BYTES) {
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) sums[r][v] = end_nibbles(sums[r][v], all_ints(starts[r]));
+        }
+    }
+}
+
+// out[ROWS][32] (+)= x . panel over `steps` groups, MANY vectors of columns at a time.
+template <Way WAY, int ROWS, int MANY>
+static void multiply_quantised_rows(const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
+    constexpr int64_t HEAD = WAY == MINIMUMS ? 4 * COLUMNS : 2 * COLUMNS;
+    ahead.step /= WAY == BYTES ? 8 : 4;
+    for (int part = 0; part < PARTS; part += MANY) {
+        Vec totals[ROWS][MANY];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) totals[r][v] = fresh ? zero() : load(out + r * COLUMNS + (part + v) * WIDTH);
+        }
+        const char *at = x, *weight = panel;
+        for (int64_t s = 0; s < steps; s++, at += ROWS * row_step(WAY), weight += panel_step(WAY)) {
+            const float* scales = reinterpret_cast<const float*>(at + ROWS * GROUP);
+            const float* scaled_sums = scales + 2 * ROWS;
+            Ints sums[ROWS][MANY];
+            multiply_group<WAY>(sums, reinterpret_cast<const int32_t*>(at), reinterpret_cast<const int32_t*>(scales + ROWS),
+                                weight + HEAD + part * WIDTH * 4, ahead);
+            ahead.at += ahead.step * (WAY == BYTES ? 8 : 4);
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) {
+                Vec scale = halves_at(weight + (part + v) * WIDTH * 2);
+#pragma GCC unroll 16
+                for (int r = 0; r < ROWS; r++) totals[r][v] = fma(to_floats(sums[r][v]) * scale, all(scales[r]), totals[r][v]);
+                if constexpr (WAY == MINIMUMS) {
+                    Vec minimum = halves_at(weight + 2 * COLUMNS + (part + v) * WIDTH * 2);
+#pragma GCC unroll 16
+                    for (int r = 0; r < ROWS; r++) totals[r][v] = fma(minimum, all(scaled_sums[r]), totals[r][v]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) store(out + r * COLUMNS + (part + v) * WIDTH, totals[r][v]);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+// How activations of a type are multiplied by PANEL weights of a type, and what one step of it takes.
+#pragma once
+#include "panel.h"
+#include "rows.h"
+
+enum Way : int32_t {
+    FLOATS,    // F32 weights: one k a step
+    PAIRS,     // BF16 weights and activations: two k a step, by vdpbf16ps
+    WIDENED,   // BF16 weights: two k a step, in float32
+    BYTES,     // Q8_0 weights: 32 k a step, activations quantised to 8 bits in groups of 32
+    NIBBLES,   // Q4_0 weights, the same
+    MINIMUMS,  // Q4_1 weights, the same
+};
+
+constexpr int PARTS = COLUMNS / WIDTH;
+constexpr int ROWS_TO_LOOK_AHEAD = 6;  // fewer leave the memory no time to spare: what the processor fetches by itself does better
+#if defined(__AVX512F__)
+constexpr int MOST_ROWS = 12;  // of a block: 12 x 2 sums of 32 registers
+static inline int filled_up(int rows) { return rows <= 4 ? rows : (rows + 1) / 2 * 2; }
+#else
+constexpr int MOST_ROWS = 6;  // 6 x 2 sums of 16 registers, one half of the columns after the other
+static inline int filled_up(int rows) { return rows <= 3 ? rows : MOST_ROWS; }
+#endif
+
+static inline Way way_of(Type activation, Type weight) {
+    switch (weight) {
+        case F32: return FLOATS;
+        case Q8_0: return BYTES;
+        case Q4_0: return NIBBLES;
+        case Q4_1: return MINIMUMS;
+        default: break;
+    }
+#if defined(__AVX512BF16__)
+    if (activation == BF16) return PAIRS;
+#endif
+    (void)activation;
+    return WIDENED;
+}
+
+static inline int64_t steps_of(Way way, int64_t K) { return way == FLOATS ? K : way <= WIDENED ? (K + 1) / 2 : K / GROUP; }
+
+// Bytes of a panel in one step.
+static inline constexpr int64_t panel_step(Way way) {
+    return way <= WIDENED ? COLUMNS * 4 : way == BYTES ? Q8_0_GROUP_BYTES : way == NIBBLES ? Q4_0_GROUP_BYTES : Q4_1_GROUP_BYTES;
+}
+
+// Bytes of arranged activations in one step, of one row: 4, 8 (two floats), or 32 bytes, a scale, a start and a scaled sum.
+static inline constexpr int64_t row_step(Way way) { return way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
+
+// What to ask the memory for while a step is multiplied: the step's share of what comes later.
+struct Ahead {
+    const char* at;
+    int64_t step;
+};
