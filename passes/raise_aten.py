@@ -9,7 +9,8 @@ from ..ir.types import tensor
 from ..plans.errors import ModelError
 from .raising.form import Form
 from .raising.pattern import AtenOp
-from .raising.rules import RULES, Raised, culprit
+from .raising.raised import Raised, culprit
+from .raising.rules import RULES
 
 
 def raise_aten(source: ir.Module, model_type: str) -> ir.Module:

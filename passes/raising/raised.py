@@ -1,0 +1,45 @@
+"""What rules work with: raised values, what may be asked of the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ...ir.mlir import ir
+from .form import Form
+from .pattern import AtenOp, defining
+
+
+@dataclass(frozen=True)
+class Raised:
+    value: ir.Value
+    form: Form
+
+
+class Raiser(Protocol):
+    """What rules may ask of the driver."""
+
+    def raised(self, value: ir.Value) -> Raised | None: ...
+    def weight(self, value: ir.Value) -> ir.Value | None: ...
+    def constant(self, value: ir.Value) -> ir.Value | None: ...
+
+
+Rule = Callable[[AtenOp, Raiser], Raised | None]
+
+
+def rows_of(raiser: Raiser, value: Any) -> ir.Value | None:
+    found = raiser.raised(value) if isinstance(value, ir.Value) else None
+    return found.value if found is not None and found.form is Form.ROWS else None
+
+
+def culprit(value: ir.Value, raiser: Raiser) -> AtenOp | None:
+    """The first ATen operation on the way to `value` that no rule took, although everything it reads was raised."""
+    found = defining(value)
+    if found is None or raiser.raised(value) is not None:
+        return None
+    for operand in found.operation.operands:
+        deeper = culprit(operand, raiser)
+        if deeper is not None:
+            return deeper
+    return found
