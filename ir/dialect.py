@@ -122,6 +122,17 @@ class AddRmsNorm(TsDialect.Operation, name="add_rms_norm", traits=[ext.Pure]):
     one_plus_weight: ir.IntegerAttr
 
 
+class LayerNorm(TsDialect.Operation, name="layer_norm", traits=[ext.Pure]):
+    """Layer norm over the last dimension (Ba et al. 2016), in float32: (x - mean) / sqrt(variance + eps) * weight + bias."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    weight: Operand
+    bias: Sequence[Operand]
+    eps: ir.FloatAttr
+
+
 class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
     """cos and sin of position x frequency (Su et al. 2021), both halves alike, scaled by `scaling`."""
 
@@ -203,6 +214,33 @@ class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.
     gate: Operand
     up: Operand
     activation: ir.StringAttr
+
+
+class Activation(TsDialect.Operation, name="activation", traits=[ext.Pure]):
+    """An activation without a gate, by its kind; "relu2" is the square of relu (So et al. 2021)."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    kind: ir.StringAttr
+
+
+class Scale(TsDialect.Operation, name="scale", traits=[ext.Pure]):
+    """x times a number."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    factor: ir.FloatAttr
+
+
+class Softcap(TsDialect.Operation, name="softcap", traits=[ext.Pure]):
+    """cap * tanh(x / cap) (Gemma 2)."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    cap: ir.FloatAttr
 
 
 class Add(TsDialect.Operation, name="add", traits=[ext.Pure]):

@@ -116,6 +116,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Te
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
+    return scaled if bias is None else scaled + bias
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotary embedding of the first cos.shape[1] features of x[rows, heads, head_dim]: half-split pairs, or neighbours."""
     rotary, rest = x[..., : cos.shape[1]], x[..., cos.shape[1] :]
@@ -170,10 +176,17 @@ def _interleaved(operation: ir.Operation) -> bool:
 
 def _gated_activation(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
     gate, up = operands
-    name = modules.text_attribute(operation, "activation")
-    if name == "silu":
-        return [functional.silu(gate) * up]
-    return [functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up]
+    return [ACTIVATIONS[modules.text_attribute(operation, "activation")](gate) * up]
+
+
+def _layer_norm(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    x, weight, *bias = operands
+    return [layer_norm(x, weight, bias[0] if bias else None, modules.float_attribute(operation, "eps"))]
+
+
+def _softcap(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
+    cap = modules.float_attribute(operation, "cap")
+    return [cap * torch.tanh(operands[0] / cap)]
 
 
 def _slice(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
@@ -185,14 +198,26 @@ def _reshape(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtyp
     return [operands[0].reshape(-1, *(size or 0 for size in shape_of(operation.results[0])[1:]))]
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+}
+
 Reference = Callable[[ir.Operation, list[Tensor], torch.dtype], list[Tensor]]
 
 REFERENCE: dict[str, Reference] = {
     "ts.rms_norm": lambda op, x, _: [rms_norm(x[0], x[1], *_norm_attributes(op))],
     "ts.add_rms_norm": _add_rms_norm,
+    "ts.layer_norm": _layer_norm,
     "ts.rope_table": _rope_table,
     "ts.rope": lambda op, x, _: [rope(*x, interleaved=_interleaved(op))],
     "ts.gated_activation": _gated_activation,
+    "ts.activation": lambda op, x, _: [ACTIVATIONS[modules.text_attribute(op, "kind")](x[0])],
+    "ts.scale": lambda op, x, _: [x[0] * modules.float_attribute(op, "factor")],
+    "ts.softcap": _softcap,
     "ts.add": lambda _op, x, _: [x[0] + x[1]],
     "ts.mul": lambda _op, x, _: [x[0] * x[1]],
     "ts.reshape": _reshape,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .mlir import ir
 from .types import dtype_of, shape_of
 
-ACTIVATIONS = {"silu", "gelu", "gelu_tanh"}
+ACTIVATIONS = {"silu", "gelu", "gelu_tanh", "relu", "relu2"}
 
 Shape = tuple[int | None, ...]
 Rule = Callable[[list[Shape], list[Shape]], str | None]
@@ -44,6 +44,12 @@ def _add_rms_norm(operands: list[Shape], results: list[Shape]) -> str | None:
     x, residual, weight = operands
     fits = residual == x and weight == (x[-1],) and results == [x, x]
     return _expect(fits, f"x {x}, residual {residual}, weight {weight}, results {results} do not fit together")
+
+
+def _layer_norm(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, *affine = operands
+    fits = len(affine) <= 2 and all(item == (x[-1],) for item in affine) and results[0] == x
+    return _expect(fits, f"weight and bias {affine} and result {results[0]} do not fit x {x}")
 
 
 def _rope_table(operands: list[Shape], results: list[Shape]) -> str | None:
@@ -134,12 +140,16 @@ RULES: dict[str, Rule] = {
     "ts.linear": _linear,
     "ts.rms_norm": _rms_norm,
     "ts.add_rms_norm": _add_rms_norm,
+    "ts.layer_norm": _layer_norm,
     "ts.rope_table": _rope_table,
     "ts.rope": _rope,
     "ts.attention": _attention,
     "ts.rope_kv_write": _rope_kv_write,
     "ts.cached_attention": _cached_attention,
     "ts.gated_activation": _same,
+    "ts.activation": _same,
+    "ts.scale": _same,
+    "ts.softcap": _same,
     "ts.add": _same,
     "ts.mul": _same,
     "ts.reshape": _reshape,
@@ -188,14 +198,24 @@ def _repeat(operation: ir.Operation) -> str | None:
     return None
 
 
-def _activation(operation: ir.Operation) -> str | None:
-    name = ir.StringAttr(operation.attributes["activation"]).value
-    return _expect(name in ACTIVATIONS, f"activation is {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
+def _one_of_activations(attribute: str) -> Callable[[ir.Operation], str | None]:
+    def rule(operation: ir.Operation) -> str | None:
+        name = ir.StringAttr(operation.attributes[attribute]).value
+        return _expect(name in ACTIVATIONS, f"{attribute} is {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
+
+    return rule
+
+
+def _cap(operation: ir.Operation) -> str | None:
+    cap = ir.FloatAttr(operation.attributes["cap"]).value
+    return _expect(cap > 0, f"cap must be above 0, got {cap}")
 
 
 ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.slice": _slice_start,
-    "ts.gated_activation": _activation,
+    "ts.gated_activation": _one_of_activations("activation"),
+    "ts.activation": _one_of_activations("kind"),
+    "ts.softcap": _cap,
     "ts.attention": _scores,
     "ts.cached_attention": _kv_heads,
 }

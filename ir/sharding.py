@@ -21,12 +21,16 @@ _RULES = {
     "ts.linear": "r k, n k, n -> r n",
     "ts.rms_norm": "r ... h, h -> r ... h | h",
     "ts.add_rms_norm": "r h, r h, h -> r h, r h | h",
+    "ts.layer_norm": "r ... h, h, h -> r ... h | h",
     "ts.rope_table": "r, f -> r d, r d | f",
     "ts.rope": "r h d, r e, r e -> r h d | d e",
     "ts.attention": "r h d, r h d, r h e, h -> r h e | r d e",
     "ts.rope_kv_write": "r h d, r h d, r h d, r e, r e -> r h d | r d e",
     "ts.cached_attention": "r h d, h -> r h d | r d",
     "ts.gated_activation": "r n, r n -> r n",
+    "ts.activation": "r ... -> r ...",
+    "ts.scale": "r ... -> r ...",
+    "ts.softcap": "r ... -> r ...",
     "ts.add": "r ..., r ... -> r ...",
     "ts.mul": "r ..., r ... -> r ...",
     "ts.slice": "r n -> r m | n m",
@@ -34,7 +38,7 @@ _RULES = {
     "ts.all_reduce": "r ... -> r ...",
 }
 
-SUM_COMMUTES = {"ts.add", "ts.reshape", "ts.slice", "ts.gather_rows"}
+SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows"}
 """Operations that may be applied to a partial sum before it is reduced (all their activations being partial)."""
 
 

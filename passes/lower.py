@@ -16,7 +16,7 @@ from ..targets.machine import Machine
 from .select import kernel_named
 
 LOGITS = "logits"
-IN_PLACE = {"add", "mul"}
+IN_PLACE = {"add", "mul", "scale", "softcap"}
 """Functions whose output may be one of their inputs."""
 
 
@@ -216,10 +216,14 @@ _ROPE = {"interleaved": _flag}
 _ATTRIBUTES = {
     "ts.rms_norm": _NORM,
     "ts.add_rms_norm": _NORM,
+    "ts.layer_norm": {"eps": modules.float_attribute},
     "ts.rope_table": {"scaling": modules.float_attribute},
     "ts.rope": _ROPE,
     "ts.rope_kv_write": _ROPE,
     "ts.gated_activation": {"activation": modules.text_attribute},
+    "ts.activation": {"kind": modules.text_attribute},
+    "ts.scale": {"factor": modules.float_attribute},
+    "ts.softcap": {"cap": modules.float_attribute},
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
 }

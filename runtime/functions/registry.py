@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from ...plans.errors import PlanError
 from ...plans.program import FUNCTIONS_VERSION
-from .activation import gated_activation
+from .activation import activation, gated_activation
 from .adjust_logits import adjust_logits
 from .attention import attention
 from .base import Launch, Operands
 from .draw_tokens import draw_tokens
 from .elementwise import add, copy, mul, scale, softcap
 from .kv import kv_write, rope_kv_write
+from .layer_norm import layer_norm
 from .linear import linear, linear_onednn
 from .norms import add_rms_norm, rms_norm
 from .record_tokens import record_tokens
@@ -31,6 +32,7 @@ _FUNCTIONS: dict[str, Function] = {
         rope_table,
         rms_norm,
         add_rms_norm,
+        layer_norm,
         linear,
         linear_onednn,
         add,
@@ -38,6 +40,7 @@ _FUNCTIONS: dict[str, Function] = {
         scale,
         copy,
         softcap,
+        activation,
         gated_activation,
         rope,
         kv_write,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .modules import Sample
 
 NORM = "cast_before_weight = true, eps = 1.0e-6 : f64, one_plus_weight = false"
+LAYER_NORM = "eps = 1.0e-5 : f64, operandSegmentSizes = array<i32: 1, 1, BIAS>"
 LINEAR = "operandSegmentSizes = array<i32: 1, 1, 0>"
 BIASED = "operandSegmentSizes = array<i32: 1, 1, 1>"
 SCORES = 'layer = "0", scale = 0.5 : f64, softcap = 30.0 : f64, window = 4 : i64'
@@ -34,6 +35,8 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.rms_norm", (X, "tensor<8xf32>"), (X,), NORM),
     Sample("ts.rms_norm", (X3, "tensor<8xf32>"), (X3,), NORM),
     Sample("ts.add_rms_norm", (X, X, "tensor<8xf32>"), (X, X), NORM),
+    Sample("ts.layer_norm", (X, "tensor<8xf32>"), (X,), LAYER_NORM.replace("BIAS", "0")),
+    Sample("ts.layer_norm", (X3, "tensor<8xf32>", "tensor<8xf32>"), (X3,), LAYER_NORM.replace("BIAS", "1")),
     Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), ("tensor<?x8xbf16>", "tensor<?x8xbf16>"), "scaling = 1.5 : f64"),
     Sample("ts.rope", (X3, "tensor<?x6xf32>", "tensor<?x6xf32>"), (X3,), HALVES),
     Sample("ts.rope", (X3, X, X), (X3,), NEIGHBOURS),
@@ -43,6 +46,9 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.cached_attention", (X3,), (X3,), CACHED),
     Sample("ts.cached_attention", (X3, "tensor<4xf32>"), (X3,), CACHED_SINKS),
     Sample("ts.gated_activation", (X, X), (X,), 'activation = "gelu_tanh"'),
+    Sample("ts.activation", (X,), (X,), 'kind = "relu2"'),
+    Sample("ts.scale", (X,), (X,), "factor = 0.25 : f64"),
+    Sample("ts.softcap", (X3,), (X3,), "cap = 30.0 : f64"),
     Sample("ts.add", (X, X), (X,)),
     Sample("ts.mul", (X3, X3), (X3,)),
     Sample("ts.reshape", ("tensor<?x32xf32>",), (X3,)),
@@ -67,6 +73,8 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.rms_norm", (X, "tensor<7xf32>"), (X,), NORM), "do not fit x"),
     (Sample("ts.rms_norm", (X, "tensor<8xf32>"), ("tensor<?x7xf32>",), NORM), "do not fit x"),
     (Sample("ts.add_rms_norm", (X, "tensor<?x7xf32>", "tensor<8xf32>"), (X, X), NORM), "do not fit together"),
+    (Sample("ts.layer_norm", (X, "tensor<7xf32>"), (X,), LAYER_NORM.replace("BIAS", "0")), "do not fit x"),
+    (Sample("ts.layer_norm", (X, "tensor<8xf32>", "tensor<7xf32>"), (X,), LAYER_NORM.replace("BIAS", "1")), "do not fit x"),
     (Sample("ts.rope_table", ("tensor<?xi32>", "tensor<4xf32>"), (X, "tensor<?x6xf32>"), "scaling = 1.0 : f64"), "cos and sin"),
     (Sample("ts.rope_table", ("tensor<?x1xi32>", "tensor<4xf32>"), (X, X), "scaling = 1.0 : f64"), r"expects positions\[rows\]"),
     (Sample("ts.rope", (X3, "tensor<?x5xf32>", "tensor<?x5xf32>"), (X3,), HALVES), "is odd or larger"),
@@ -84,7 +92,10 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.cached_attention", (X3,), (X3,), CACHED.replace("kv_heads = 2", "kv_heads = 3")), "no multiple of 3"),
     (Sample("ts.cached_attention", (X3, X), (X3,), CACHED_SINKS), "one per query head"),
     (Sample("ts.gated_activation", (X, "tensor<?x9xf32>"), (X,), 'activation = "silu"'), "one shape"),
-    (Sample("ts.gated_activation", (X, X), (X,), 'activation = "relu"'), "expected one of gelu, gelu_tanh, silu"),
+    (Sample("ts.gated_activation", (X, X), (X,), 'activation = "tanh"'), "expected one of gelu, gelu_tanh, relu, relu2, silu"),
+    (Sample("ts.activation", (X,), (X,), 'kind = "tanh"'), "kind is 'tanh', expected one of gelu, gelu_tanh, relu, relu2, silu"),
+    (Sample("ts.scale", (X,), (X3,), "factor = 0.25 : f64"), "one shape"),
+    (Sample("ts.softcap", (X,), (X,), "cap = 0.0 : f64"), "cap must be above 0"),
     (Sample("ts.add", (X, X3), (X,)), "one shape"),
     (Sample("ts.add", (X, F16), (X,)), "mixes element types"),
     (Sample("ts.mul", (X, X), (X3,)), "one shape"),

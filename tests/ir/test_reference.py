@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenspeed.ir import module
-from tokenspeed.ir.reference import Interpreter, StepRows, causal_attention, rms_norm, rope
+from tokenspeed.ir.reference import REFERENCE, Interpreter, StepRows, causal_attention, layer_norm, rms_norm, rope
 from tokenspeed.plans.template import instantiate
 from torch import Tensor
 from torch.nn import functional
@@ -36,6 +36,12 @@ def test_rms_norm_is_torchs() -> None:
     x, weight = random(5, 8), random(8, seed=1)
     torch.testing.assert_close(rms_norm(x, weight, 1e-5, False), functional.rms_norm(x, (8,), weight, 1e-5))
     torch.testing.assert_close(rms_norm(x, weight, 1e-5, True), functional.rms_norm(x, (8,), weight + 1, 1e-5))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_norm_is_torchs(biased: bool) -> None:
+    x, weight, bias = random(5, 8), random(8, seed=1), random(8, seed=2) if biased else None
+    torch.testing.assert_close(layer_norm(x, weight, bias, 1e-5), functional.layer_norm(x, (8,), weight, bias, 1e-5))
 
 
 def test_rope_is_transformers() -> None:
@@ -193,8 +199,6 @@ def test_logit_rows_choose_rows() -> None:
 
 def test_fused_operations_mean_what_their_parts_mean() -> None:
     """add_rms_norm against add and rms_norm, through the interpreter's own table."""
-    from tokenspeed.ir.reference import REFERENCE
-
     x = "tensor<?x8xf64>"
     fused = module.parse(Sample("ts.add_rms_norm", (x, x, "tensor<8xf64>"), (x, x), NORM).module())
     (operation,) = [item for item in module.walk(module.step_block(fused)) if item.name == "ts.add_rms_norm"]
@@ -204,15 +208,25 @@ def test_fused_operations_mean_what_their_parts_mean() -> None:
     torch.testing.assert_close(normed, functional.rms_norm(a + b, (8,), weight, 1e-6))
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
-def test_gated_activations(name: str) -> None:
-    from tokenspeed.ir.reference import REFERENCE
+def evaluated(sample: Sample, *operands: Tensor) -> Tensor:
+    """The first result of a sample's operation, through the interpreter's own table."""
+    parsed = module.parse(sample.module())
+    (operation,) = [item for item in module.walk(module.step_block(parsed)) if item.name == sample.name]
+    return REFERENCE[sample.name](operation, [*operands], torch.float64)[0]
 
-    x = "tensor<?x8xf64>"
-    parsed = module.parse(Sample("ts.gated_activation", (x, x), (x,), f'activation = "{name}"').module())
-    (operation,) = [item for item in module.walk(module.step_block(parsed)) if item.name == "ts.gated_activation"]
-    gate, up = random(5, 8), random(5, 8, seed=1)
-    functions = {"silu": torch.nn.SiLU(), "gelu": torch.nn.GELU(), "gelu_tanh": torch.nn.GELU("tanh")}
-    torch.testing.assert_close(
-        REFERENCE["ts.gated_activation"](operation, [gate, up], torch.float64)[0], functions[name](gate) * up
-    )
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh", "relu", "relu2"])
+def test_activations(name: str) -> None:
+    x, gate, up = "tensor<?x8xf64>", random(5, 8), random(5, 8, seed=1)
+    functions = {"silu": torch.nn.SiLU(), "gelu": torch.nn.GELU(), "gelu_tanh": torch.nn.GELU("tanh"), "relu": torch.nn.ReLU()}
+    expected = torch.nn.ReLU()(gate) ** 2 if name == "relu2" else functions[name](gate)
+    gated = Sample("ts.gated_activation", (x, x), (x,), f'activation = "{name}"')
+    torch.testing.assert_close(evaluated(gated, gate, up), expected * up)
+    torch.testing.assert_close(evaluated(Sample("ts.activation", (x,), (x,), f'kind = "{name}"'), gate), expected)
+
+
+def test_scale_and_softcap() -> None:
+    x, value = "tensor<?x8xf64>", 4 * random(5, 8)
+    torch.testing.assert_close(evaluated(Sample("ts.scale", (x,), (x,), "factor = 0.25 : f64"), value), value / 4)
+    capped = evaluated(Sample("ts.softcap", (x,), (x,), "cap = 3.0 : f64"), value)
+    torch.testing.assert_close(capped, torch.tanh(value / 3.0) * 3.0)

@@ -1,4 +1,4 @@
-"""RMS norms, rope tables, rope, and the KV writes, each against float64."""
+"""Norms, rope tables, rope, and the KV writes, each against float64."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def test_rms_norm(shape: tuple[int, ...], cast_first: bool, plus: bool, dtype: t
     call("rms_norm", [x, weight], [out], eps=1e-5, cast_before_weight=cast_first, one_plus_weight=plus)
     expected = exact_norm(x, weight, 1e-5, plus)
     tolerance = (4e-6 if dtype == f32 else 0.02) * (1 + float(expected.abs().max()) if expected.numel() else 1)
+    assert error(out, expected) <= tolerance
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, biased=st.booleans(), dtype=st.sampled_from([f32, bf16]))
+def test_layer_norm(shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> None:
+    wide = random(*shape[:-1], 2 * shape[-1], dtype=dtype)
+    x, affine = wide[..., : shape[-1]], [random(shape[-1], seed=seed, dtype=dtype) for seed in range(1, 2 + biased)]
+    out = poisoned(*shape, dtype=dtype)
+    call("layer_norm", [x, *affine], [out], eps=1e-5)
+    centred = x.double() - x.double().mean(-1, keepdim=True)
+    expected = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5) * affine[0].double()
+    expected = expected + affine[1].double() if biased else expected
+    tolerance = (1e-5 if dtype == f32 else 0.02) * (1 + float(expected.abs().max()) if expected.numel() else 1)
     assert error(out, expected) <= tolerance
 
 

@@ -60,18 +60,23 @@ def test_elementwise_functions_take_windows(rows: int, columns: int, dtype: torc
 
 
 @settings(max_examples=20, deadline=None)
-@given(rows=st.integers(0, 40), columns=st.integers(1, 700), activation=st.sampled_from(["silu", "gelu", "gelu_tanh"]))
-def test_gated_activation(rows: int, columns: int, activation: str) -> None:
+@given(rows=st.integers(0, 40), columns=st.integers(1, 700), kind=st.sampled_from(["silu", "gelu", "gelu_tanh", "relu", "relu2"]))
+def test_activations(rows: int, columns: int, kind: str) -> None:
     merged, out = 3 * random(rows, 2 * columns), poisoned(rows, columns)
     gate, up = merged[:, :columns], merged[:, columns:]
-    call("gated_activation", [gate, up], [out], activation=activation)
     wide = gate.double()
-    functions = {
+    expected = {
         "silu": torch.nn.functional.silu(wide),
         "gelu": torch.nn.functional.gelu(wide),
         "gelu_tanh": torch.nn.functional.gelu(wide, approximate="tanh"),
-    }
-    assert error(out, functions[activation] * up.double()) < 1e-5
+        "relu": wide.relu(),
+        "relu2": wide.relu().square(),
+    }[kind]
+    call("gated_activation", [gate, up], [out], activation=kind)
+    gated = expected * up.double()
+    assert error(out, gated) <= 1e-6 * (1 + float(gated.abs().max()) if rows else 1)
+    call("activation", [gate], [out], kind=kind)
+    assert error(out, expected) <= 1e-6 * (1 + float(expected.abs().max()) if rows else 1)
 
 
 @settings(max_examples=20, deadline=None)
@@ -108,7 +113,11 @@ def test_functions_write_the_same_again_after_their_inputs_changed() -> None:
         ("linear", [(2, 3), (4, 5)], [(2, 4)], {}),
         ("linear", [(2, 3), (4, 3)], [(2, 3)], {}),
         ("linear_onednn", [(2, 3), (4, 3)], [(2, 4)], {}),
-        ("gated_activation", [(2, 3), (2, 3)], [(2, 3)], {"activation": "relu"}),
+        ("gated_activation", [(2, 3), (2, 3)], [(2, 3)], {"activation": "tanh"}),
+        ("activation", [(2, 3)], [(2, 4)], {"kind": "relu"}),
+        ("layer_norm", [(2, 3), (4,)], [(2, 3)], {"eps": 1e-5}),
+        ("layer_norm", [(2, 3), (3,), (2,)], [(2, 3)], {"eps": 1e-5}),
+        ("layer_norm", [(2, 3), (3,)], [(2, 3)], {"eps": 0.0}),
         ("gather_rows", [(2, 3), (2,)], [(2, 3)], {}),
         ("rms_norm", [(2, 3), (4,)], [(2, 3)], {"eps": 1e-5}),
         ("rms_norm", [(2, 3), (3,)], [(2, 3)], {"eps": 0.0}),
