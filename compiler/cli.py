@@ -24,7 +24,7 @@ from ..plans.units import format_bytes
 if TYPE_CHECKING:
     from .pipeline import Compilation
 
-PHASES = ("import", "raise", "partition", "fuse", "select", "quantize", "codegen", "allocate", "emit")
+PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "codegen", "allocate", "emit")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -45,6 +45,20 @@ def parse_bytes(text: str) -> int:
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.bin"), show_default=True)
 @click.option("--target", default="cpu", show_default=True, help="Target machine; `cpu` is this host's instruction set.")
 @click.option("--dtype", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True)
+@click.option(
+    "--quantize",
+    type=click.Choice(["auto", "none", "int8", "int4"]),
+    default="auto",
+    show_default=True,
+    help="Type that matrices are stored in; auto keeps those of a quantised GGUF file as they are.",
+)
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "library"]),
+    default="auto",
+    show_default=True,
+    help="library: torch's alone, no native kernels in the plan.",
+)
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--memory", help="Device memory the plan may use, e.g. 8GiB; the KV pool takes what is left.")
 @click.option("--max-sequences", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests running at once.")

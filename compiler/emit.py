@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,14 +15,15 @@ from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
-from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, Program, step_inputs
-from ..plans.recipe import Recipe, sources
+from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, step_inputs
+from ..plans.recipe import sources
 from ..plans.schema import (
     FORMAT_MAJOR,
     FORMAT_MINOR,
     Constant,
     CostRow,
     Golden,
+    KernelLibrary,
     KvGeometry,
     KvGroup,
     Manifest,
@@ -36,6 +37,7 @@ from ..plans.schema import (
 )
 from ..plans.template import instantiate
 from ..targets.cost import cost_of
+from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names
 from ..targets.machine import Machine
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
@@ -48,6 +50,7 @@ from .options import DEFAULT_CONTEXT, CompileOptions
 if TYPE_CHECKING:
     from .pipeline import Compilation
 
+KERNELS = "kernels/kernels.so"
 _CONFIG_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _ENCODINGS = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
 
@@ -101,10 +104,6 @@ def parameter_shapes(traced: TracedModel) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def parameter_recipe(source: ModelSource) -> Callable[[str, str, Sequence[int], Sequence[int]], Recipe]:
-    return lambda name, dtype, shape, layers: source.recipe(name, dtype, shape, layers or None)
-
-
 def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     """The manifest (its entry table still empty) and the container's entries."""
     assert state.step is not None and state.sample is not None
@@ -144,11 +143,30 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         performance=_performance(state, groups),
         tokenizer=_tokenizer(state.source, entries),
         goldens=_goldens(state, entries),
+        kernels=_kernels(state),
         entries=(),
     )
+    if manifest.kernels is not None:
+        entries[manifest.kernels.entry] = _build(state)[1]
     entries["decisions.json"] = msgspec.json.encode(state.decisions)
     entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
     return manifest, entries
+
+
+def _kernels(state: Compilation) -> KernelLibrary | None:
+    """The library of native kernels, if the programs call any."""
+    assert state.step is not None
+    if not any(call.function.startswith(NATIVE) for item in state.step.body for call in getattr(item, "body", (item,))):
+        return None
+    compiler, _ = _build(state)
+    return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=kernel_names(), compiler=compiler)
+
+
+def _build(state: Compilation) -> tuple[str, bytes]:
+    """The C++ compiler and the shared object it gives."""
+    compiler = find_compiler()
+    assert compiler is not None
+    return compiler.identity, build_library(compiler, state.machine.compiler_flags)
 
 
 def _constants(state: Compilation, entries: dict[str, Any]) -> tuple[Constant, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from ..passes.choose_weight_types import Quantization
 from ..passes.schedule import TrafficProfile
 
 DEFAULT_CONTEXT = 8192
@@ -21,6 +22,8 @@ class CompileOptions:
     max_sequences: int = 16
     prefill_chunk: int = 512
     bundle_weights: bool = False
+    quantize: Quantization = "auto"
+    kernels: Literal["auto", "library"] = "auto"
     traffic: TrafficProfile = field(default_factory=TrafficProfile)
 
     def spelled(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The whole compiler on one screen: phases in order, nothing hidden.
 
-schedule -> import -> raise -> partition -> fuse -> select -> quantize -> codegen -> allocate -> emit
+schedule -> import -> raise -> partition -> fuse -> quantize -> select -> codegen -> allocate -> emit
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import Any
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..passes.allocate import allocate
+from ..passes.choose_weight_types import choose_weight_types
 from ..passes.fuse_add_norm import fuse_add_norm
 from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
 from ..passes.lower import lower
 from ..passes.merge_projections import merge_projections
 from ..passes.partition import partition, verify_spmd
-from ..passes.quantize import plan_weights, split_packed
 from ..passes.raise_aten import raise_aten
 from ..passes.sample_program import build_sample_program
 from ..passes.schedule import bucket_sizes, schedule, workloads
 from ..passes.select import select
+from ..passes.store_weights import plan_weights, split_packed
 from ..plans.program import Buffer, Program
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
+from ..targets.cpu.build import why_not_native
 from ..targets.machine import Machine
 from ..targets.registry import find_target
 from . import emit
@@ -49,6 +51,8 @@ class Compilation:
     limits: Schedule
     traced: TracedModel
     module: ir.Module
+    no_native_kernels: str | None
+    """Why the plan cannot carry native kernels; None when it can."""
     mesh: tuple[MeshAxis, ...] = MESH
     decisions: tuple[Decision, ...] = ()
     weights: tuple[Weight, ...] = ()
@@ -73,18 +77,19 @@ def fuse(state: Compilation) -> None:
     prove(state.traced, state.module, lambda small: _fused(partition(raise_aten(small, "miniature"), state.mesh)))
 
 
+def quantize(state: Compilation) -> None:
+    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, state.source.stored_types)
+
+
 def choose_kernels(state: Compilation) -> None:
-    state.decisions = select(state.module, state.machine, workloads(state.limits))
-
-
-def store_weights(state: Compilation) -> None:
+    state.decisions = select(state.module, state.machine, workloads(state.limits), state.no_native_kernels)
     split_packed(state.module, state.machine)
     shapes = emit.parameter_shapes(state.traced)
-    state.weights = plan_weights(state.module, state.machine, shapes, emit.parameter_recipe(state.source))
+    state.weights = plan_weights(state.module, state.machine, shapes, state.source)
 
 
 def make_instructions(state: Compilation) -> None:
-    state.step = lower(state.module, state.machine)
+    state.step = lower(state.module, state.machine, native=state.no_native_kernels is None)
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
@@ -105,8 +110,8 @@ PHASES: tuple[tuple[str, Callable[[Compilation], None]], ...] = (
     ("raise", raise_and_place),
     ("partition", place),
     ("fuse", fuse),
+    ("quantize", quantize),
     ("select", choose_kernels),
-    ("quantize", store_weights),
     ("codegen", make_instructions),
     ("allocate", lay_out_memory),
     ("emit", write_manifest),
@@ -123,7 +128,8 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     max_context = emit.choose_context(source, options)
     limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
     traced = trace(dict(source.config), dtype)
-    return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced))
+    no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
+    return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced), no_native)
 
 
 def compile_model(source: ModelSource, options: CompileOptions, observe: Observer, stop_after: str = "emit") -> Compilation:

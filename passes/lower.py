@@ -11,7 +11,7 @@ from math import prod
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
-from ..plans.program import Attribute, Buffer, Call, Dimension, Program, Repeat, View
+from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, View
 from ..targets.machine import Machine
 from .select import kernel_named
 
@@ -31,14 +31,15 @@ class _Place:
     strides: tuple[int, ...] = ()
 
 
-def lower(module: ir.Module, machine: Machine) -> Program:
-    """The step program of one rank, without buckets yet (allocate adds them)."""
-    return _Lowering(machine).run(modules.step_block(module))
+def lower(module: ir.Module, machine: Machine, native: bool = False) -> Program:
+    """The step program of one rank, without buckets yet (allocate adds them). `native`: what is added here is native too."""
+    return _Lowering(machine, NATIVE if native else "").run(modules.step_block(module))
 
 
 class _Lowering:
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, prefix: str) -> None:
         self.machine = machine
+        self.copy, self.take_last_tokens = f"{prefix}copy", f"{prefix}take_last_tokens"
         self.buffers: dict[str, Buffer] = {}
         self.views: dict[str, View] = {}
         self.places: dict[ir.Value, _Place] = {}
@@ -61,7 +62,7 @@ class _Lowering:
             self._rename(place.name, LOGITS)
         else:
             self.buffers[LOGITS] = Buffer(LOGITS, dtype_of(returned), place.shape)  # pyright: ignore[reportArgumentType]
-            body.append(Call("copy", (place.name,), (LOGITS,), {}, "logits"))
+            body.append(Call(self.copy, (place.name,), (LOGITS,), {}, "logits"))
 
     def _block(self, block: ir.Block, body: list[Call | Repeat] | list[Call]) -> None:
         for view in block.operations:
@@ -102,7 +103,7 @@ class _Lowering:
         # a decode row may be scheduled before the step that samples its token is complete
         self.places[value] = self._buffer(operation, value, "rows", "tokens")
         outputs = (self.places[value].name,)
-        return [Call("take_last_tokens", ("token_ids", "row_slots", "last_tokens"), outputs, {}, "token_ids")]
+        return [Call(self.take_last_tokens, ("token_ids", "row_slots", "last_tokens"), outputs, {}, "token_ids")]
 
     def _symbol(self, operation: ir.Operation) -> Dimension:
         return "logit_rows" if operation.name == "ts.gather_rows" else self.symbols[operation.operands[0]]
@@ -135,7 +136,9 @@ class _Lowering:
         place, symbol = self.places[value], self.symbols[value]
         if not self._may_overwrite(operation, place):
             place = self._buffer(operation, value, symbol, "hidden")
-            entering.append(Call("copy", (self.places[value].name,), (place.name,), {}, "what enters the layers is read again"))
+            entering.append(
+                Call(self.copy, (self.places[value].name,), (place.name,), {}, "what enters the layers is read again")
+            )
         for carried in (argument, result):
             self.places[carried], self.symbols[carried] = place, symbol
         calls: list[Call] = []
@@ -159,10 +162,12 @@ class _Lowering:
             return
         made = next((at for at, call in enumerate(calls) if produced in call.outputs), None)
         last_read = max((at for at, call in enumerate(calls) if self._touches(call, carried)), default=-1)
-        if made is not None and (last_read < made or (last_read == made and calls[made].function in IN_PLACE)):
+        if made is not None and (
+            last_read < made or (last_read == made and calls[made].function.removeprefix(NATIVE) in IN_PLACE)
+        ):
             self._rename(produced, carried)
         else:
-            calls.append(Call("copy", (produced,), (carried,), {}, "carried to the next layer"))
+            calls.append(Call(self.copy, (produced,), (carried,), {}, "carried to the next layer"))
 
     def _touches(self, call: Call, buffer: str) -> bool:
         return any(self._base(name) == buffer for name in (*call.inputs, *call.outputs))

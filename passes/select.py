@@ -15,6 +15,7 @@ from ..plans.errors import ModelError
 from ..plans.schema import Decision
 from ..targets.cost import FREE, Cost, cost_of
 from ..targets.machine import Kernel, Machine
+from .choose_weight_types import STORED
 
 _STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
 
@@ -36,10 +37,10 @@ class _Candidate:
     expected: float
 
 
-def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload]) -> tuple[Decision, ...]:
+def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], native: str | None = None) -> tuple[Decision, ...]:
     """Set each operation's `kernel` attribute; gives back the decisions, one per operation, in program order.
 
-    Raises ModelError when no kernel can run an operation, listing why each refused.
+    `native` says why native kernels cannot be had (None: they can). Raises ModelError when no kernel can run an operation, listing why each refused.
     """
     decisions: list[Decision] = []
     block = modules.step_block(module)
@@ -48,9 +49,10 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload]) -
         if operation.name in FREE or operation.name in _STRUCTURE:
             continue
         rows = [load.logit_rows if operation in after_gather else load.rows for load in workloads]
-        ranked = _rank(operation, machine, workloads, rows)
+        refusals = _refusals(operation, machine, native)
+        ranked = _rank(operation, machine, workloads, rows, refusals)
         operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
-        decisions.append(_decision(operation, machine, ranked, rows[0], _times(operation)))
+        decisions.append(_decision(operation, machine, ranked, refusals, rows[0], _times(operation)))
     return tuple(decisions)
 
 
@@ -76,15 +78,33 @@ def _times(operation: ir.Operation) -> int:
     return modules.int_attribute(parent, "count") if parent is not None and parent.name == "ts.repeat" else 1
 
 
-def _rank(operation: ir.Operation, machine: Machine, workloads: Sequence[Workload], rows: list[int]) -> list[_Candidate]:
-    refusals: list[str] = []
-    candidates: list[_Candidate] = []
+def _refusals(operation: ir.Operation, machine: Machine, native: str | None) -> dict[str, str]:
+    """Kernel name -> why it cannot run the operation."""
+    blocks = sorted({modules.text_attribute(owner, STORED) for owner in _weights(operation) if STORED in owner.attributes})
+    found: dict[str, str] = {}
     for kernel in machine.kernels:
         if kernel.operation != operation.name:
             continue
-        refused = kernel.refuses(operation, machine)
+        refused = native if kernel.native and native is not None else kernel.refuses(operation, machine)
+        if refused is None and blocks and not kernel.blocks:
+            refused = f"does not read {', '.join(blocks)} blocks"
         if refused is not None:
-            refusals.append(f"{kernel.name}: {refused}")
+            found[kernel.name] = refused
+    return found
+
+
+def _weights(operation: ir.Operation) -> list[ir.Operation]:
+    owners = [value.owner for value in operation.operands if not isinstance(value.owner, ir.Block)]
+    operations = [owner if isinstance(owner, ir.Operation) else owner.operation for owner in owners]
+    return [owner for owner in operations if owner.name == "ts.weight"]
+
+
+def _rank(
+    operation: ir.Operation, machine: Machine, workloads: Sequence[Workload], rows: list[int], refusals: dict[str, str]
+) -> list[_Candidate]:
+    candidates: list[_Candidate] = []
+    for kernel in machine.kernels:
+        if kernel.operation != operation.name or kernel.name in refusals:
             continue
         seconds = tuple(_seconds(cost_of(operation, count), kernel, machine, operation, count) for count in rows)
         expected = sum(load.share * value for load, value in zip(workloads, seconds, strict=True))
@@ -93,7 +113,7 @@ def _rank(operation: ir.Operation, machine: Machine, workloads: Sequence[Workloa
         raise ModelError(
             f"no kernel of target {machine.name} can run {operation.name}",
             where=modules.label_of(operation),
-            got="; ".join(refusals) or "no kernel registered for this operation",
+            got="; ".join(f"{name}: {why}" for name, why in refusals.items()) or "no kernel registered for this operation",
             fix="choose another --dtype or --target",
         )
     return sorted(candidates, key=lambda candidate: (candidate.expected, candidate.kernel.name))
@@ -109,14 +129,16 @@ def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operati
     return max(_limits(cost, machine, operation)) / kernel.efficiency(rows) + machine.rates["dispatch"].value
 
 
-def _decision(operation: ir.Operation, machine: Machine, ranked: list[_Candidate], rows: int, times: int) -> Decision:
+def _decision(
+    operation: ir.Operation, machine: Machine, ranked: list[_Candidate], refusals: dict[str, str], rows: int, times: int
+) -> Decision:
     best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
     compute, bandwidth = _limits(cost_of(operation, rows), machine, operation)
     dispatch = machine.rates["dispatch"].value
     bound = "dispatch" if dispatch > max(compute, bandwidth) else "compute" if compute > bandwidth else "bandwidth"
     if second is None:
-        refused = [k.name for k in machine.kernels if k.operation == operation.name and k.name != best.kernel.name]
-        reason = f"only kernel that can run it here (refused: {', '.join(refused)})" if refused else "only kernel registered"
+        refused = "; ".join(f"{name}: {why}" for name, why in refusals.items())
+        reason = f"only kernel that can run it here (refused: {refused})" if refused else "only kernel registered"
     else:
         reason = f"{second.expected / best.expected:.2f}x faster than {second.kernel.name} over the traffic"
     return Decision(

@@ -15,8 +15,8 @@ from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALU
 from .executor_interface import Report, RowsFailed, StepResult
 from .expand import Expansion, Extent, Surroundings, operand_names
 from .expansions import Expansions, read_programs
-from .native.runtime import NativeRuntime
 from .functions.base import Context
+from .native.runtime import NativeRuntime
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
 from .scheduling.step import IntArray, StepBatch

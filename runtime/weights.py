@@ -62,7 +62,8 @@ def load_weights(
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
-    "counter" (the values that goldens are computed with); `native` packs panels. One final tensor is made at a time and its sources are not kept.
+    "counter" (the values that goldens are computed with); `native` packs panels.
+    One final tensor is made at a time and its sources are not kept.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
     wanted = [

@@ -12,6 +12,7 @@ from math import prod
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
+from ..plans.weight_layout import stored_bytes
 
 FREE = {"ts.input", "ts.weight", "ts.constant", "ts.reshape", "ts.slice"}
 """Operations that cost nothing: names for storage that is there anyway."""
@@ -36,6 +37,14 @@ def _elements(value: ir.Value, rows: int) -> int:
 
 def _size(value: ir.Value, rows: int) -> int:
     return _elements(value, rows) * DTYPE_BYTES[dtype_of(value)]
+
+
+def _weight_size(value: ir.Value) -> int:
+    """Bytes of a weight as stored: block types are marked on ts.weight by the quantize phase."""
+    shape = [size or 0 for size in shape_of(value)]
+    owner: ir.Operation = value.owner if isinstance(value.owner, ir.Operation) else value.owner.operation  # pyright: ignore
+    stored = ir.StringAttr(owner.attributes["stored"]).value if "stored" in owner.attributes else dtype_of(value)
+    return stored_bytes(shape, stored, "none")
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -76,7 +85,7 @@ def cost_of(operation: ir.Operation, rows: int) -> Cost:
     if operation.name in FREE:
         return Cost(0, 0, 0)
     flops = _FLOPS.get(operation.name, lambda *_: 0.0)(operation, rows)
-    weights = sum(_size(value, rows) for value in operation.operands if _is_weight(value))
+    weights = sum(_weight_size(value) for value in operation.operands if _is_weight(value))
     moved = sum(_size(value, rows) for value in (*operation.operands, *operation.results) if not _is_weight(value))
     if operation.name == "ts.embedding":
         return Cost(flops, 0, 2 * _size(operation.results[0], rows))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.mlir import ir
+from ..plans.program import NATIVE
 from ..plans.schema import Rate
+from ..plans.weight_layout import Prepack
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Kernel:
 
     `function` is the runtime function a plan calls; `refuses` says why the kernel cannot run an operation on a machine (None: it
     can); `efficiency` is the share of the roofline it reaches at a number of rows, with `receipt` saying how that is known.
+    It wants the operands `packs` in the layout `prepack`, and can read weights in the layouts `reads`, of block types too where
+    `blocks` says so.
     """
 
     name: str
@@ -24,7 +28,15 @@ class Kernel:
     efficiency: Callable[[int], float]
     receipt: str
     refuses: Callable[[ir.Operation, Machine], str | None] = lambda _operation, _machine: None
-    prepack: Literal["none", "onednn"] = "none"
+    prepack: Prepack = "none"
+    packs: tuple[int, ...] = (1,)
+    reads: tuple[Prepack, ...] = ("none",)
+    blocks: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Whether it is compiled into the plan."""
+        return self.function.startswith(NATIVE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import msgspec
 from ...plans.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
 from ...plans.digests import tensor_digest
 from ...plans.errors import ModelError, WeightsError
-from ...plans.recipe import Cast, Dequantize, Recipe, Source, UnpermuteRope
+from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Source, UnpermuteRope
 from ...plans.schema import SourceTensor
 from ...plans.template import instantiate, is_templated
 
@@ -97,6 +97,24 @@ class ModelSource:
         if origin.rope_heads is not None:
             recipe = UnpermuteRope(recipe, origin.rope_heads)
         return Cast(recipe, dtype)
+
+    def blocks(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
+        """How the parameter is made as the blocks that the checkpoint stores it in. Raises ModelError as `recipe` does."""
+        origin = self.origin(parameter_template)
+        if self.checkpoint is not None:
+            for i in self._layers(origin.tensor, layers):
+                name = instantiate(origin.tensor, i)
+                _checked(self.checkpoint.tensors, name, parameter_template, shape, self.encodings)
+        recipe: Recipe = Blocks(Source(origin.tensor))
+        return recipe if origin.rope_heads is None else UnpermuteRope(recipe, origin.rope_heads)
+
+    def stored_types(self, parameter_template: str, layers: Iterable[int] | None = None) -> set[str]:
+        """The encodings of the tensors behind a parameter, in lower case; none of a shape-only model."""
+        if self.checkpoint is None:
+            return set()
+        tensor = self.origin(parameter_template).tensor
+        names = (instantiate(tensor, i) for i in self._layers(tensor, layers))
+        return {self.checkpoint.tensors[name].encoding.lower() for name in names if name in self.checkpoint.tensors}
 
     def digests(self, progress: Progress | None = None, names: Iterable[str] | None = None) -> tuple[SourceTensor, ...]:
         """The sources (those in `names`, if given) with their digests; reads every byte of them.

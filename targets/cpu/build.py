@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,8 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...plans.errors import ModelError
+from ..machine import Machine
 
 SOURCES = Path(__file__).parent / "native"
+
+INTERFACE = 1
+"""Version of abi.h, which a runtime must know."""
+
+_KERNEL = re.compile(r"^KERNEL\((\w+),", re.MULTILINE)
+
+NATIVE_DTYPES = ("f32", "bf16")
 
 _COMPILE = (
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-ffreestanding", "-fvisibility=hidden"),
@@ -53,6 +62,17 @@ def find_compiler() -> CxxCompiler | None:
     return None
 
 
+def why_not_native(machine: Machine, dtype: str) -> str | None:
+    """Why a plan for the machine cannot carry native kernels; None when it can."""
+    if not machine.compiler_flags:
+        return f"there are no native kernels for {machine.name}"
+    if dtype not in NATIVE_DTYPES:
+        return f"native kernels compute in {' and '.join(NATIVE_DTYPES)}, not in {dtype}"
+    if find_compiler() is None:
+        return "no C++ compiler on this host (install g++ or clang)"
+    return None
+
+
 @functools.cache
 def build_library(compiler: CxxCompiler, flags: tuple[str, ...]) -> bytes:
     """The shared object of all kernels for the instruction set that `flags` name.
@@ -68,6 +88,11 @@ def build_library(compiler: CxxCompiler, flags: tuple[str, ...]) -> bytes:
         objects = [f"{source.stem}.o" for source in sources]
         _run([compiler.path, *_LINK, "-o", "kernels.so", *objects], folder)
         return (folder / "kernels.so").read_bytes()
+
+
+def kernel_names() -> tuple[str, ...]:
+    """Names of all kernels in the sources."""
+    return tuple(sorted(name for source in SOURCES.glob("*.cpp") for name in _KERNEL.findall(source.read_text())))
 
 
 def _object(compiler: CxxCompiler, source: Path, flags: Sequence[str]) -> bytes:

@@ -1,0 +1,111 @@
+"""quantize: the type each matrix is stored in: the model's own, blocks as the checkpoint has them, or blocks it is rounded to.
+
+Block types are ggml's (plans/weight_layout.py). Only native kernels read them, so without those nothing is quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import shape_of
+from ..plans.errors import UsageError
+from ..plans.weight_layout import BLOCKS, WEIGHT_BLOCKS
+
+Quantization = Literal["auto", "none", "int8", "int4"]
+Encodings = Callable[[str, Sequence[int]], set[str]]
+"""(parameter template, layers) -> encodings of the checkpoint tensors behind it, as plans name types; empty if there are none."""
+
+STORED, KEPT = "stored", "kept"
+"""Attributes of ts.weight: the block type it is stored in, and the block type of the checkpoint where its blocks are kept."""
+
+_MATRIX_OPERANDS = {"ts.linear": (1,), "ts.embedding": (1,), "ts.moe_experts": (3, 4)}
+_ROUNDED = {"int8": "q8_0", "int4": "q4_0"}
+# what holds a checkpoint's blocks: the same type, or one that restates them
+_HOLDS = {**{name: name for name in WEIGHT_BLOCKS}, "q4_k": "q4_1"}
+_FALLBACK = "q8_0"
+
+
+def choose_weight_types(module: ir.Module, wanted: Quantization, native: str | None, encodings: Encodings) -> ir.Module:
+    """Mark weights with the block type they are stored in; in place. `native` says why there are no native kernels, if so.
+
+    `auto` keeps the blocks of a quantised checkpoint; int8 and int4 round every matrix (the embedding table and the head, which
+    decide over single tokens, to int8 either way). Raises UsageError when it was asked for and cannot be done.
+    """
+    if native is not None:
+        if wanted in _ROUNDED:
+            raise UsageError(
+                "quantised weights need native kernels", where="--quantize", got=native, fix="compile with --quantize none"
+            )
+        return module
+    head = _head(module)
+    for operation in list(modules.walk(modules.step_block(module))):
+        if operation.name != "ts.weight" or not _is_matrix(operation):
+            continue
+        stored, kept = _choice(operation, wanted, operation == head, encodings)
+        if stored:
+            operation.attributes[STORED] = modules.text(stored)
+            operation.attributes[KEPT] = modules.text(kept)
+    return module
+
+
+def stored_type(weight: ir.Operation, dtype: str) -> str:
+    """The type that a ts.weight is stored in; `dtype` where it is not quantised."""
+    return modules.text_attribute(weight, STORED) if STORED in weight.attributes else dtype
+
+
+def layers_of(operation: ir.Operation) -> tuple[int, ...]:
+    """The layer indices that an operation in a repeat stands for; () outside."""
+    parent = operation.parent
+    if parent is None or parent.name != "ts.repeat":
+        return ()
+    first, count, stride = (modules.int_attribute(parent, name) for name in ("first", "count", "stride"))
+    return tuple(range(first, first + count * stride, stride))
+
+
+def users_of(operation: ir.Operation) -> list[tuple[ir.Operation, int]]:
+    """Operations that read the first result, with the operand's position."""
+    uses = operation.results[0].uses
+    return [(use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation, use.operand_number) for use in uses]
+
+
+def _is_matrix(weight: ir.Operation) -> bool:
+    users = users_of(weight)
+    return bool(users) and all(position in _MATRIX_OPERANDS.get(user.name, ()) for user, position in users)
+
+
+def _choice(weight: ir.Operation, wanted: Quantization, is_head: bool, encodings: Encodings) -> tuple[str, str]:
+    """(stored type or "", checkpoint's type where its blocks are kept or "")."""
+    features = shape_of(weight.results[0])[-1] or 0
+    if wanted == "none" or features % BLOCKS[_FALLBACK][0]:
+        return "", ""
+    if wanted in _ROUNDED:
+        alone = is_head or any(user.name == "ts.embedding" for user, _ in users_of(weight))
+        return _FALLBACK if alone else _ROUNDED[wanted], ""
+    found: set[str] = set()
+    for name in modules.text_list(weight, "parameters"):
+        found |= encodings(name, layers_of(weight))
+    if not found or not all(name.endswith(("_0", "_1", "_k")) for name in found):
+        return "", ""
+    if len(found) == 1 and found <= _HOLDS.keys():
+        (kept,) = found
+        return _HOLDS[kept], kept
+    return _FALLBACK, ""
+
+
+def _head(module: ir.Module) -> ir.Operation | None:
+    """The weight that the logits are made with."""
+    returned = list(modules.step_block(module).operations)[-1].operation.operands[0]
+    while True:
+        owner = returned.owner
+        if isinstance(owner, ir.Block):
+            return None
+        operation = owner if isinstance(owner, ir.Operation) else owner.operation
+        if operation.name == "ts.linear":
+            weight = operation.operands[1].owner
+            return weight if isinstance(weight, ir.Operation) else getattr(weight, "operation", None)
+        if not operation.operands:
+            return None
+        returned = operation.operands[0]

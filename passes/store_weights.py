@@ -1,0 +1,132 @@
+"""select: the layout each weight is stored in, as the chosen kernels want it, and the recipe that makes it from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..ir import dialect
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.types import dtype_of, shape_of
+from ..plans.recipe import Concat, Quantize, Recipe
+from ..plans.schema import Weight
+from ..plans.weight_layout import Prepack, stored_bytes
+from ..targets.machine import Machine
+from .choose_weight_types import KEPT, STORED, layers_of, stored_type, users_of
+from .select import kernel_named
+
+
+class ParameterRecipes(Protocol):
+    """How parameters (by template, with the layers it stands for) are made from checkpoint tensors."""
+
+    def recipe(self, parameter: str, dtype: str, shape: Sequence[int], layers: Sequence[int] | None = None) -> Recipe:
+        """As values of `dtype`."""
+        ...
+
+    def blocks(self, parameter: str, shape: Sequence[int], layers: Sequence[int] | None = None) -> Recipe:
+        """As the blocks it is stored in."""
+        ...
+
+
+def plan_weights(
+    module: ir.Module, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipes
+) -> tuple[Weight, ...]:
+    """All weights of the step program, by name. `shapes` gives each parameter template's shape."""
+    found: dict[str, Weight] = {}
+    for operation in modules.walk(modules.step_block(module)):
+        if operation.name == "ts.weight":
+            weight = _weight(operation, machine, shapes, recipe)
+            before = found.get(weight.name)
+            if before is not None:
+                layers = tuple(sorted({*before.layers, *weight.layers}))
+                weight = _make(operation, layers, before.prepack, shapes, recipe)
+            found[weight.name] = weight
+    return tuple(found[name] for name in sorted(found))
+
+
+def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
+    """Give users that want a weight packed an instance of their own where others cannot read it so (tied embeddings); in place."""
+    for operation in list(modules.walk(modules.step_block(module))):
+        if operation.name != "ts.weight":
+            continue
+        users = users_of(operation)
+        packing = [(user, at) for user, at in users if _wanted(user, at, machine) != "none"]
+        layouts = {_wanted(user, at, machine) for user, at in packing}
+        if packing and not all(layouts <= {*kernel_named(machine, user).reads} for user, _ in users):
+            with ir.InsertionPoint(operation):
+                sym = modules.text(modules.text_attribute(operation, "sym") + ".packed")
+                packed = dialect.Weight(operation.results[0].type, sym, operation.attributes["parameters"]).res
+            for name in (STORED, KEPT):
+                if name in operation.attributes:
+                    _owner(packed).attributes[name] = operation.attributes[name]
+                    del operation.attributes[name]
+            for user, at in packing:
+                user.operands[at] = packed
+    return module
+
+
+def _owner(value: ir.Value) -> ir.Operation:
+    owner = value.owner
+    assert not isinstance(owner, ir.Block)
+    return owner if isinstance(owner, ir.Operation) else owner.operation
+
+
+def _wanted(user: ir.Operation, operand: int, machine: Machine) -> Prepack:
+    """The layout that the user's kernel packs this operand into."""
+    kernel = kernel_named(machine, user)
+    return kernel.prepack if operand in kernel.packs else "none"
+
+
+def _weight(operation: ir.Operation, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipes) -> Weight:
+    return _make(operation, layers_of(operation), _prepack(operation, machine), shapes, recipe)
+
+
+def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
+    """The layout the weight's users agree on once `split_packed` has run: the packed one, if any of them packs it."""
+    wanted = {_wanted(user, at, machine) for user, at in users_of(operation)} - {"none"}
+    assert len(wanted) <= 1, f"{operation} is packed in two ways"
+    return next(iter(wanted), "panel" if STORED in operation.attributes else "none")
+
+
+def _make(
+    operation: ir.Operation,
+    layers: tuple[int, ...],
+    prepack: Prepack,
+    shapes: dict[str, tuple[int, ...]],
+    recipe: ParameterRecipes,
+) -> Weight:
+    value = operation.results[0]
+    dtype, shape = dtype_of(value), tuple(size or 0 for size in shape_of(value))
+    stored = stored_type(operation, dtype)
+    return Weight(
+        name=modules.text_attribute(operation, "sym"),
+        shape=shape,
+        dtype=stored,  # pyright: ignore[reportArgumentType]
+        bytes=stored_bytes(shape, stored, prepack),
+        recipe=_recipe(operation, layers, dtype, stored, shapes, recipe),
+        layers=layers,
+        prepack=prepack,
+    )
+
+
+def _recipe(
+    operation: ir.Operation,
+    layers: tuple[int, ...],
+    dtype: str,
+    stored: str,
+    shapes: dict[str, tuple[int, ...]],
+    recipe: ParameterRecipes,
+) -> Recipe:
+    names = modules.text_list(operation, "parameters")
+    if stored == dtype:
+        return _joined([recipe.recipe(name, dtype, shapes[name], layers or None) for name in names])
+    kept = modules.text_attribute(operation, KEPT)
+    if kept:
+        joined = _joined([recipe.blocks(name, shapes[name], layers or None) for name in names])
+        return joined if kept == stored else Quantize(joined, stored)
+    return Quantize(_joined([recipe.recipe(name, "f32", shapes[name], layers or None) for name in names]), stored)
+
+
+def _joined(parts: list[Recipe]) -> Recipe:
+    return parts[0] if len(parts) == 1 else Concat(tuple(parts), 0)
