@@ -15,7 +15,7 @@ from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
-from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, step_inputs
+from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, Repeat, step_inputs
 from ..plans.recipe import sources
 from ..plans.schema import (
     FORMAT_MAJOR,
@@ -156,7 +156,8 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
 def _kernels(state: Compilation) -> KernelLibrary | None:
     """The library of native kernels, if the programs call any."""
     assert state.step is not None
-    if not any(call.function.startswith(NATIVE) for item in state.step.body for call in getattr(item, "body", (item,))):
+    calls = (call for item in state.step.body for call in (item.body if isinstance(item, Repeat) else (item,)))
+    if not any(call.function.startswith(NATIVE) for call in calls):
         return None
     compiler, _ = _build(state)
     return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=kernel_names(), compiler=compiler)

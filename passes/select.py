@@ -40,7 +40,8 @@ class _Candidate:
 def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], native: str | None = None) -> tuple[Decision, ...]:
     """Set each operation's `kernel` attribute; gives back the decisions, one per operation, in program order.
 
-    `native` says why native kernels cannot be had (None: they can). Raises ModelError when no kernel can run an operation, listing why each refused.
+    `native` says why native kernels cannot be had (None: they can). Raises ModelError when no kernel can run an operation,
+    listing why each refused.
     """
     decisions: list[Decision] = []
     block = modules.step_block(module)

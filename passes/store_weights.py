@@ -1,8 +1,8 @@
-"""select: the layout each weight is stored in, as the chosen kernels want it, and the recipe that makes it from the checkpoint."""
+"""select: the layout each weight is stored in, as the chosen kernels want it, and the recipe that makes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ..ir import dialect
@@ -20,11 +20,11 @@ from .select import kernel_named
 class ParameterRecipes(Protocol):
     """How parameters (by template, with the layers it stands for) are made from checkpoint tensors."""
 
-    def recipe(self, parameter: str, dtype: str, shape: Sequence[int], layers: Sequence[int] | None = None) -> Recipe:
+    def recipe(self, parameter_template: str, dtype: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
         """As values of `dtype`."""
         ...
 
-    def blocks(self, parameter: str, shape: Sequence[int], layers: Sequence[int] | None = None) -> Recipe:
+    def blocks(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
         """As the blocks it is stored in."""
         ...
 
@@ -46,7 +46,7 @@ def plan_weights(
 
 
 def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
-    """Give users that want a weight packed an instance of their own where others cannot read it so (tied embeddings); in place."""
+    """Give users that pack a weight an instance of their own where others cannot read it so (tied embeddings); in place."""
     for operation in list(modules.walk(modules.step_block(module))):
         if operation.name != "ts.weight":
             continue
@@ -84,9 +84,9 @@ def _weight(operation: ir.Operation, machine: Machine, shapes: dict[str, tuple[i
 
 def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
     """The layout the weight's users agree on once `split_packed` has run: the packed one, if any of them packs it."""
-    wanted = {_wanted(user, at, machine) for user, at in users_of(operation)} - {"none"}
-    assert len(wanted) <= 1, f"{operation} is packed in two ways"
-    return next(iter(wanted), "panel" if STORED in operation.attributes else "none")
+    wanted = [layout for user, at in users_of(operation) if (layout := _wanted(user, at, machine)) != "none"]
+    assert len({*wanted}) <= 1, f"{operation} is packed in two ways"
+    return wanted[0] if wanted else "panel" if STORED in operation.attributes else "none"
 
 
 def _make(
