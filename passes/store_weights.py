@@ -84,7 +84,7 @@ def _weight(operation: ir.Operation, machine: Machine, shapes: dict[str, tuple[i
 
 def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
     """The layout the weight's users agree on once `split_packed` has run: the packed one, if any of them packs it."""
-    wanted = [layout for user, at in users_of(operation) if (layout := _wanted(user, at, machine)) != "none"]
+    wanted: list[Prepack] = [layout for user, at in users_of(operation) if (layout := _wanted(user, at, machine)) != "none"]
     assert len({*wanted}) <= 1, f"{operation} is packed in two ways"
     return wanted[0] if wanted else "panel" if STORED in operation.attributes else "none"
 
