@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
-from tokenspeed.passes.quantize import plan_weights, split_packed
+from tokenspeed.passes.store_weights import plan_weights, split_packed
 from tokenspeed.passes.select import select
 from tokenspeed.plans.recipe import Cast, Concat, Recipe, Source, sources
 from tokenspeed.plans.schema import Weight
