@@ -60,8 +60,6 @@ CPU_KERNELS: tuple[Kernel, ...] = (
         reads=("none", "panel"),
         blocks=True,
     ),
-    _native("ts.attention", "native.kv_write+native.attention"),
-    _native("ts.cached_attention", "native.attention"),
     *(
         _native(f"ts.{name}")
         for name in ("rms_norm", "add_rms_norm", "rope_table", "rope", "rope_kv_write", "gated_activation", "add", "mul")

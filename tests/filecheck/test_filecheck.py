@@ -15,9 +15,9 @@ from tokenspeed.passes.fuse_rope_kv_write import fuse_rope_kv_write
 from tokenspeed.passes.lower import lower
 from tokenspeed.passes.merge_projections import merge_projections
 from tokenspeed.passes.partition import partition
-from tokenspeed.passes.store_weights import split_packed
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.passes.select import Workload, select
+from tokenspeed.passes.store_weights import split_packed
 from tokenspeed.plans.program import Call, Program, Repeat
 from tokenspeed.targets.registry import find_target
 

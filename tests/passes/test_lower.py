@@ -15,8 +15,8 @@ from tokenspeed.targets.registry import find_target
 from ..filecheck.test_filecheck import printed
 from ..ir.modules import decoder, step, weight
 from .test_fusions import fused
-from .test_quantize import MACHINE, selected
 from .test_select import LOADS
+from .test_store_weights import MACHINE, selected
 
 X = "tensor<?x8xf32>"
 ADD = f"({X}, {X}) -> {X}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
-from tokenspeed.passes.store_weights import plan_weights, split_packed
 from tokenspeed.passes.select import select
-from tokenspeed.plans.recipe import Cast, Concat, Recipe, Source, sources
+from tokenspeed.passes.store_weights import plan_weights, split_packed
+from tokenspeed.plans.recipe import Blocks, Cast, Concat, Recipe, Source, sources
 from tokenspeed.plans.schema import Weight
 from tokenspeed.plans.template import instantiate
 from tokenspeed.targets.registry import find_target
@@ -23,7 +23,7 @@ MACHINE = find_target("cpu-avx2")
 
 def selected(text: str) -> ir.Module:
     parsed = fused(text)
-    select(parsed, MACHINE, LOADS)
+    select(parsed, MACHINE, LOADS, native="not in this test")
     return split_packed(parsed, MACHINE)
 
 
@@ -33,12 +33,18 @@ def shapes(parsed: ir.Module) -> dict[str, tuple[int, ...]]:
     return {name: (1,) for item in operations for name in module.text_list(item, "parameters")}
 
 
-def recipe(name: str, dtype: str, _shape: Sequence[int], _layers: Sequence[int]) -> Recipe:
-    return Cast(Source(name), dtype)
+class Recipes:
+    """Parameters are checkpoint tensors of the same name."""
+
+    def recipe(self, parameter_template: str, dtype: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
+        return Cast(Source(parameter_template), dtype)
+
+    def blocks(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
+        return Blocks(Source(parameter_template))
 
 
 def table(parsed: ir.Module) -> dict[str, Weight]:
-    return {weight.name: weight for weight in plan_weights(parsed, MACHINE, shapes(parsed), recipe)}
+    return {weight.name: weight for weight in plan_weights(parsed, MACHINE, shapes(parsed), Recipes())}
 
 
 def test_tied_weights_have_a_packed_and_a_plain_instance() -> None:
