@@ -53,7 +53,8 @@ def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
         users = users_of(operation)
         packing = [(user, at) for user, at in users if _wanted(user, at, machine) != "none"]
         layouts = {_wanted(user, at, machine) for user, at in packing}
-        if packing and not all(layouts <= {*kernel_named(machine, user).reads} for user, _ in users):
+        others = [user for user, at in users if (user, at) not in packing]
+        if packing and not all(layouts <= {*kernel_named(machine, user).reads} for user in others):
             with ir.InsertionPoint(operation):
                 sym = modules.text(modules.text_attribute(operation, "sym") + ".packed")
                 packed = dialect.Weight(operation.results[0].type, sym, operation.attributes["parameters"]).res

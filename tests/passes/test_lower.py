@@ -15,7 +15,7 @@ from tokenspeed.targets.registry import find_target
 from ..filecheck.test_filecheck import printed
 from ..ir.modules import decoder, step, weight
 from .test_fusions import fused
-from .test_select import LOADS
+from .test_select import LOADS, NO_NATIVE
 from .test_store_weights import MACHINE, selected
 
 X = "tensor<?x8xf32>"
@@ -104,7 +104,7 @@ def test_a_state_that_is_read_after_the_next_is_made_is_copied() -> None:
 def late_program(body: list[str]) -> Program:
     """Lowered without removing what is unused, so that the late read stays."""
     parsed = module.parse(repeat(body))
-    select(parsed, MACHINE, LOADS)
+    select(parsed, MACHINE, LOADS, NO_NATIVE)
     return lower(parsed, MACHINE)
 
 

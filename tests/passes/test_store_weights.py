@@ -16,14 +16,14 @@ from tokenspeed.targets.registry import find_target
 
 from ..ir.modules import HIDDEN, VOCABULARY, decoder
 from .test_fusions import fused
-from .test_select import LOADS
+from .test_select import LOADS, NO_NATIVE
 
 MACHINE = find_target("cpu-avx2")
 
 
 def selected(text: str) -> ir.Module:
     parsed = fused(text)
-    select(parsed, MACHINE, LOADS, native="not in this test")
+    select(parsed, MACHINE, LOADS, NO_NATIVE)
     return split_packed(parsed, MACHINE)
 
 

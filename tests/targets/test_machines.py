@@ -6,11 +6,14 @@ from itertools import pairwise
 
 import pytest
 from tokenspeed.plans.errors import UsageError
+from tokenspeed.plans.program import NATIVE
 from tokenspeed.runtime.functions.registry import lookup
+from tokenspeed.targets.cpu.build import kernel_names
 from tokenspeed.targets.cpu.machines import CPU_MACHINES, resolve_host_cpu
 from tokenspeed.targets.machine import Machine
 from tokenspeed.targets.registry import TARGETS, find_target
 
+AVX2, AVX512 = "avx2 fma f16c bmi1 bmi2 movbe", "avx512f avx512bw avx512cd avx512vl avx512dq"
 UNITS = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s"}
 
 
@@ -29,16 +32,20 @@ def test_kernels_are_distinct_sound_and_exist_in_the_runtime(machine: Machine) -
     assert len(set(names)) == len(names)
     for kernel in machine.kernels:
         for function in kernel.function.split("+"):
-            lookup(function)
+            if function.startswith(NATIVE):
+                assert function.removeprefix(NATIVE) in kernel_names()
+            else:
+                lookup(function)
         assert all(0 < kernel.efficiency(rows) <= 1 for rows in (1, 4, 16, 64, 512, 4096)) and kernel.receipt
 
 
 @pytest.mark.parametrize(
     ("features", "name"),
     [
-        ("avx2 fma sse4_2", "cpu-avx2"),
-        ("avx2 fma avx512f avx512bw avx512vl avx512dq", "cpu-avx512"),
-        ("avx2 fma avx512f avx512bw avx512vl avx512dq avx512_bf16 amx_tile", "cpu-avx512-bf16"),
+        (f"{AVX2} sse4_2", "cpu-avx2"),
+        (f"{AVX2} {AVX512}", "cpu-avx512"),
+        (f"{AVX2} {AVX512} avx512_vnni", "cpu-avx512-vnni"),
+        (f"{AVX2} {AVX512} avx512_vnni avx512_bf16 amx_tile", "cpu-avx512-bf16"),
         ("fp asimd", "cpu-neon"),
     ],
 )
