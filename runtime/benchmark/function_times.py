@@ -9,9 +9,13 @@ from contextlib import contextmanager
 
 import msgspec
 
+from ...plans.program import NATIVE
 from .. import expand
 from ..functions.base import Launch, Operands
 from ..functions.registry import Function
+from ..native import launches
+from ..native.calls import CallList
+from ..native.team import ThreadTeam
 
 
 class FunctionTime(msgspec.Struct, frozen=True):
@@ -38,23 +42,26 @@ class FunctionClock:
         names = sorted(self._seconds, key=lambda name: -self._seconds[name])
         return [FunctionTime(name, self._launches[name] / steps, self._seconds[name] / steps) for name in names]
 
+    def add(self, name: str, seconds: float) -> None:
+        self._seconds[name] += seconds
+        self._launches[name] += 1
+
     def timed(self, name: str, launch: Launch) -> Launch:
-        seconds, launches, now = self._seconds, self._launches, time.perf_counter
+        add, now = self.add, time.perf_counter
 
         def run() -> None:
             start = now()
             launch()
-            seconds[name] += now() - start
-            launches[name] += 1
+            add(name, now() - start)
 
         return run
 
 
 @contextmanager
 def timed_functions() -> Iterator[FunctionClock]:
-    """Programs that are expanded inside have every launch timed. Not for a process that serves at the same time: it stands in
-    for the lookup that expansion does."""
-    clock, lookup = FunctionClock(), expand.lookup
+    """Programs that are expanded inside have every launch timed, native kernels call by call. Not for a process that serves at
+    the same time: it stands in for what expansion looks functions up with, and for what runs native calls."""
+    clock, lookup, run_calls = FunctionClock(), expand.lookup, launches.run_calls
 
     def timing_lookup(name: str) -> Function:
         function = lookup(name)
@@ -64,8 +71,12 @@ def timed_functions() -> Iterator[FunctionClock]:
 
         return bind
 
-    expand.lookup = timing_lookup
+    def timing_run(calls: CallList, team: ThreadTeam) -> None:
+        for name, seconds in calls.run_timed(team):
+            clock.add(NATIVE + name, seconds)
+
+    expand.lookup, launches.run_calls = timing_lookup, timing_run
     try:
         yield clock
     finally:
-        expand.lookup = lookup
+        expand.lookup, launches.run_calls = lookup, run_calls

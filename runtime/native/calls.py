@@ -78,12 +78,10 @@ class CallList:
     def run(self, team: ThreadTeam) -> None:
         team.run(self._calls.ctypes.data, len(self._calls))
 
-    def run_timed(self, team: ThreadTeam) -> dict[str, float]:
-        """Run once, timed call by call: seconds by kernel name."""
-        found: dict[str, float] = {}
-        for function, seconds in zip(self._functions, team.run_timed(self._calls.ctypes.data, len(self._calls)), strict=True):
-            found[function.name] = found.get(function.name, 0.0) + seconds
-        return found
+    def run_timed(self, team: ThreadTeam) -> list[tuple[str, float]]:
+        """Run once, timed call by call: kernel name and seconds of each."""
+        seconds = team.run_timed(self._calls.ctypes.data, len(self._calls))
+        return [(function.name, spent) for function, spent in zip(self._functions, seconds, strict=True)]
 
     def _refuse(self, at: int, expected: str) -> None:
         got = ", ".join(f"{array.dtype}{list(array.shape)}" for array in self._arrays[at])
