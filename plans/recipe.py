@@ -68,6 +68,17 @@ class Quantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="qua
 Recipe = Source | Slice | Cast | Concat | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize
 
 
+def decoded(recipe: Recipe) -> Recipe:
+    """The recipe with blocks decoded to float32 where it keeps them."""
+    if isinstance(recipe, Blocks):
+        return Dequantize(recipe.of)
+    if isinstance(recipe, Source | Dequantize):
+        return recipe
+    if isinstance(recipe, Concat):
+        return msgspec.structs.replace(recipe, parts=tuple(decoded(part) for part in recipe.parts))
+    return msgspec.structs.replace(recipe, of=decoded(recipe.of))
+
+
 def sources(recipe: Recipe) -> tuple[str, ...]:
     """Names of the checkpoint tensors a recipe reads, in order of reading."""
     if isinstance(recipe, Source):

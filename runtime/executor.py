@@ -38,12 +38,18 @@ class Breakdown:
 
 
 def load_executor(
-    plan: PlanSource, weights: str | None, threads: int | None, report: Report, truncate_repeats: bool = False
+    plan: PlanSource,
+    weights: str | None,
+    threads: int | None,
+    report: Report,
+    truncate_repeats: bool = False,
+    exact_weights: bool = False,
 ) -> PlanExecutor:
     """Allocate, load the weights and expand the largest buckets of a plan.
 
-    `weights` as for `load_weights`; `threads` of the math libraries (None: theirs). With `truncate_repeats` each repeat runs
-    its first iteration alone and only what that needs is loaded (goldens). Raises a TokenspeedError saying what does not fit.
+    `weights` as for `load_weights`; `threads` to compute with (None: the libraries' choice, all cores for native kernels).
+    With `truncate_repeats` each repeat runs its first iteration alone and only what that needs is loaded (goldens); with
+    `exact_weights` nothing is rounded to block types. Raises a TokenspeedError saying what does not fit.
     """
     _check_functions(plan.manifest.functions_version)
     check_slot_buffers(plan.manifest)
@@ -57,7 +63,7 @@ def load_executor(
         memory = allocate(plan, needed)
         report("memory")
         native = _native(plan, threads)
-        tensors = load_weights(plan, weights, needed, native=native)
+        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
         report("weights")
         context = Context()
         inputs = {**memory.inputs, **memory.constants, **tensors}

@@ -12,6 +12,7 @@ import msgspec
 
 from ..plans.command import run_command
 from ..plans.reader import Plan
+from ..plans.weight_layout import WEIGHT_BLOCKS
 from .openmp import bound_spinning
 
 if TYPE_CHECKING:
@@ -57,16 +58,18 @@ def inspect(plan: Path, as_json: bool) -> None:
 def verify(
     plan: Path, weights: str | None, no_replay: bool, trust_store: Path | None, require_signature: bool, as_json: bool
 ) -> None:
-    """Check every byte of a plan, then replay its goldens on this machine."""
+    """Check every byte of a plan, replay its goldens on this machine, and say what rounded weights cost."""
     with Plan.open(plan, trust=_trust(trust_store), require_signature=require_signature) as opened:
         say = _quiet if as_json else click.echo
         opened.verify_all()
         say(f"plan {opened.plan_id}: {len(opened.manifest.entries)} entries sound")
         results = [] if no_replay else _replay(opened, weights, say)
         passed = all(result["passed"] for result in results)
+        accuracy = None if no_replay else _accuracy(opened, weights, say)
         if as_json:
             entries = len(opened.manifest.entries)
-            _print_json({"plan_id": opened.plan_id, "entries": entries, "goldens": results, "passed": passed})
+            found = {"plan_id": opened.plan_id, "entries": entries, "goldens": results, "passed": passed}
+            _print_json(found | ({"accuracy": accuracy} if accuracy is not None else {}))
     if not passed:
         sys.exit(GOLDENS_FAILED)
 
@@ -170,6 +173,19 @@ def _replay(plan: Plan, weights: str | None, say: Any) -> list[dict[str, Any]]:
     return [
         {"name": item.name, "passed": item.passed, "max_error": item.max_error, "tolerance": item.tolerance} for item in results
     ]
+
+
+def _accuracy(plan: Plan, weights: str | None, say: Any) -> Any:
+    """What rounded weights cost; None for a plan that has none, or whose own weights are not at hand."""
+    at_hand = weights is not None or all(source.entry is not None for source in plan.manifest.sources)
+    if not at_hand or not any(weight.dtype in WEIGHT_BLOCKS for weight in plan.manifest.weights):
+        return None
+    from .accuracy import measure_accuracy
+
+    found = measure_accuracy(plan, weights, _quiet)
+    for line in found.lines():
+        say(line)
+    return found
 
 
 def _trust(path: Path | None) -> TrustStore | None:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import torch
 
 from ..plans.checkpoint import Checkpoint, open_checkpoint
@@ -14,10 +15,11 @@ from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
-from ..plans.recipe import Quantize, Recipe, sources
+from ..plans.recipe import Cast, Quantize, Recipe, decoded, sources
 from ..plans.recipe_shapes import Result, infer
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
+from ..plans.weight_layout import stored_bytes
 from .device_arrays import TORCH_TYPES
 from .dummy_weights import COUNTER, DUMMY, counter_tensor, dummy_tensor
 from .native.records import PackedWeight
@@ -58,17 +60,19 @@ def load_weights(
     needed: set[str] | None = None,
     progress: Progress | None = None,
     native: NativeRuntime | None = None,
+    exact: bool = False,
 ) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
-    "counter" (the values that goldens are computed with); `native` packs panels.
+    "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
+    the model's own type instead, decoded or not rounded at all.
     One final tensor is made at a time and its sources are not kept.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
     wanted = [
         (weight, name, layer)
-        for weight in plan.manifest.weights
+        for weight in map(_unrounded(plan.manifest) if exact else lambda weight: weight, plan.manifest.weights)
         for name, layer in weight_instances(weight)
         if needed is None or name in needed
     ]
@@ -84,6 +88,21 @@ def load_weights(
             if progress is not None:
                 progress(done, total)
     return loaded
+
+
+def _unrounded(manifest: Manifest) -> Callable[[Weight], Weight]:
+    """The weight in the model's own type, from the same sources, where it is stored in blocks."""
+    dtype = manifest.model.dtype
+
+    def change(weight: Weight) -> Weight:
+        if weight.dtype in DTYPE_BYTES:
+            return weight
+        of = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
+        recipe = Cast(decoded(of), dtype)
+        size = stored_bytes(weight.shape, dtype, weight.prepack)
+        return msgspec.structs.replace(weight, dtype=dtype, bytes=size, recipe=recipe)
+
+    return change
 
 
 def packed(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:

@@ -65,6 +65,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
         for name in ("rms_norm", "add_rms_norm", "rope_table", "rope", "rope_kv_write", "gated_activation", "add", "mul")
     ),
     _native("ts.gather_rows"),
+    _native("ts.attention", "native.kv_write+native.attention"),
+    _native("ts.cached_attention", "native.attention"),
     Kernel("onednn.linear_prepacked", "ts.linear", "linear_onednn", _prepacked_efficiency, _MEASURED, _needs_bf16_gemm, "onednn"),
     Kernel("aten.linear", "ts.linear", "linear", _unpacked_efficiency, _MEASURED),
     Kernel("torch.attention_with_kv_write", "ts.attention", "kv_write+attention", lambda _rows: 0.5, "set, not measured"),
