@@ -15,7 +15,7 @@ from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
-from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, Repeat, step_inputs
+from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, step_inputs
 from ..plans.recipe import sources
 from ..plans.schema import (
     FORMAT_MAJOR,
@@ -156,8 +156,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
 def _kernels(state: Compilation) -> KernelLibrary | None:
     """The library of native kernels, if the programs call any."""
     assert state.step is not None
-    calls = (call for item in state.step.body for call in (item.body if isinstance(item, Repeat) else (item,)))
-    if not any(call.function.startswith(NATIVE) for call in calls):
+    if not any(call.function.startswith(NATIVE) for call in state.step.calls):
         return None
     compiler, _ = _build(state)
     return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=kernel_names(), compiler=compiler)
@@ -299,7 +298,12 @@ def _goldens(state: Compilation, entries: dict[str, Any]) -> tuple[Golden, ...]:
 def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
     machine = state.machine
     assert state.step is not None
-    rates = {"compute": machine.compute_rate(state.dtype)} | {name: machine.rates[name] for name in ("bandwidth", "dispatch")}
+    native = "dispatch.native" in machine.rates and state.step.is_native
+    rates = {
+        "compute": machine.compute_rate(state.dtype),
+        "bandwidth": machine.rates["bandwidth"],
+        "dispatch": machine.rates["dispatch.native" if native else "dispatch"],
+    }
     performance = Performance(
         rates=rates,
         step_costs=tuple(_cost_row(state, bucket.rows, bucket.logit_rows) for bucket in state.step.buckets),

@@ -127,7 +127,7 @@ def _limits(cost: Cost, machine: Machine, operation: ir.Operation) -> tuple[floa
 
 
 def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operation, rows: int) -> float:
-    return max(_limits(cost, machine, operation)) / kernel.efficiency(rows) + machine.rates["dispatch"].value
+    return max(_limits(cost, machine, operation)) / kernel.efficiency(rows) + machine.dispatch(kernel.native)
 
 
 def _decision(
@@ -135,7 +135,7 @@ def _decision(
 ) -> Decision:
     best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
     compute, bandwidth = _limits(cost_of(operation, rows), machine, operation)
-    dispatch = machine.rates["dispatch"].value
+    dispatch = machine.dispatch(best.kernel.native)
     bound = "dispatch" if dispatch > max(compute, bandwidth) else "compute" if compute > bandwidth else "bandwidth"
     if second is None:
         refused = "; ".join(f"{name}: {why}" for name, why in refusals.items())

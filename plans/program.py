@@ -87,6 +87,16 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: tuple[Call | Repeat, ...]
     buckets: tuple[Bucket, ...]
 
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every call as written, in order: those of a repeat once."""
+        return tuple(call for item in self.body for call in (item.body if isinstance(item, Repeat) else (item,)))
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every call is a kernel of the plan's own library."""
+        return all(call.function.startswith(NATIVE) for call in self.calls)
+
 
 class StepInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fixed buffer the runtime fills before each step; `shape` is at its full extent."""

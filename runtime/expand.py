@@ -51,7 +51,7 @@ class Surroundings:
 class Expansion:
     """Launches in order; `array` finds a view or buffer of the program by name.
 
-    `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_elastic`.
+    `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_native`.
     """
 
     launches: tuple[Launch, ...]

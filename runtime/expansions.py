@@ -9,7 +9,6 @@ from ..plans.errors import PlanError, UsageError
 from ..plans.program import Bucket, Program
 from ..plans.schema import Manifest
 from .expand import Expansion, Extent, Surroundings, bucket_for, expand
-from .native.launches import is_elastic
 from .weights import PlanSource
 
 _KEPT = 128
@@ -55,7 +54,7 @@ class Expansions:
 
     def __init__(self, manifest: Manifest, programs: Programs, around: Surroundings, first_only: bool) -> None:
         self._programs, self._around, self._first_only = programs, around, first_only
-        self._elastic = [is_elastic(program) for program in programs.steps]
+        self._elastic = [program.is_native for program in programs.steps]  # kernels take row counts anew at each step
         self._exact = manifest.target.row_padding == "exact"
         self._decode_rows = manifest.schedule.max_decode_rows
         self._decode: dict[tuple[int, int, int], Expansion] = {}

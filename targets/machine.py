@@ -41,7 +41,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Machine:
-    """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth" and "dispatch".
+    """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth", "dispatch" (the
+    fixed cost of a call through a library) and, with native kernels, "dispatch.native".
 
     `compiler_flags` are what a C++ compiler needs to build native kernels for the instruction set; empty: there are none.
     """
@@ -58,3 +59,7 @@ class Machine:
 
     def compute_rate(self, dtype: str) -> Rate:
         return self.rates[f"compute.{dtype}"]
+
+    def dispatch(self, native: bool) -> float:
+        """Seconds that a call costs whatever its size."""
+        return self.rates["dispatch.native" if native and "dispatch.native" in self.rates else "dispatch"].value

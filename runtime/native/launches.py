@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...plans.errors import PlanError
-from ...plans.program import NATIVE, Attribute, Program, Repeat
+from ...plans.program import NATIVE, Attribute
 from .calls import CallList
 from .records import NativeArray
 from .runtime import NativeRuntime
@@ -17,12 +17,6 @@ Launch = Callable[[], None]
 def run_calls(calls: CallList, team: ThreadTeam) -> None:
     """What a launch does. A place of its own, so that a benchmark can time the calls instead."""
     calls.run(team)
-
-
-def is_elastic(program: Program) -> bool:
-    """Whether one expansion, at a bucket's size, serves every smaller step: kernels take row counts anew at each step."""
-    calls = (call for item in program.body for call in (item.body if isinstance(item, Repeat) else (item,)))
-    return all(call.function.startswith(NATIVE) for call in calls)
 
 
 class NativeLaunches:

@@ -26,23 +26,28 @@ def _machine(name: str, description: str, features: str, rates: dict[str, Rate],
     return Machine(name, "cpu", description, tuple(features.split()), rates, CPU_KERNELS, "exact", overhead, tuple(flags.split()))
 
 
+_NATIVE_CALL = _rate(0.4e-6, "s", "a norm of 1024 features and its barrier, 2 threads of an AMD EPYC (Zen 4), 2026-11-25")
+
 _AVX2 = {
     "compute.f32": _rate(140e9, "FLOP/s", _ZEN3),
     "compute.bf16": _rate(17e9, "FLOP/s", _ZEN3),
     "bandwidth": _rate(28e9, "B/s", _ZEN3),
     "dispatch": _rate(12e-6, "s", _ZEN3),
+    "dispatch.native": _NATIVE_CALL,
 }
 _AVX512 = {
     "compute.f32": _rate(280e9, "FLOP/s", "twice the vector width of cpu-avx2", nominal=True),
     "compute.bf16": _rate(280e9, "FLOP/s", "as float32: converted on the fly", nominal=True),
     "bandwidth": _rate(41e9, "B/s", _ZEN5),
     "dispatch": _rate(10e-6, "s", _ZEN5),
+    "dispatch.native": _NATIVE_CALL,
 }
 _AVX512_BF16 = {
     "compute.f32": _rate(280e9, "FLOP/s", "twice the vector width of cpu-avx2", nominal=True),
     "compute.bf16": _rate(750e9, "FLOP/s", _ZEN5),
     "bandwidth": _rate(41e9, "B/s", _ZEN5),
     "dispatch": _rate(10e-6, "s", _ZEN5),
+    "dispatch.native": _NATIVE_CALL,
 }
 _NEON = {
     "compute.f32": _rate(100e9, "FLOP/s", "two cores, 2 x 4 lanes x 2 operations x 3 GHz", nominal=True),
