@@ -50,8 +50,8 @@ WORDS = {
     "raise": "ts.rms_norm",
     "partition": 'tp = "replicate"',
     "fuse": "ts.rope_kv_write",
-    "select": 'kernel = "onednn.linear_prepacked"',
-    "quantize": "model.embed_tokens.weight.packed",
+    "select": 'kernel = "native.linear"',
+    "quantize": "ts.rope_kv_write",
 }
 
 
