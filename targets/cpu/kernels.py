@@ -1,10 +1,12 @@
-"""Kernels of the CPU targets. A new kernel is one row here and one function in runtime/functions."""
+"""Kernels of the CPU targets. One of a library is a row here and a function in runtime/functions; native ones have rows of
+their own (native_kernels.py)."""
 
 from __future__ import annotations
 
 from ...ir.mlir import ir
 from ...ir.types import dtype_of
 from ..machine import Kernel, Machine
+from .native_kernels import NATIVE_KERNELS
 
 _MEASURED = "2 cores of an AMD EPYC (Zen 3), torch 2.13, 2026-11-23"
 
@@ -29,44 +31,8 @@ def _simple(operation: str, efficiency: float = 0.5) -> Kernel:
     return Kernel(f"torch.{name}", operation, name, lambda _rows: efficiency, "set, not measured")
 
 
-def _native_efficiency(rows: int) -> float:
-    """Share of the roofline by rows: few rows stream the weights, many are a blocked product."""
-    return 0.9 if rows <= 4 else 0.8
-
-
-def _native(operation: str, function: str = "", efficiency: float = 0.8) -> Kernel:
-    name = operation.removeprefix("ts.")
-    return Kernel(f"native.{name}", operation, function or f"native.{name}", lambda _rows: efficiency, "set, not measured")
-
-
 CPU_KERNELS: tuple[Kernel, ...] = (
-    Kernel(
-        name="native.linear",
-        operation="ts.linear",
-        function="native.linear",
-        efficiency=_native_efficiency,
-        receipt="set, not measured",
-        prepack="panel",
-        reads=("panel",),
-        blocks=True,
-    ),
-    Kernel(
-        name="native.embedding",
-        operation="ts.embedding",
-        function="native.embedding",
-        efficiency=lambda _rows: 0.8,
-        receipt="set, not measured",
-        packs=(),
-        reads=("none", "panel"),
-        blocks=True,
-    ),
-    *(
-        _native(f"ts.{name}")
-        for name in ("rms_norm", "add_rms_norm", "rope_table", "rope", "rope_kv_write", "gated_activation", "add", "mul")
-    ),
-    _native("ts.gather_rows"),
-    _native("ts.attention", "native.kv_write+native.attention"),
-    _native("ts.cached_attention", "native.attention"),
+    *NATIVE_KERNELS,
     Kernel("onednn.linear_prepacked", "ts.linear", "linear_onednn", _prepacked_efficiency, _MEASURED, _needs_bf16_gemm, "onednn"),
     Kernel("aten.linear", "ts.linear", "linear", _unpacked_efficiency, _MEASURED),
     Kernel("torch.attention_with_kv_write", "ts.attention", "kv_write+attention", lambda _rows: 0.5, "set, not measured"),
