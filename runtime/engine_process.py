@@ -33,6 +33,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: str
     weights: str | None
     threads: int | None
+    pin_threads: bool
     overlap: bool
     verify: bool
     commands: str
@@ -71,7 +72,7 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
             from .executor import load_executor
 
             clock.finish("imports")
-            executor = load_executor(plan, options.weights, options.threads, clock.finish)
+            executor = load_executor(plan, options.weights, options.threads, clock.finish, pin_threads=options.pin_threads)
             try:
                 clock.finish("weights")
                 if options.verify:

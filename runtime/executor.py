@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -44,12 +45,14 @@ def load_executor(
     report: Report,
     truncate_repeats: bool = False,
     exact_weights: bool = False,
+    pin_threads: bool = False,
 ) -> PlanExecutor:
     """Allocate, load the weights and expand the largest buckets of a plan.
 
     `weights` as for `load_weights`; `threads` to compute with (None: the libraries' choice, all cores for native kernels).
     With `truncate_repeats` each repeat runs its first iteration alone and only what that needs is loaded (goldens); with
-    `exact_weights` nothing is rounded to block types. Raises a TokenspeedError saying what does not fit.
+    `exact_weights` nothing is rounded to block types. `pin_threads` keeps each native thread on a core of its own. Raises a
+    TokenspeedError saying what does not fit.
     """
     _check_functions(plan.manifest.functions_version)
     check_slot_buffers(plan.manifest)
@@ -62,7 +65,7 @@ def load_executor(
             needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
         memory = allocate(plan, needed)
         report("memory")
-        native = _native(plan, threads)
+        native = _native(plan, threads, pin_threads)
         tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
         report("weights")
         context = Context()
@@ -74,12 +77,12 @@ def load_executor(
     return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary), native)
 
 
-def _native(plan: PlanSource, threads: int | None) -> NativeRuntime | None:
+def _native(plan: PlanSource, threads: int | None, pin: bool) -> NativeRuntime | None:
     library = plan.manifest.kernels
     if library is None:
         return None
     (digest,) = (entry.sha256 for entry in plan.manifest.entries if entry.name == library.entry)
-    return NativeRuntime(plan.entry(library.entry), digest, threads)
+    return NativeRuntime(plan.entry(library.entry), digest, threads, sorted(os.sched_getaffinity(0)) if pin else None)
 
 
 def _check_functions(version: int) -> None:

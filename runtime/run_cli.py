@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 2), help="For --prompt and --chat.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="For --prompt and --chat. [default: random]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads the engine computes with. [default: the cores it may use]")
+@click.option("--pin-threads", is_flag=True, help="Keep each thread that computes on a core of its own.")
 @click.option(
     "--drain-timeout", default=30.0, show_default=True, type=click.FloatRange(min=0),
     help="Seconds that running requests have to finish after SIGTERM.",
@@ -55,6 +56,7 @@ def main(
     temperature: float,
     seed: int | None,
     threads: int | None,
+    pin_threads: bool,
     drain_timeout: float,
     overlap: bool,
     trust_store: Path | None,
@@ -78,6 +80,7 @@ def main(
             plan=str(plan),
             weights=weights,
             threads=threads,
+            pin_threads=pin_threads,
             overlap=overlap,
             verify=verify,
             host=host,

@@ -32,6 +32,7 @@ class LaunchOptions:
     plan: str
     weights: str | None
     threads: int | None
+    pin_threads: bool
     overlap: bool
     verify: bool
     host: str
@@ -69,6 +70,7 @@ def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
         "plan_id": plan.plan_id,
         "weights": options.weights,
         "threads": options.threads,
+        "pin_threads": options.pin_threads,
         "overlap": options.overlap,
         "verify": options.verify,
     }

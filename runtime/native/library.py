@@ -125,7 +125,9 @@ class NativeLibrary:
 
 
 def _load_sealed(data: bytes | memoryview, sha256: str) -> ctypes.CDLL:
+    """The library. Its file stays open as long as the process: the loader knows libraries by path, and this is one's path."""
     file = os.memfd_create("tokenspeed-kernels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    loaded = False
     try:
         view = memoryview(data)
         while view:
@@ -141,7 +143,9 @@ def _load_sealed(data: bytes | memoryview, sha256: str) -> ctypes.CDLL:
                 got=found,
                 fix="fetch the plan again",
             )
-        return ctypes.CDLL(f"/proc/self/fd/{file}")
+        library = ctypes.CDLL(f"/proc/self/fd/{file}")
+        loaded = True
+        return library
     except OSError as error:
         raise PlanError(
             "The plan's kernels cannot be loaded on this machine.",
@@ -151,7 +155,8 @@ def _load_sealed(data: bytes | memoryview, sha256: str) -> ctypes.CDLL:
             fix="compile the plan for this machine (tokenspeed-compile --target cpu)",
         ) from None
     finally:
-        os.close(file)
+        if not loaded:
+            os.close(file)
 
 
 def _declarations(text: str) -> tuple[AttributeDeclaration, ...]:

@@ -35,7 +35,7 @@ class ThreadTeam:
         self._scratch = aligned_bytes(_LINE)
         self._address = self._shared.ctypes.data
         self._entry.ts_open(self._address, threads, self._scratch.ctypes.data, len(self._scratch), _SPINS)
-        if processors is not None:
+        if processors:
             os.sched_setaffinity(0, {processors[0]})
         self._workers = [
             threading.Thread(target=self._work, args=(index, processors), daemon=True, name=f"kernels-{index}")
@@ -75,6 +75,6 @@ class ThreadTeam:
             self._workers = []
 
     def _work(self, index: int, processors: Sequence[int] | None) -> None:
-        if processors is not None:
+        if processors:
             os.sched_setaffinity(0, {processors[index % len(processors)]})
         self._entry.ts_work(ctypes.c_void_p(self._address), index)
