@@ -20,10 +20,12 @@ from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import Compilation, compile_model
 from tokenspeed.ir.module import context
+from tokenspeed.passes.choose_weight_types import Quantization
 from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.program import Repeat
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.writer import write_plan
+from tokenspeed.runtime.accuracy import measure_accuracy
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
@@ -80,9 +82,11 @@ class Compiled:
         return np.split(found, np.cumsum([count for _, _, count in step])[:-1])
 
 
-def compiled(source: Path, weights: Path, model: PreTrainedModel) -> Compiled:
+def compiled(source: Path, weights: Path, model: PreTrainedModel, quantize: Quantization = "none") -> Compiled:
     traffic = TrafficProfile(prompt_tokens=CONTEXT, output_tokens=CONTEXT)
-    options = CompileOptions(dtype="f32", max_context=CONTEXT, max_sequences=SEQUENCES, prefill_chunk=CHUNK, traffic=traffic)
+    options = CompileOptions(
+        dtype="f32", max_context=CONTEXT, max_sequences=SEQUENCES, prefill_chunk=CHUNK, traffic=traffic, quantize=quantize
+    )
     with context():
         state = compile_model(open_model(source), options, lambda _phase, _state: None)
     assert state.manifest is not None
@@ -162,6 +166,25 @@ def test_gguf(encodings: str, tmp_path: Path) -> None:
     tiny = Tiny(tied=False, encodings=chosen, extra=scaled)
     path = tiny.write(tmp_path / "tiny.gguf")
     check(compiled(path, path, from_gguf(path)), [*CHUNKED])
+
+
+@pytest.mark.parametrize("encodings", ["Q8_0", "Q4_0", "Q4_1"])
+def test_gguf_blocks_are_kept(encodings: str, tmp_path: Path) -> None:
+    """The file's blocks stay as they are; what differs from exact arithmetic is the rounding of activations to 8 bits."""
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    chosen = {f"blk.{i}.{name}.weight": encodings for i in range(LAYERS) for name in names} | {"token_embd.weight": encodings}
+    drawn = Tiny(tied=False)._tensors()
+    scaled = {name: value * value.shape[-1] ** -0.5 if value.ndim > 1 else 1 + 0.3 * value for name, value in drawn.items()}
+    path = Tiny(tied=False, encodings=chosen, extra=scaled).write(tmp_path / "tiny.gguf")
+    model = compiled(path, path, from_gguf(path), quantize="auto")
+    kept = {weight.dtype for weight in model.plan.manifest.weights}
+    assert encodings.lower() in kept
+    (found,) = model.logits(((0, 0, 17),))
+    expected = model.expected(0, 17)
+    spread = float(expected.std())
+    assert 0 < np.abs(found - expected).mean() < 0.03 * spread
+    accuracy = measure_accuracy(model.plan, str(path), lambda _line: None)
+    assert accuracy.top_1_agreement > 0.8 and 0 < accuracy.mean_difference < 0.05 * spread
 
 
 def from_gguf(path: Path) -> PreTrainedModel:

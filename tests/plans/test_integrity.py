@@ -12,7 +12,7 @@ from tokenspeed.plans.integrity import check_manifest, check_program, ranks
 from tokenspeed.plans.program import Bucket, Buffer, Call, Program, Repeat, View
 from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
 from tokenspeed.plans.recipe_shapes import infer
-from tokenspeed.plans.schema import Entry, Manifest
+from tokenspeed.plans.schema import Entry, KernelLibrary, Manifest
 from tokenspeed.tests.plans.sample_plan import HIDDEN, sample_entries, sample_manifest, sample_program, sample_sampler
 
 replace = msgspec.structs.replace
@@ -207,6 +207,51 @@ def test_program_contradictions(path: str, change: Any, where: str | None) -> No
     with pytest.raises(PlanError) as caught:
         check_program(sound_manifest(), program)
     assert caught.value.where == where
+
+
+LIBRARY = KernelLibrary(entry="kernels/kernels.so", interface=1, kernels=("linear",), compiler="g++ 12")
+
+
+def with_kernels(library: KernelLibrary | None = LIBRARY) -> Manifest:
+    manifest = sound_manifest()
+    entries = (*manifest.entries, Entry(name="kernels/kernels.so", size=1, sha256="0" * 64))
+    return replace(manifest, kernels=library, entries=tuple(sorted(entries, key=lambda entry: entry.name)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"entry": "kernels/other.so"}, "kernels.entry"),
+        ({"entry": "decisions.json"}, "kernels.entry"),
+        ({"interface": 0}, "kernels.interface"),
+        ({"kernels": ("linear", "linear")}, "kernels.kernels"),
+    ],
+)
+def test_kernel_library_contradictions(changes: dict[str, Any], where: str) -> None:
+    check_manifest(with_kernels())
+    with pytest.raises(PlanError) as refused:
+        check_manifest(with_kernels(replace(LIBRARY, **changes)))
+    assert refused.value.where == where
+
+
+def test_native_calls_must_be_kernels_of_the_library() -> None:
+    program = edited(sample_program(), "body.0.function", "native.linear")
+    check_program(with_kernels(), program)
+    for manifest in (with_kernels(None), with_kernels(replace(LIBRARY, kernels=("add",)))):
+        with pytest.raises(PlanError, match="contradicts itself") as refused:
+            check_program(manifest, program)
+        assert "native.linear" in refused.value.where
+
+
+def test_block_types_need_panels() -> None:
+    manifest = with_kernels()
+    at = next(place for place, weight in enumerate(manifest.weights) if len(weight.shape) == 2)
+    weight = manifest.weights[at]
+    for changes in ({"dtype": "q8_0"}, {"prepack": "panel", "bytes": 1}, {"dtype": "q4_k", "prepack": "panel"}):
+        weights = (*manifest.weights[:at], replace(weight, **changes), *manifest.weights[at + 1 :])
+        with pytest.raises(PlanError) as refused:
+            check_manifest(replace(manifest, weights=weights))
+        assert weight.name in refused.value.where
 
 
 def test_a_view_of_no_rows_is_empty_and_sound() -> None:
