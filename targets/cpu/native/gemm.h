@@ -18,13 +18,16 @@ struct Product {
     int64_t rows, K;
 
     int64_t steps() const { return steps_of(way, K); }
-    int64_t blocks() const { return (rows + MOST_ROWS - 1) / MOST_ROWS; }
+    int64_t most() const { return most_rows(way); }
+    int64_t blocks() const { return (rows + most() - 1) / most(); }
+    // The first row of block b. Two blocks have the same number of rows: a full one and a small one would be slower.
+    int64_t first_row(int64_t b) const { return blocks() == 2 && b == 1 ? filled_up(static_cast<int>(rows + 1) / 2) : b * most(); }
     // Rows of block b as it is laid out: some may be doubled to fill it up.
     int block_rows(int64_t b) const {
-        int64_t rest = rows - b * MOST_ROWS;
-        return rest >= MOST_ROWS ? MOST_ROWS : filled_up(static_cast<int>(rest));
+        int64_t until = b + 1 < blocks() ? first_row(b + 1) : rows;
+        return filled_up(static_cast<int>(until - first_row(b)));
     }
-    int64_t block_bytes() const { return steps() * MOST_ROWS * row_step(way); }
+    int64_t block_bytes() const { return steps() * most() * row_step(way); }
     int64_t bytes() const { return (blocks() * block_bytes() + 63) / 64 * 64; }
 };
 
@@ -35,8 +38,8 @@ static inline Product product_of(Type activation, Type weight, int64_t rows, int
 static void arrange_rows(const Product& product, const Rows& rows, char* memory, int64_t first, int64_t last) {
     for (int64_t b = first; b < last; b++) {
         char* to = memory + b * product.block_bytes();
-        if (product.way <= WIDENED) arrange_floats(product.way, rows, b * MOST_ROWS, product.block_rows(b), product.K, to);
-        else arrange_quantised(product.way, rows, b * MOST_ROWS, product.block_rows(b), product.K, to);
+        if (product.way <= WIDENED) arrange_floats(product.way, rows, product.first_row(b), product.block_rows(b), product.K, to);
+        else arrange_quantised(product.way, rows, product.first_row(b), product.block_rows(b), product.K, to);
     }
 }
 
@@ -51,15 +54,20 @@ static void multiply_block(int rows, const char* x, const char* panel, int64_t s
     switch (rows) {
         case 1: return multiply_block_of<WAY, 1, PARTS>(x, panel, steps, out, fresh, ahead);
         case 2: return multiply_block_of<WAY, 2, PARTS>(x, panel, steps, out, fresh, ahead);
-        case 3: return multiply_block_of<WAY, 3, PARTS>(x, panel, steps, out, fresh, ahead);
 #if defined(__AVX512F__)
+        case 3: return multiply_block_of<WAY, 3, PARTS>(x, panel, steps, out, fresh, ahead);
         case 4: return multiply_block_of<WAY, 4, PARTS>(x, panel, steps, out, fresh, ahead);
-        case 6: return multiply_block_of<WAY, 6, PARTS>(x, panel, steps, out, fresh, ahead);
-        case 8: return multiply_block_of<WAY, 8, PARTS>(x, panel, steps, out, fresh, ahead);
-        case 10: return multiply_block_of<WAY, 10, PARTS>(x, panel, steps, out, fresh, ahead);
 #endif
-        default: return multiply_block_of<WAY, MOST_ROWS, 2>(x, panel, steps, out, fresh, ahead);
+        default: break;
     }
+    if constexpr (most_rows(WAY) >= 8) {
+        if (rows == 8) return multiply_block_of<WAY, 8, PARTS>(x, panel, steps, out, fresh, ahead);
+    }
+    if constexpr (most_rows(WAY) >= 12) {
+        if (rows == 12) return multiply_block_of<WAY, 12, PARTS>(x, panel, steps, out, fresh, ahead);
+        if (rows == 10) return multiply_block_of<WAY, 10, PARTS>(x, panel, steps, out, fresh, ahead);
+    }
+    if constexpr (most_rows(WAY) >= 6) multiply_block_of<WAY, 6, 2>(x, panel, steps, out, fresh, ahead);
 }
 
 static void multiply_block(Way way, int rows, const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
@@ -78,10 +86,11 @@ static void multiply_block(Way way, int rows, const char* x, const char* panel, 
 constexpr int64_t STRETCH_BYTES = 64 << 10;  // of a panel that pass all blocks before the next stretch
 constexpr int64_t AHEAD_BYTES = 8 << 10;
 
-// `from` is a multiple of MOST_ROWS. `out` has room for (until - from) rounded up to a multiple of MOST_ROWS rows. Panels that follow
+// `from` is a multiple of product.most(), and `out` has room for until - from rounded up to such a multiple. Panels that follow
 // each other in memory are best multiplied one after the other: what comes next is fetched while the end of this one is multiplied.
 static void multiply_panel(const Product& product, const char* memory, int64_t from, int64_t until, const char* panel, float* out) {
-    int64_t first = from / MOST_ROWS, blocks = (until + MOST_ROWS - 1) / MOST_ROWS - first, steps = product.steps();
+    int64_t first = from / product.most(), blocks = (until + product.most() - 1) / product.most() - first, steps = product.steps();
+    int64_t first_row = product.first_row(first);
     int64_t step = panel_step(product.way), stretch = blocks > 1 ? STRETCH_BYTES / step : steps;
     for (int64_t at = 0; at < steps; at += stretch) {
         int64_t some = steps - at < stretch ? steps - at : stretch;
@@ -89,10 +98,11 @@ static void multiply_panel(const Product& product, const char* memory, int64_t f
         for (int64_t b = 0; b < blocks; b++) {
             int count = product.block_rows(first + b);
             const char* x = memory + (first + b) * product.block_bytes() + at * count * row_step(product.way);
-            // One block looks a little ahead; of many, each fetches its share of the next stretch.
-            int64_t share = (step + blocks - 1) / blocks;
-            Ahead ahead = blocks > 1 ? Ahead{weight + some * step + b * share * some, share} : Ahead{weight + AHEAD_BYTES, step};
-            multiply_block(product.way, count, x, weight, some, out + b * MOST_ROWS * COLUMNS, at == 0, ahead);
+            // One block looks a little ahead; of many, the first two fetch a half of the next stretch each.
+            int64_t lines = step / LINE, half = (lines + 1) / 2;
+            Ahead ahead{weight + AHEAD_BYTES, lines};
+            if (blocks > 1) ahead = b < 2 ? Ahead{weight + some * step + b * half * LINE * some, half} : Ahead{nullptr, 0};
+            multiply_block(product.way, count, x, weight, some, out + (product.first_row(first + b) - first_row) * COLUMNS, at == 0, ahead);
         }
     }
 }

@@ -26,7 +26,7 @@ static inline Vec high_half(__m512i x) { return _mm512_castsi512_ps(_mm512_and_s
 #else
 static inline __m256i bits_at(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 static inline Vec low_half(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
-static inline Vec high_half(__m256i x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536))); }
+static inline Vec high_half(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(x, 16), 16)); }  // spares a mask
 #endif
 
 // sums[r][v] += x[r] * columns[v]. Row by row: a broadcast is used for all columns at once and then forgotten, sums fill the registers.
@@ -47,15 +47,14 @@ template <Way WAY, int ROWS, int MANY> static inline void multiply_step(Vec (&su
         for (int v = 0; v < MANY; v++) columns[v] = load(reinterpret_cast<const float*>(weight) + v * WIDTH);
         add_products(sums, x, columns);
     } else if constexpr (WAY == WIDENED) {
-        Vec even[MANY], odd[MANY];
+        Vec columns[MANY];
 #pragma GCC unroll 4
-        for (int v = 0; v < MANY; v++) {
-            auto bits = bits_at(weight + v * WIDTH * 4);
-            even[v] = low_half(bits);
-            odd[v] = high_half(bits);
-        }
-        add_products(sums, x, even);
-        add_products(sums, x + ROWS, odd);
+        for (int v = 0; v < MANY; v++) columns[v] = low_half(bits_at(weight + v * WIDTH * 4));
+        add_products(sums, x, columns);
+        __asm__("" : "+r"(weight));  // read again: the registers are full
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) columns[v] = high_half(bits_at(weight + v * WIDTH * 4));
+        add_products(sums, x + ROWS, columns);
     } else {
 #if defined(__AVX512BF16__)
         __m512bh columns[MANY];
@@ -73,7 +72,7 @@ template <Way WAY, int ROWS, int MANY> static inline void multiply_step(Vec (&su
 
 // out[ROWS][32] (+)= x . panel over `steps` steps, MANY vectors of columns at a time.
 template <Way WAY, int ROWS, int MANY>
-static void multiply_float_rows(const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
+[[gnu::noinline]] static void multiply_float_rows(const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
     for (int part = 0; part < PARTS; part += MANY) {
         Vec sums[ROWS][MANY];
 #pragma GCC unroll 16
@@ -86,9 +85,9 @@ static void multiply_float_rows(const char* x, const char* panel, int64_t steps,
 #pragma GCC unroll 2
         for (int64_t s = 0; s < steps; s++) {
             if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
-                _mm_prefetch(ahead.at, _MM_HINT_T1);
-                _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
-                ahead.at += ahead.step;
+                if (ahead.lines > 0) fetch_line(ahead.at);
+                if (ahead.lines > 1) fetch_line(ahead.at + LINE);
+                ahead.at += ahead.lines * LINE;
             }
             multiply_step<WAY>(sums, at, weight);
             at += WAY == WIDENED ? 2 * ROWS : ROWS;

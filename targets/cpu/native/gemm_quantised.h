@@ -95,9 +95,8 @@ static inline void multiply_group(Ints (&sums)[ROWS][MANY], const int32_t* x, co
 #pragma GCC unroll 8
     for (int j = 0; j < FOURS; j++, x += ROWS, quants += COLUMNS * 4) {
         if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
-            _mm_prefetch(ahead.at, _MM_HINT_T1);
-            _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
-            ahead.at += ahead.step;
+            if (ahead.lines > 2 * j) fetch_line(ahead.at + 2 * j * LINE);
+            if (ahead.lines > 2 * j + 1) fetch_line(ahead.at + (2 * j + 1) * LINE);
         }
 if constexpr (WAY == BYTES) {
             add_bytes(sums, x, quants);
@@ -122,9 +121,8 @@ if constexpr (WAY == BYTES) {
 
 // out[ROWS][32] (+)= x . panel over `steps` groups, MANY vectors of columns at a time.
 template <Way WAY, int ROWS, int MANY>
-static void multiply_quantised_rows(const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
+[[gnu::noinline]] static void multiply_quantised_rows(const char* x, const char* panel, int64_t steps, float* out, bool fresh, Ahead ahead) {
     constexpr int64_t HEAD = WAY == MINIMUMS ? 4 * COLUMNS : 2 * COLUMNS;
-    ahead.step /= WAY == BYTES ? 8 : 4;
     for (int part = 0; part < PARTS; part += MANY) {
         Vec totals[ROWS][MANY];
 #pragma GCC unroll 16
@@ -139,7 +137,10 @@ static void multiply_quantised_rows(const char* x, const char* panel, int64_t st
             Ints sums[ROWS][MANY];
             multiply_group<WAY>(sums, reinterpret_cast<const int32_t*>(at), reinterpret_cast<const int32_t*>(scales + ROWS),
                                 weight + HEAD + part * WIDTH * 4, ahead);
-            ahead.at += ahead.step * (WAY == BYTES ? 8 : 4);
+            if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
+                for (int64_t line = WAY == BYTES ? 16 : 8; line < ahead.lines; line++) fetch_line(ahead.at + line * LINE);
+                ahead.at += ahead.lines * LINE;
+            }
 #pragma GCC unroll 4
             for (int v = 0; v < MANY; v++) {
                 Vec scale = halves_at(weight + (part + v) * WIDTH * 2);

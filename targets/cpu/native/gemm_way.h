@@ -14,13 +14,22 @@ enum Way : int32_t {
 
 constexpr int PARTS = COLUMNS / WIDTH;
 constexpr int ROWS_TO_LOOK_AHEAD = 6;  // fewer leave the memory no time to spare: what the processor fetches by itself does better
+// Rows of a block at most: as many as sums fit in the registers.
 #if defined(__AVX512F__)
-constexpr int MOST_ROWS = 12;  // of a block: 12 x 2 sums of 32 registers
+static inline constexpr int most_rows(Way way) {
+#if defined(__AVX512VNNI__)
+    return way <= WIDENED ? 12 : 8;
+#else
+    return way <= WIDENED ? 12 : 4;
+#endif
+}
 static inline int filled_up(int rows) { return rows <= 4 ? rows : (rows + 1) / 2 * 2; }
 #else
-constexpr int MOST_ROWS = 6;  // 6 x 2 sums of 16 registers, one half of the columns after the other
-static inline int filled_up(int rows) { return rows <= 3 ? rows : MOST_ROWS; }
+static inline constexpr int most_rows(Way) { return 6; }  // one half of the columns after the other
+static inline int filled_up(int rows) { return rows <= 2 ? rows : 6; }
 #endif
+constexpr int MOST_ROWS = 12;  // whatever the way
+constexpr int64_t ROWS_APART = 24;  // a multiple of all of them
 
 static inline Way way_of(Type activation, Type weight) {
     switch (weight) {
@@ -47,8 +56,11 @@ static inline constexpr int64_t panel_step(Way way) {
 // Bytes of arranged activations in one step, of one row: 4, 8 (two floats), or 32 bytes, a scale, a start and a scaled sum.
 static inline constexpr int64_t row_step(Way way) { return way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
 
-// What to ask the memory for while a step is multiplied: the step's share of what comes later.
+// What is fetched from memory while steps are multiplied: so many cache lines a step.
 struct Ahead {
     const char* at;
-    int64_t step;
+    int64_t lines;
 };
+
+constexpr int64_t LINE = 64;
+static inline void fetch_line(const char* at) { _mm_prefetch(at, _MM_HINT_T1); }

@@ -1,7 +1,7 @@
 // out[R, N] = x[R, K] . weight[N, K]^T (+ bias[N]); the weight in the PANEL layout. Sums in float32 along K, one after the other.
 #include "gemm.h"
 
-static constexpr int64_t ROW_CHUNK = 240;         // rows that a task takes at most; a multiple of every MOST_ROWS
+static constexpr int64_t ROW_CHUNK = 240;         // rows that a task takes at most; a multiple of ROWS_APART
 static constexpr int64_t CHUNK_BYTES = 512 << 10;  // of arranged activations, which then stay in the second-level cache
 
 static Product product_of(const Call& call) {
@@ -13,11 +13,11 @@ static Product product_of(const Call& call) {
 static bool is_shared(const Product& product) { return product.blocks() > 1; }
 
 static int64_t rows_per_task(const Product& product, int64_t panels, int32_t threads) {
-    int64_t fitting = CHUNK_BYTES / (product.block_bytes() / MOST_ROWS);
+    int64_t fitting = CHUNK_BYTES / (product.block_bytes() / product.most());
     if (fitting > ROW_CHUNK) fitting = ROW_CHUNK;
-    int64_t rows = fitting / MOST_ROWS * MOST_ROWS;
-    int64_t least = 4 * MOST_ROWS;
-    while (rows > least && panels * ((product.rows + rows - 1) / rows) < 4 * threads) rows -= MOST_ROWS;
+    int64_t rows = fitting / ROWS_APART * ROWS_APART;
+    int64_t least = 2 * ROWS_APART;
+    while (rows > least && panels * ((product.rows + rows - 1) / rows) < 4 * threads) rows -= ROWS_APART;
     return rows > least ? rows : least;
 }
 
@@ -31,60 +31,71 @@ template <class T> static void put_rows(const float* from, int64_t rows, const f
     }
 }
 
-static void share_of_turn(int64_t turn, int64_t total, int64_t threads, int64_t& first, int64_t& last) {
-    int64_t start = 0;
-    for (;;) {
-        int64_t rest = total - start, size = rest / (2 * threads);
+// Tasks [first, last) of the `turn`-th turn: at first each thread gets a long run of panels side by side, which memory reads fastest,
+// then ever shorter ones, so that no thread waits for another that lost its core (guided self-scheduling, Polychronopoulos 1987).
+static void tasks_of_turn(int64_t turn, int64_t total, int64_t threads, int64_t& first, int64_t& last) {
+    int64_t start = 0, size = 0;
+    for (;; turn -= threads, start += threads * size) {
+        size = (total - start) / (2 * threads);
         if (size < 1) size = 1;
-        if (turn < threads || size == 1) {
-            first = start + turn * size;
-            last = first + size;
-            if (first > total) first = total;
-            if (last > total) last = total;
-            return;
-        }
-        turn -= threads;
-        start += threads * size;
+        if (turn < threads || size == 1) break;
     }
+    first = start + turn * size < total ? start + turn * size : total;
+    last = first + size < total ? first + size : total;
 }
 
 SCRATCH(linear) {
-    Product product = product_of(call);
-    int64_t arranged = product.bytes() * (is_shared(product) ? 1 : threads);
-    return arranged + threads * (ROW_CHUNK + 1) * COLUMNS * 4;
+    Product product = product_of(call), few = product;  // steps of fewer rows use it as well
+    if (few.rows > few.most()) few.rows = few.most();
+    int64_t together = product.bytes(), each = few.bytes() * threads;
+    return (together > each ? together : each) + threads * ROW_CHUNK * COLUMNS * 4;
+}
+
+// One panel times the rows [from, until): `results` has room for them.
+static void run_task(const Call& call, const Product& product, const char* arranged, int64_t panel, int64_t from, int64_t until,
+                     float* results) {
+    const Tensor &weight = call.input(1), &out = call.output(0);
+    const char* columns = weight.at<char>() + panel * panel_bytes(weight.type, product.K);
+    multiply_panel(product, arranged, from, until, columns, results);
+    int64_t first = panel * COLUMNS, rest = weight.shape[0] - first;
+    int count = rest < COLUMNS ? static_cast<int>(rest) : COLUMNS;
+    alignas(64) float addend[COLUMNS];
+    const float* bias = nullptr;
+    if (call.inputs > 2) {
+        const Tensor& given = call.input(2);
+        for (int c = 0; c < COLUMNS; c++) {
+            addend[c] = c >= count ? 0 : given.type == F32 ? *given.at<float>(first + c) : to_float(*given.at<bf16>(first + c));
+        }
+        bias = addend;
+    }
+    if (out.type == F32) put_rows(results, until - from, bias, out.at<float>(from, first), out.strides[0], count);
+    else put_rows(results, until - from, bias, out.at<bf16>(from, first), out.strides[0], count);
 }
 
 KERNEL(linear, "") {
-    const Tensor &x = call.input(0), &weight = call.input(1), &out = call.output(0);
-    const Tensor* bias = call.inputs > 2 ? &call.input(2) : nullptr;
+    const Tensor& x = call.input(0);
     Product product = product_of(call);
     if (product.rows == 0) return;
-    Rows rows{static_cast<const char*>(x.data), x.strides[0] * (x.type == F32 ? 4 : 2), nullptr, product.rows, x.type};
+    Rows rows{x.at<char>(), x.strides[0] * (x.type == F32 ? 4 : 2), nullptr, product.rows, x.type};
     bool shared = is_shared(product);
     char* arranged = team.scratch<char>(shared ? 0 : team.index * product.bytes());
-    float* results = team.scratch<float>(product.bytes() * (shared ? 1 : team.size)) + team.index * (ROW_CHUNK + 1) * COLUMNS;
-    float* addend = results + ROW_CHUNK * COLUMNS;
+    float* results = team.scratch<float>(product.bytes() * (shared ? 1 : team.size)) + team.index * ROW_CHUNK * COLUMNS;
     if (shared) {
         for (int64_t b; (b = team.next()) < product.blocks();) arrange_rows(product, rows, arranged, b, b + 1);
         team.barrier();
     } else {
-        arrange_rows(product, rows, arranged, 0, product.blocks());
+        arrange_rows(product, rows, arranged, 0, 1);
     }
-    int64_t N = weight.shape[0], panels = panel_count(N), bytes = panel_bytes(weight.type, product.K);
+    int64_t panels = panel_count(call.input(1).shape[0]);
     int64_t chunk = rows_per_task(product, panels, team.size), chunks = (product.rows + chunk - 1) / chunk;
-    int64_t total = panels * chunks;
-    for (int64_t turn, first, last; (turn = team.next()), share_of_turn(turn, total, team.size, first, last), first < last;)
-    for (int64_t task = first; task < last; task++) {
-        int64_t panel = task % panels, from = task / panels * chunk;
-        int64_t until = from + chunk < product.rows ? from + chunk : product.rows;
-        multiply_panel(product, arranged, from, until, weight.at<char>() + panel * bytes, results);
-        int columns = N - panel * COLUMNS < COLUMNS ? static_cast<int>(N - panel * COLUMNS) : COLUMNS;
-        for (int c = 0; bias && c < columns; c++) {
-            addend[c] = bias->type == F32 ? bias->at<float>()[panel * COLUMNS + c] : to_float(bias->at<bf16>()[panel * COLUMNS + c]);
+    for (;;) {
+        int64_t first, last;
+        tasks_of_turn(team.next(), panels * chunks, team.size, first, last);
+        if (first == last) break;
+        for (int64_t task = first; task < last; task++) {
+            int64_t from = task / panels * chunk, until = from + chunk < product.rows ? from + chunk : product.rows;
+            run_task(call, product, arranged, task % panels, from, until, results);
         }
-        const float* add = bias ? addend : nullptr;
-        if (out.type == F32) put_rows(results, until - from, add, out.at<float>(from, panel * COLUMNS), out.strides[0], columns);
-        else put_rows(results, until - from, add, out.at<bf16>(from, panel * COLUMNS), out.strides[0], columns);
     }
 }
 
