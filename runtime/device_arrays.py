@@ -1,10 +1,14 @@
-"""Plan types as torch types, and dense arrays in host memory."""
+"""Plan types as torch types, and host arrays as tensors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 
 TORCH_TYPES: dict[str, torch.dtype] = {
+    "f64": torch.float64,
     "f32": torch.float32,
     "bf16": torch.bfloat16,
     "f16": torch.float16,
@@ -12,17 +16,18 @@ TORCH_TYPES: dict[str, torch.dtype] = {
     "i64": torch.int64,
     "u8": torch.uint8,
     "i8": torch.int8,
+    "i1": torch.bool,
 }
 
-PLAN_TYPES = {kind: name for name, kind in TORCH_TYPES.items()}
+
+def window(arena: torch.Tensor, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], start: int) -> torch.Tensor:
+    """The window of a flat tensor of bytes that begins at byte `start`; strides count elements."""
+    kind = TORCH_TYPES[dtype]
+    whole = arena[: arena.numel() // kind.itemsize * kind.itemsize].view(kind)
+    return whole.as_strided(shape, strides, start // kind.itemsize)
 
 
-def committed(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A zeroed array whose pages are all in memory now, so that a machine too small is found at load."""
-    return torch.empty(shape, dtype=TORCH_TYPES[dtype]).zero_()
-
-
-def from_bytes(data: memoryview, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A copy of raw little-endian bytes as an array."""
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
-    return raw.view(TORCH_TYPES[dtype]).reshape(shape)
+def as_tensor(data: NDArray[Any], dtype: str) -> torch.Tensor:
+    """The same memory as a tensor of the plan type `dtype` (bfloat16 comes as uint16)."""
+    tensor = torch.from_numpy(data)
+    return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor

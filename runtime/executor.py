@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
@@ -16,13 +17,16 @@ from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALU
 from .executor_interface import Report, RowsFailed, StepResult
 from .expand import Expansion, Extent, Surroundings, operand_names
 from .expansions import Expansions, read_programs
-from .functions.base import Context
+from .functions.context import Context
 from .native.runtime import NativeRuntime
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
 from .scheduling.step import IntArray, StepBatch
 from .static_memory import StaticMemory, allocate
 from .weights import PlanSource, load_weights
+
+Mode = Callable[[], AbstractContextManager[object]]
+"""What programs run inside of."""
 
 
 @dataclass
@@ -56,10 +60,9 @@ def load_executor(
     """
     _check_functions(plan.manifest.functions_version)
     check_slot_buffers(plan.manifest)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with torch.inference_mode():
-        programs = read_programs(plan)
+    programs = read_programs(plan)
+    mode = nullcontext if programs.are_native else _library_mode(threads)
+    with mode():
         needed = None
         if truncate_repeats:
             needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
@@ -74,7 +77,16 @@ def load_executor(
         expansions = Expansions(plan.manifest, programs, around, truncate_repeats)
         expansions.prepare_largest()
         report("programs")
-    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary), native)
+    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary), native, mode)
+
+
+def _library_mode(threads: int | None) -> Mode:
+    """What library functions run in: torch's inference mode, on as many threads."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.inference_mode
 
 
 def _native(plan: PlanSource, threads: int | None, pin: bool) -> NativeRuntime | None:
@@ -106,13 +118,23 @@ class PlanExecutor:
         context: Context,
         slots: SamplingSlots,
         native: NativeRuntime | None = None,
+        mode: Mode = nullcontext,
     ) -> None:
         self._memory, self._expansions, self._context, self._slots = memory, expansions, context, slots
-        self._native = native
+        self._native, self._mode = native, mode
         self._inputs: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
-            name: tensor.numpy() for name, tensor in memory.inputs.items()
+            name: array.data for name, array in memory.inputs.items()
         }
         self.breakdown = Breakdown()
+
+    @property
+    def threads(self) -> int:
+        """Threads that programs compute with."""
+        if self._native is not None:
+            return self._native.team.size
+        import torch
+
+        return torch.get_num_threads()
 
     @property
     def scratch_bytes(self) -> int:
@@ -126,7 +148,7 @@ class PlanExecutor:
 
     def run(self, batch: StepBatch) -> StepResult:
         times = [time.perf_counter()]
-        with torch.inference_mode():
+        with self._mode():
             wanted = len(batch.logit_rows)
             model, extent = self._expansions.step(batch.rows, wanted)
             sample = self._expansions.sample(extent.logit_rows) if wanted else None
@@ -147,12 +169,12 @@ class PlanExecutor:
 
     def logits_for(self, batch: StepBatch) -> NDArray[np.float32]:
         """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]."""
-        with torch.inference_mode():
+        with self._mode():
             model, extent = self._expansions.step(batch.rows, len(batch.logit_rows))
             self._fill(batch, extent)
             for launch in model.launches:
                 launch()
-            return model.array("logits")[: len(batch.logit_rows)].to(torch.float32, copy=True).numpy()
+            return model.array("logits").first(len(batch.logit_rows)).as_float()
 
     def close(self) -> None:
         """Let go of all memory; the executor cannot be used any more."""
@@ -183,7 +205,7 @@ class PlanExecutor:
         self._context.step += 1
 
     def _result(self, batch: StepBatch, sample: Expansion) -> StepResult:
-        tokens = sample.array(TOKENS).numpy()[: len(batch.logit_rows)].copy()
+        tokens = sample.array(TOKENS).data[: len(batch.logit_rows)].copy()
         result = StepResult(tokens, self._logprobs(batch, sample, tokens))
         failed = np.flatnonzero(tokens < 0)
         if len(failed):
@@ -196,7 +218,7 @@ class PlanExecutor:
         if not asked.any():
             return (None,) * len(tokens)
         counts = np.where(asked, self._slots.logprobs_wanted[batch.logit_slots], -1)
-        chosen, top, values = (sample.array(name).numpy() for name in (CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES))
+        chosen, top, values = (sample.array(name).data for name in (CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES))
         return tuple(
             _token_logprob(int(tokens[row]), float(chosen[row]), top[row, :count], values[row, :count]) if count >= 0 else None
             for row, count in enumerate(counts.tolist())

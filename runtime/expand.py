@@ -5,23 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
+import numpy as np
 
 from ..plans.errors import PlanError
 from ..plans.program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
 from ..plans.template import instantiate
-from .device_arrays import PLAN_TYPES, TORCH_TYPES
-from .functions.base import Context, Launch, Operands
-from .functions.registry import lookup
+from .functions.context import Context, Launch
+from .host_arrays import NUMPY_TYPES, HostArray, LibraryArray
 from .native.launches import NativeLaunches
 from .native.records import NativeArray, PackedWeight, Symbol, describe
 from .native.runtime import NativeRuntime
 
+if TYPE_CHECKING:
+    import torch
+
+    from .functions.registry import Function
+
 # How the step inputs follow the rows of a step; the others are used whole, `counts` says what is real.
 _ROW_INPUTS = frozenset(("token_ids", "positions", "slot_mapping", "row_slots"))
 _LOGIT_INPUTS = frozenset(("logit_rows", "logit_slots"))
+
+
+Array = HostArray | PackedWeight | LibraryArray
+"""What an operand's name may stand for."""
+
+
+def lookup(name: str) -> Function:
+    """A function of the allow-list; imports torch, which programs of native kernels alone do without."""
+    from .functions.registry import lookup as find
+
+    return find(name)
 
 
 @dataclass(frozen=True)
@@ -40,9 +55,9 @@ class Extent:
 class Surroundings:
     """What a program's operands may name outside the program: `inputs` may only be read, `state` may be written."""
 
-    arena: torch.Tensor
-    inputs: Mapping[str, torch.Tensor | PackedWeight]
-    state: Mapping[str, torch.Tensor]
+    arena: HostArray
+    inputs: Mapping[str, Array]
+    state: Mapping[str, HostArray]
     context: Context
     native: NativeRuntime | None = None
 
@@ -55,7 +70,7 @@ class Expansion:
     """
 
     launches: tuple[Launch, ...]
-    array: Callable[[str], torch.Tensor]
+    array: Callable[[str], HostArray]
     resize: Callable[[int, int], None]
 
 
@@ -94,18 +109,19 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             writable = [arrays.described(name, arrays.writable(name)) for name in outputs]
             native.add(call.function, readable, writable, call.attributes, _named(call.label, index))
             continue
-        operands = Operands(
-            call.function,
-            [arrays.tensor(name) for name in inputs],
-            [arrays.writable(name) for name in outputs],
-            call.attributes,
-            around.context,
-            call.label,
-            index,
-        )
-        launches += [native.cut(), lookup(call.function)(operands)]
+        launches += [native.cut(), _bound(call, index, arrays, around.context)]
     launches.append(native.cut())
     return Expansion(tuple(launch for launch in launches if launch is not None), arrays.own, native.resize)
+
+
+def _bound(call: Call, index: int | None, arrays: _Arrays, context: Context) -> Launch:
+    """The launch of a library function."""
+    function = lookup(call.function)
+    from .functions.base import Operands
+
+    inputs = [arrays.tensor(_named(name, index)) for name in call.inputs]
+    outputs = [arrays.writable(_named(name, index)).tensor for name in call.outputs]
+    return function(Operands(call.function, inputs, outputs, call.attributes, context, call.label, index))
 
 
 def _named(name: str, index: int | None) -> str:
@@ -119,12 +135,13 @@ class _Arrays:
         self._program, self._around, self._extent = program.name, around, extent
         self._buffers = {buffer.name: (buffer, offset) for buffer, offset in zip(program.buffers, bucket.offsets, strict=True)}
         self._views = {view.name: view for view in program.views}
-        self._made: dict[str, torch.Tensor | PackedWeight] = {}
+        self._made: dict[str, Array] = {}
 
-    def described(self, name: str, array: torch.Tensor | PackedWeight) -> NativeArray:
+    def described(self, name: str, array: Array) -> NativeArray:
         """The array as kernels see it, with the row count that its first dimension follows."""
-        dtype = array.dtype if isinstance(array, PackedWeight) else PLAN_TYPES[array.dtype]
-        return describe(array, dtype, self._symbol(name))
+        if isinstance(array, LibraryArray):
+            self._refuse("an array that kernels can read", name)
+        return describe(array.data if isinstance(array, HostArray) else array, array.dtype, self._symbol(name))
 
     def _symbol(self, name: str) -> Symbol:
         if name in _ROW_INPUTS:
@@ -135,19 +152,19 @@ class _Arrays:
         return shape[0] if shape and isinstance(shape[0], str) else ""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """An operand of a function that is not native."""
+        """An operand of a library function."""
         found = self.readable(name)
         if isinstance(found, PackedWeight):
             self._refuse("a weight that is not packed for native kernels", name)
-        return found
+        return found.tensor
 
-    def own(self, name: str) -> torch.Tensor:
+    def own(self, name: str) -> HostArray:
         found = self._find_own(name)
         if found is None:
             self._refuse("a view or buffer of this program", name)
         return found
 
-    def writable(self, name: str) -> torch.Tensor:
+    def writable(self, name: str) -> HostArray:
         found = self._find_own(name)
         if found is None:
             found = self._around.state.get(name)
@@ -155,8 +172,8 @@ class _Arrays:
             self._refuse("a view, buffer, slot buffer or KV cache as output", name)
         return found
 
-    def readable(self, name: str) -> torch.Tensor | PackedWeight:
-        found: torch.Tensor | PackedWeight | None = self._find_own(name)
+    def readable(self, name: str) -> Array:
+        found: Array | None = self._find_own(name)
         if found is None:
             found = self._made.get(name)
         if found is None:
@@ -167,20 +184,20 @@ class _Arrays:
             self._refuse("a name that resolves", name)
         return found
 
-    def _cut_input(self, name: str) -> torch.Tensor | PackedWeight | None:
+    def _cut_input(self, name: str) -> Array | None:
         found = self._around.inputs.get(name)
-        if found is None or isinstance(found, PackedWeight):
+        if not isinstance(found, HostArray):
             return found
         if name in _ROW_INPUTS:
-            found = found[: self._extent.rows]
+            found = found.first(self._extent.rows)
         elif name in _LOGIT_INPUTS:
-            found = found[: self._extent.logit_rows]
+            found = found.first(self._extent.logit_rows)
         self._made[name] = found
         return found
 
-    def _find_own(self, name: str) -> torch.Tensor | None:
+    def _find_own(self, name: str) -> HostArray | None:
         kept = self._made.get(name)
-        if isinstance(kept, torch.Tensor) and (name in self._views or name in self._buffers):
+        if isinstance(kept, HostArray) and (name in self._views or name in self._buffers):
             return kept
         if name in self._views:
             found = self._view(self._views[name])
@@ -191,23 +208,27 @@ class _Arrays:
         self._made[name] = found
         return found
 
-    def _buffer(self, buffer: Buffer, offset: int) -> torch.Tensor:
+    def _buffer(self, buffer: Buffer, offset: int) -> HostArray:
         shape = self._extent.of(buffer.shape)
         size = prod(shape) * DTYPE_BYTES[buffer.dtype]
-        if min(shape, default=0) < 0 or offset < 0 or offset % 64 or offset + size > self._around.arena.numel():
-            self._refuse(f"{buffer.name} inside the arena of {self._around.arena.numel()} bytes", f"{size} bytes at {offset}")
-        return self._around.arena[offset : offset + size].view(TORCH_TYPES[buffer.dtype]).view(shape)
+        arena = self._around.arena.data
+        if min(shape, default=0) < 0 or offset < 0 or offset % 64 or offset + size > arena.size:
+            self._refuse(f"{buffer.name} inside the arena of {arena.size} bytes", f"{size} bytes at {offset}")
+        data = arena[offset : offset + size].view(NUMPY_TYPES[buffer.dtype]).reshape(shape)
+        return HostArray(data, buffer.dtype, self._around.arena)
 
-    def _view(self, view: View) -> torch.Tensor:
+    def _view(self, view: View) -> HostArray:
         base = self._find_own(view.base) if view.base in self._buffers else None
         if base is None:
             self._refuse(f"{view.name} on a buffer of this program", view.base)
         shape = self._extent.of(view.shape)
         sound = len(shape) == len(view.strides) and min((view.offset, *shape, *view.strides)) >= 0
         reach = view.offset + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=False))
-        if not sound or (0 not in shape and reach >= base.numel()):
-            self._refuse(f"{view.name} inside {view.base} of {base.numel()} elements", f"{list(shape)} at {view.offset}")
-        return base.view(-1).as_strided(shape, view.strides, base.storage_offset() + view.offset)
+        if not sound or (0 not in shape and reach >= base.data.size):
+            self._refuse(f"{view.name} inside {view.base} of {base.data.size} elements", f"{list(shape)} at {view.offset}")
+        flat = base.data.reshape(-1)[view.offset :]
+        strides = [stride * flat.itemsize for stride in view.strides]
+        return HostArray(np.lib.stride_tricks.as_strided(flat, shape, strides), base.dtype, base.arena)
 
     def _refuse(self, expected: str, got: str) -> NoReturn:
         raise PlanError(

@@ -22,6 +22,11 @@ class Programs:
     steps: tuple[Program, ...]
     sample: Program
 
+    @property
+    def are_native(self) -> bool:
+        """Whether nothing but the plan's own kernels runs."""
+        return all(program.is_native for program in (*self.steps, self.sample))
+
 
 def read_programs(plan: PlanSource, rank: int = 0) -> Programs:
     """The programs of a rank. Raises PlanError when one is missing or its logits are not where the sample program looks."""

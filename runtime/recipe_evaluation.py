@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
-import torch
 
 from ..plans.errors import PlanError
 from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Transpose, UnpermuteRope
-from ..plans.recipe_shapes import PLAIN_ENCODINGS
+from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, infer
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
-from .device_arrays import TORCH_TYPES
+from .host_arrays import NUMPY_TYPES, HostArray, narrowed, widened
 
 _DEQUANTIZE_ROWS = 512
 _DEQUANTIZE_THREADS = 2
@@ -33,12 +32,14 @@ class Stored:
         return self.source.digest
 
 
-def evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, weight: str) -> torch.Tensor:
-    """The value of a recipe for layer `layer` (None: names are not templates); may be a view. `weight` is for errors.
+def evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, weight: str) -> HostArray:
+    """The value of a recipe for layer `layer` (None: names are not templates); may be a view of the checkpoint. `weight` is for
+    errors. Blocks come as rows of bytes, [..., bytes].
 
     Raises PlanError when a step cannot be done.
     """
     try:
+        result_of(recipe, stored, layer)
         return _evaluate(recipe, stored, layer)
     except (RuntimeError, IndexError, ValueError, KeyError) as error:
         raise PlanError(
@@ -50,7 +51,17 @@ def evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, we
         ) from None
 
 
-def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> torch.Tensor:
+def result_of(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> Result:
+    """Shape and type that the recipe gives. Raises ValueError or KeyError when a step cannot be done."""
+
+    def find(name: str) -> Result:
+        source = stored[name if layer is None else instantiate(name, layer)].source
+        return source.shape, source.encoding
+
+    return infer(recipe, find)
+
+
+def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> HostArray:
     match recipe:
         case Source():
             return _plain(_find(recipe, stored, layer))
@@ -61,47 +72,58 @@ def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -
         case Quantize():
             raise ValueError("quantize is the last step, done while packing")
         case Cast():
-            return _evaluate(recipe.of, stored, layer).to(TORCH_TYPES[recipe.dtype])
+            return cast(_evaluate(recipe.of, stored, layer), recipe.dtype)
         case Slice():
             whole = _evaluate(recipe.of, stored, layer)
-            return whole.narrow(recipe.dimension, recipe.start, recipe.stop - recipe.start)
+            place = (slice(None),) * recipe.dimension + (slice(recipe.start, recipe.stop),)
+            return HostArray(whole.data[place], whole.dtype)
         case Concat():
-            return torch.cat([_evaluate(part, stored, layer) for part in recipe.parts], recipe.dimension)
+            parts = [_evaluate(part, stored, layer) for part in recipe.parts]
+            return HostArray(np.concatenate([part.data for part in parts], recipe.dimension), parts[0].dtype)
         case Transpose():
-            return _evaluate(recipe.of, stored, layer).permute(recipe.permutation)
+            whole = _evaluate(recipe.of, stored, layer)
+            return HostArray(whole.data.transpose(recipe.permutation), whole.dtype)
         case UnpermuteRope():
             return _unpermuted(_evaluate(recipe.of, stored, layer), recipe.heads)
         case _:
             assert_never(recipe)
 
 
+def cast(values: HostArray, dtype: str) -> HostArray:
+    """Rounded to `dtype`, to nearest, ties to even."""
+    if values.dtype == dtype:
+        return values
+    if dtype == "bf16":
+        return HostArray(narrowed(values.as_float()), dtype)
+    plain = widened(values.data) if values.dtype == "bf16" else values.data
+    with np.errstate(over="ignore"):
+        return HostArray(plain.astype(NUMPY_TYPES[dtype]), dtype)
+
+
 def _find(source: Source, stored: Mapping[str, Stored], layer: int | None) -> Stored:
     return stored[source.name if layer is None else instantiate(source.name, layer)]
 
 
-def _plain(stored: Stored) -> torch.Tensor:
-    """A copy of a source that is stored as plain numbers."""
+def _plain(stored: Stored) -> HostArray:
+    """A source that is stored as plain numbers, where it lies."""
     source = stored.source
     if source.encoding not in PLAIN_ENCODINGS:
         raise ValueError(f"{source.name} is encoded as {source.encoding} and not dequantized")
-    values = torch.empty(source.shape, dtype=TORCH_TYPES[PLAIN_ENCODINGS[source.encoding]])
-    np.copyto(values.view(-1).view(torch.uint8).numpy(), np.frombuffer(stored.data, np.uint8))
-    return values
+    dtype = PLAIN_ENCODINGS[source.encoding]
+    return HostArray(np.frombuffer(stored.data, NUMPY_TYPES[dtype]).reshape(source.shape), dtype)
 
 
-def _blocks(stored: Stored) -> torch.Tensor:
-    """Rows of blocks as they lie in the file, [rows, bytes]."""
-    rows = int(np.prod(stored.source.shape[:-1], dtype=np.int64))
-    values = torch.empty(rows, len(stored.data) // rows, dtype=torch.uint8)
-    np.copyto(values.view(-1).numpy(), np.frombuffer(stored.data, np.uint8))
-    return values
+def _blocks(stored: Stored) -> HostArray:
+    """Rows of blocks as they lie in the file."""
+    source = stored.source
+    return HostArray(np.frombuffer(stored.data, np.uint8).reshape(*source.shape[:-1], -1), source.encoding.lower())
 
 
-def _dequantized(stored: Stored) -> torch.Tensor:
+def _dequantized(stored: Stored) -> HostArray:
     """A source decoded to f32, blocks of rows in parallel."""
     source = stored.source
     if source.encoding in PLAIN_ENCODINGS:
-        return _plain(stored).float()
+        return HostArray(_plain(stored).as_float(), "f32")
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -109,8 +131,7 @@ def _dequantized(stored: Stored) -> torch.Tensor:
     width = source.shape[-1]
     rows = int(np.prod(source.shape[:-1], dtype=np.int64))
     encoded = np.frombuffer(stored.data, np.uint8).reshape(rows, -1)
-    values = torch.empty(rows, width, dtype=torch.float32)
-    target = values.numpy()
+    target = np.empty((rows, width), np.float32)
 
     def decode(start: int) -> None:
         stop = min(start + _DEQUANTIZE_ROWS, rows)
@@ -118,12 +139,13 @@ def _dequantized(stored: Stored) -> torch.Tensor:
 
     with ThreadPoolExecutor(_DEQUANTIZE_THREADS, "dequantize") as pool:
         list(pool.map(decode, range(0, rows, _DEQUANTIZE_ROWS)))
-    return values.view(source.shape)
+    return HostArray(target.reshape(source.shape), "f32")
 
 
-def _unpermuted(rows: torch.Tensor, heads: int) -> torch.Tensor:
+def _unpermuted(rows: HostArray, heads: int) -> HostArray:
     """(heads, half, 2) rows to (heads, 2, half)."""
-    if heads < 1 or rows.shape[0] % (2 * heads):
-        raise ValueError(f"{list(rows.shape)} cannot be unpermuted for {heads} heads")
-    pairs = rows.unflatten(0, (heads, rows.shape[0] // heads // 2, 2))
-    return pairs.transpose(1, 2).reshape(rows.shape)
+    shape = rows.shape
+    if heads < 1 or shape[0] % (2 * heads):
+        raise ValueError(f"{list(shape)} cannot be unpermuted for {heads} heads")
+    pairs = rows.data.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
+    return HostArray(pairs.swapaxes(1, 2).reshape(shape), rows.dtype)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..plans.errors import PlanError, UsageError
@@ -23,6 +22,7 @@ from ..plans.sampling import (
     slot_buffers,
 )
 from ..plans.schema import Manifest
+from .host_arrays import HostArray
 from .protocol import SamplingParameters
 from .scheduling.step import IntArray
 
@@ -48,11 +48,9 @@ def check_slot_buffers(manifest: Manifest) -> None:
 class SamplingSlots:
     """The slot buffers as arrays; one request in each slot."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor], vocabulary: int) -> None:
+    def __init__(self, state: Mapping[str, HostArray], vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._arrays: dict[str, NDArray[Any]] = {
-            buffer.name: state[buffer.name].numpy() for buffer in slot_buffers(vocabulary, 1)
-        }
+        self._arrays: dict[str, NDArray[Any]] = {buffer.name: state[buffer.name].data for buffer in slot_buffers(vocabulary, 1)}
         self.features = self._arrays["features"]
         self.logprobs_wanted = self._arrays["logprobs_wanted"]
 

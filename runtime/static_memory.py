@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..plans.errors import MemoryPlanError
 from ..plans.names import kv_cache_names
 from ..plans.schema import Manifest
-from .device_arrays import committed, from_bytes
+from .host_arrays import HostArray, committed, from_bytes
 from .weights import PlanSource
 
 
@@ -17,10 +15,10 @@ from .weights import PlanSource
 class StaticMemory:
     """`state` holds what programs may write besides the arena: slot buffers and KV caches."""
 
-    arena: torch.Tensor
-    inputs: dict[str, torch.Tensor]
-    constants: dict[str, torch.Tensor]
-    state: dict[str, torch.Tensor]
+    arena: HostArray
+    inputs: dict[str, HostArray]
+    constants: dict[str, HostArray]
+    state: dict[str, HostArray]
 
 
 def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
@@ -36,7 +34,7 @@ def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
             constants={item.name: from_bytes(plan.entry(item.entry), item.shape, item.dtype) for item in manifest.constants},
             state={**_slots(manifest), **_caches(manifest, needed)},
         )
-    except (RuntimeError, MemoryError) as error:
+    except (OSError, MemoryError) as error:
         memory = manifest.memory
         raise MemoryPlanError(
             "The plan's memory cannot be allocated.",
@@ -47,14 +45,14 @@ def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
         ) from None
 
 
-def _slots(manifest: Manifest) -> dict[str, torch.Tensor]:
+def _slots(manifest: Manifest) -> dict[str, HostArray]:
     return {
         buffer.name: committed(tuple(extent for extent in buffer.shape if isinstance(extent, int)), buffer.dtype)
         for buffer in manifest.slot_buffers
     }
 
 
-def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, torch.Tensor]:
+def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]:
     return {
         name: committed((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
         for group in manifest.kv.groups

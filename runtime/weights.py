@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-import torch
+import numpy as np
 
 from ..plans.checkpoint import Checkpoint, open_checkpoint
 from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
-from ..plans.recipe import Cast, Quantize, Recipe, decoded, sources
-from ..plans.recipe_shapes import Result, infer
+from ..plans.recipe import Cast, Quantize, decoded, sources
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import stored_bytes
-from .device_arrays import TORCH_TYPES
-from .dummy_weights import COUNTER, DUMMY, counter_tensor, dummy_tensor
+from .dummy_weights import COUNTER, DUMMY, counter_array, dummy_array
+from .host_arrays import HostArray, LibraryArray
 from .native.records import PackedWeight
 from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
-from .recipe_evaluation import Stored, evaluate
+from .recipe_evaluation import Stored, evaluate, result_of
 
-# Row blocks that oneDNN packs for; measured best at every row count on AVX2.
-_PACK_ROWS = 64
+_PACKED_FROM = ("f32", "bf16")
 _DIGEST_THREADS = 2
 
 Progress = Callable[[int, int], None]
@@ -43,15 +40,7 @@ class PlanSource(Protocol):
     def program(self, name: str) -> Program: ...
 
 
-Loaded = torch.Tensor | PackedWeight
-
-
-@dataclass(frozen=True)
-class Made:
-    """A weight before it is packed: its values, or rows of blocks as bytes, and which of them (`dtype`)."""
-
-    tensor: torch.Tensor
-    dtype: str
+Loaded = HostArray | PackedWeight | LibraryArray
 
 
 def load_weights(
@@ -83,7 +72,7 @@ def load_weights(
     with _maker(plan, weights, wanted) as make:
         for weight, name, layer in wanted:
             made = make(weight, name, layer)
-            loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made.tensor, weight)
+            loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
             done += weight.bytes
             if progress is not None:
                 progress(done, total)
@@ -105,12 +94,14 @@ def _unrounded(manifest: Manifest) -> Callable[[Weight], Weight]:
     return change
 
 
-def packed(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """The tensor in the layout its kernel wants. Raises PlanError when this machine's oneDNN cannot pack it."""
+def packed(array: HostArray, weight: Weight) -> HostArray | LibraryArray:
+    """The array in the layout a library function wants. Raises PlanError when this machine's oneDNN cannot pack it."""
     if weight.prepack == "none":
-        return tensor
+        return HostArray(array.data.copy(), array.dtype)  # it may be a view of the checkpoint's file
+    from .onednn import reorder
+
     try:
-        return torch.ops.mkldnn._reorder_linear_weight(tensor, _PACK_ROWS)
+        return LibraryArray(reorder(array))
     except RuntimeError as error:
         raise PlanError(
             "This machine's oneDNN cannot pack a weight the way the plan wants.",
@@ -121,17 +112,17 @@ def packed(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
         ) from None
 
 
-def _panel(made: Made, weight: Weight, name: str, arena: PackedArena, native: NativeRuntime | None) -> PackedWeight:
+def _panel(made: HostArray, weight: Weight, name: str, arena: PackedArena, native: NativeRuntime | None) -> PackedWeight:
     if native is None:
         raise PlanError(
             "A weight has the layout of native kernels, but the plan has none.", where=name, fix="compile the plan again"
         )
     target = arena.take(weight.shape, weight.dtype)
-    pack(native, made.tensor, made.dtype, target, name)
+    pack(native, made.data, made.dtype, target, name)
     return target
 
 
-Make = Callable[[Weight, str, int], Made]
+Make = Callable[[Weight, str, int], HostArray]
 
 
 class _maker:
@@ -144,9 +135,9 @@ class _maker:
 
     def __enter__(self) -> Make:
         if self._weights == DUMMY:
-            return lambda weight, name, _: _invented(dummy_tensor, weight, name)
+            return lambda weight, name, _: _invented(dummy_array, weight, name)
         if self._weights == COUNTER:
-            return lambda weight, name, _: _invented(counter_tensor, weight, name)
+            return lambda weight, name, _: _invented(counter_array, weight, name)
         stored = _stored_sources(self._plan, self._weights, _source_names(self._wanted))
         self._pool = ThreadPoolExecutor(_DIGEST_THREADS, "weights-digest")
         self._checks = [self._pool.submit(_check_digest, item) for item in stored.values() if item.digest is not None]
@@ -234,15 +225,14 @@ def _check_digest(stored: Stored) -> None:
         )
 
 
-def _invented(make: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor], weight: Weight, name: str) -> Made:
+def _invented(make: Callable[[str, tuple[int, ...], str], HostArray], weight: Weight, name: str) -> HostArray:
     """Block types are rounded from float32 while packing."""
-    dtype = weight.dtype if weight.dtype in DTYPE_BYTES else "f32"
-    return Made(make(name, weight.shape, TORCH_TYPES[dtype]), dtype)
+    return make(name, weight.shape, weight.dtype if weight.dtype in DTYPE_BYTES else "f32")
 
 
-def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> Made:
+def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> HostArray:
     index = layer if weight.layers else None
-    shape, dtype = _result(weight.recipe, stored, index)
+    shape, dtype = result_of(weight.recipe, stored, index)
     if (shape, dtype) != (weight.shape, weight.dtype):
         raise PlanError(
             "A recipe gives another tensor than the plan says.",
@@ -252,12 +242,7 @@ def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -
             fix="compile the plan again",
         )
     recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
-    return Made(evaluate(recipe, stored, index, name).contiguous(), _result(recipe, stored, index)[1])
-
-
-def _result(recipe: Recipe, stored: Mapping[str, Stored], index: int | None) -> Result:
-    def find(name: str) -> Result:
-        source = stored[name if index is None else instantiate(name, index)].source
-        return source.shape, source.encoding
-
-    return infer(recipe, find)
+    if weight.prepack == "panel" and isinstance(recipe, Cast) and result_of(recipe.of, stored, index)[1] in _PACKED_FROM:
+        recipe = recipe.of  # packing rounds
+    made = evaluate(recipe, stored, index, name)
+    return HostArray(np.ascontiguousarray(made.data), made.dtype)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import msgspec
-import torch
 
 from ...plans.reader import Plan
 from ..executor import PlanExecutor, load_executor
@@ -90,7 +89,7 @@ def measure_latency(plan: Plan, options: LatencyOptions, say: Say) -> LatencyRep
     """Raises TokenspeedError when the plan cannot be loaded or cannot run such steps."""
     cases = _cases(plan, options)
     executor = load_executor(plan, options.weights, options.threads, lambda phase: say(f"loaded {phase}"))
-    threads = torch.get_num_threads()
+    threads = executor.threads
     surroundings = environment(threads)
     try:
         admit_greedy(executor, max(options.batches, default=1))

@@ -1,10 +1,9 @@
-"""What every function of the allow-list is given: operands to bind to, and what launches of one executor share."""
+"""What every function of the allow-list is given: operands to bind to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -12,43 +11,10 @@ import torch
 from ...plans.errors import PlanError
 from ...plans.program import Attribute
 from ...plans.template import instantiate
-
-Launch = Callable[[], None]
-T = TypeVar("T")
+from .context import Context, Launch
 
 # Up to this many f32 elements numpy's smaller cost per call beats torch's threads.
 SMALL_ELEMENTS = 32768
-
-
-class Context:
-    """State shared by all launches of one executor.
-
-    `step` grows by one whenever the step inputs were refilled, so that what is derived from them on the host (gather
-    indices, masks, flags) is made once a step, not once a layer.
-    """
-
-    def __init__(self) -> None:
-        self.step = 0
-        self._shared: dict[Hashable, object] = {}
-        self._scratch: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-
-    def shared(self, key: Hashable, kind: type[T], make: Callable[[], T]) -> T:
-        """The one object under `key`, made on first use; `kind` is its type."""
-        found = self._shared.get(key)
-        if not isinstance(found, kind):
-            found = self._shared[key] = make()
-        return found
-
-    def scratch(self, purpose: str, dtype: torch.dtype, elements: int) -> torch.Tensor:
-        """A flat tensor that any launch may overwrite. Grows at preparation only, never during a step."""
-        found = self._scratch.get((purpose, dtype))
-        if found is None or found.numel() < elements:
-            found = self._scratch[purpose, dtype] = torch.empty(elements, dtype=dtype)
-        return found[:elements]
-
-    @property
-    def scratch_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._scratch.values())
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...plans.weight_layout import BLOCKS, stored_bytes
+from ..host_arrays import large_bytes
 from .calls import CallList
 from .library import NativeLibrary
 from .records import PackedWeight, describe
@@ -38,13 +36,10 @@ class NativeRuntime:
 
 
 class PackedArena:
-    """One stretch of memory for all packed weights, on huge pages where the system has them: fewer misses in address lookup."""
+    """One stretch of memory for all packed weights, on huge pages: fewer misses in address lookup."""
 
     def __init__(self, count: int) -> None:
-        self._memory = mmap.mmap(-1, max(count, 1))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._bytes = large_bytes(count)
         self._used = 0
 
     def take(self, shape: tuple[int, ...], dtype: str) -> PackedWeight:

@@ -107,7 +107,7 @@ def test_steady_state_allocates_nothing_and_moves_nothing(weights: str) -> None:
     def pointers() -> dict[str, int]:
         memory = executor._memory
         arrays = {"arena": memory.arena, **memory.inputs, **memory.state}
-        return {name: array.data_ptr() for name, array in arrays.items()}
+        return {name: array.data.ctypes.data for name, array in arrays.items()}
 
     decode(3)
     before, scratch, made = pointers(), executor.scratch_bytes, len(executor._expansions._decode)
@@ -122,8 +122,7 @@ def test_rows_that_are_not_finite_fail_alone(weights: str) -> None:
     for slot in (0, 1):
         admit(executor, slot, SECOND)
     clean = executor.run(batch_of(Rows(0, 0, SECOND), Rows(1, 0, FIRST[:5]))).tokens
-    with torch.inference_mode():
-        executor._memory.state["kv.v.0"][BLOCKS:].fill_(float("nan"))
+    executor._memory.state["kv.v.0"].data[BLOCKS:] = np.nan
     with pytest.raises(RowsFailed) as failure:
         executor.run(batch_of(Rows(0, 0, SECOND), Rows(1, 1, FIRST[1:5])))
     assert failure.value.request_ids == ("1",)

@@ -18,9 +18,10 @@ from tokenspeed.plans.errors import PlanError, WeightsError
 from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
 from tokenspeed.plans.schema import SourceTensor, Weight
 from tokenspeed.runtime import dummy_weights
-from tokenspeed.runtime.dummy_weights import counter_tensor, dummy_tensor
+from tokenspeed.runtime.dummy_weights import counter_array, dummy_array
+from tokenspeed.runtime.host_arrays import HostArray, LibraryArray
 from tokenspeed.runtime.recipe_evaluation import Stored, evaluate
-from tokenspeed.runtime.weights import load_weights
+from tokenspeed.runtime.weights import Loaded, load_weights
 
 from .llama_plan import Llama, MemoryPlan, plan_of, random_sources, write_safetensors
 
@@ -53,6 +54,11 @@ def with_sources(plan: MemoryPlan, name: str, /, **changes: Any) -> MemoryPlan:
     return MemoryPlan(msgspec.structs.replace(plan.manifest, sources=sources), plan.programs, plan.entries)
 
 
+def array(loaded: Loaded) -> np.ndarray:
+    assert isinstance(loaded, HostArray)
+    return loaded.data
+
+
 def test_a_checkpoint_gives_every_instance_and_progress(checkpoint: Path) -> None:
     progress: list[tuple[int, int]] = []
     plan = bound(plan_of(SHAPE))
@@ -60,9 +66,11 @@ def test_a_checkpoint_gives_every_instance_and_progress(checkpoint: Path) -> Non
     assert len(loaded) == 3 + 6 * SHAPE.layers
     total = sum(weight.bytes * max(1, len(weight.layers)) for weight in plan.manifest.weights)
     assert progress[-1] == (total, total) and len(progress) == len(loaded)
-    assert torch.equal(loaded["embedding"], torch.from_numpy(SOURCES["embed"]))
+    assert np.array_equal(array(loaded["embedding"]), SOURCES["embed"])
     merged = np.concatenate([SOURCES[f"l1.{part}"] for part in "qkv"])
-    assert loaded["w1.qkv"].is_mkldnn and torch.equal(loaded["w1.qkv"].to_dense(), torch.from_numpy(merged))
+    packed = loaded["w1.qkv"]
+    assert isinstance(packed, LibraryArray) and packed.tensor.is_mkldnn
+    assert torch.equal(packed.tensor.to_dense(), torch.from_numpy(merged))
 
 
 def test_needed_weights_alone_are_loaded(checkpoint: Path) -> None:
@@ -109,7 +117,7 @@ def test_bundled_weights_come_from_the_plan() -> None:
     entries = plan.entries | {f"weights/{name}": values.tobytes() for name, values in SOURCES.items()}
     bundled = MemoryPlan(msgspec.structs.replace(plan.manifest, sources=sources), plan.programs, entries)
     loaded = load_weights(bound(bundled), None)
-    assert torch.equal(loaded["final_norm"], torch.from_numpy(SOURCES["norm"]))
+    assert np.array_equal(array(loaded["final_norm"]), SOURCES["norm"])
     entries["weights/norm"] = b"short"
     with pytest.raises(PlanError, match="wrong size"):
         load_weights(bundled, None)
@@ -123,12 +131,12 @@ def test_no_weights_at_all_is_told() -> None:
 def test_counter_and_dummy_weights() -> None:
     plan = plan_of(SHAPE)
     loaded = load_weights(plan, "counter")
-    assert torch.equal(loaded["w1.in_norm"], torch.from_numpy(counter_weight("w1.in_norm", (32,))))
-    assert torch.equal(loaded["embedding"], torch.from_numpy(counter_weight("embedding", (96, 32))))
+    assert np.array_equal(array(loaded["w1.in_norm"]), counter_weight("w1.in_norm", (32,)))
+    assert np.array_equal(array(loaded["embedding"]), counter_weight("embedding", (96, 32)))
     with mock.patch.object(dummy_weights, "_BLOCK_ELEMENTS", 96):
         exact = torch.from_numpy(counter_weight("w", (10, 32)))
-        assert torch.equal(counter_tensor("w", (10, 32), torch.float32), exact)
-        repeated = dummy_tensor("w", (10, 32), torch.bfloat16)
+        assert torch.equal(counter_array("w", (10, 32), "f32").tensor, exact)
+        repeated = dummy_array("w", (10, 32), "bf16").tensor
         assert torch.equal(repeated, exact[:3].repeat(4, 1)[:10].bfloat16())
 
 
@@ -150,11 +158,11 @@ PLAIN = {"a": stored("a", VALUES, "F32"), "l3.a": stored("l3.a", -VALUES, "F32")
 )
 def test_recipes(recipe: Recipe, expected: np.ndarray) -> None:
     found = evaluate(recipe, PLAIN, None, "w")
-    assert np.array_equal(found.numpy(), expected) and str(found.numpy().dtype) == str(expected.dtype)
+    assert np.array_equal(found.data, expected) and str(found.data.dtype) == str(expected.dtype)
 
 
 def test_templates_name_the_layer() -> None:
-    assert np.array_equal(evaluate(Source("l{i+1}.a"), PLAIN, 2, "w").numpy(), -VALUES)
+    assert np.array_equal(evaluate(Source("l{i+1}.a"), PLAIN, 2, "w").data, -VALUES)
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.BF16])
@@ -162,7 +170,7 @@ def test_quantised_sources_are_decoded(kind: GGMLQuantizationType) -> None:
     values = np.random.default_rng(0).standard_normal((1500, 64)).astype(np.float32)
     encoded = quantize(values, kind)
     found = evaluate(Dequantize(Source("q")), {"q": stored("q", encoded, kind.name, (1500, 64))}, None, "w")
-    assert np.abs(found.numpy() - values).max() < {"Q8_0": 0.02, "Q4_1": 0.25, "BF16": 0.02}[kind.name]
+    assert np.abs(found.data - values).max() < {"Q8_0": 0.02, "Q4_1": 0.25, "BF16": 0.02}[kind.name]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tokenspeed.passes.sample_program import build_sample_program
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.sampling import TOP_LOGPROBS
-from tokenspeed.runtime.device_arrays import TORCH_TYPES, committed
+from tokenspeed.runtime.device_arrays import TORCH_TYPES
 from tokenspeed.runtime.expand import Expansion, Extent, Surroundings, expand
 from tokenspeed.runtime.functions import draw_tokens
 from tokenspeed.runtime.functions.base import Context
 from tokenspeed.runtime.functions.philox import uniform
+from tokenspeed.runtime.host_arrays import HostArray, committed
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.sampling_slots import SamplingSlots
 
@@ -38,8 +39,8 @@ class Sampler:
         assert self.dtype in ("f32", "bf16")
         self.program, buffers = build_sample_program(self.vocabulary, SLOTS, MOST_ROWS, "f32" if self.dtype == "f32" else "bf16")
         self.state = {buffer.name: committed(tuple(int(extent) for extent in buffer.shape), buffer.dtype) for buffer in buffers}
-        self.arena = torch.full((self.program.buckets[0].arena_bytes,), 255, dtype=torch.uint8)
-        self.logit_slots = torch.zeros(MOST_ROWS, dtype=torch.int32)
+        self.arena = HostArray(np.full(self.program.buckets[0].arena_bytes, 255, np.uint8), "u8")
+        self.logit_slots = HostArray(np.zeros(MOST_ROWS, np.int32), "i32")
         self.around = Surroundings(self.arena, {"logit_slots": self.logit_slots}, self.state, self.context)
         self.slots = SamplingSlots(self.state, self.vocabulary)
 
@@ -49,16 +50,16 @@ class Sampler:
         self.slots.admit(slot, parameters, end_tokens, np.array(prompt or [], np.int32), np.array(output or [], np.int32))
 
     def run(self, logits: np.ndarray, slots: list[int]) -> Expansion:
-        self.logit_slots[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
+        self.logit_slots.data[: len(slots)] = slots
         self.context.step += 1
         expansion = expand(self.program, self.program.buckets[0], Extent(len(slots), len(slots)), self.around)
-        expansion.array("logits").copy_(torch.from_numpy(logits).to(TORCH_TYPES[self.dtype]))
+        expansion.array("logits").tensor.copy_(torch.from_numpy(logits).to(TORCH_TYPES[self.dtype]))
         for launch in expansion.launches:
             launch()
         return expansion
 
     def tokens(self, logits: np.ndarray, slots: list[int]) -> list[int]:
-        return self.run(logits, slots).array("tokens").tolist()
+        return self.run(logits, slots).array("tokens").data.tolist()
 
 
 def logits_of(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
@@ -104,23 +105,23 @@ def test_greedy_takes_the_first_of_the_largest(dtype: str) -> None:
     logits = np.zeros((3, 50), np.float32)
     logits[1, [7, 30]], logits[2, 49] = 2.0, 0.5
     assert sampler.tokens(logits, [2, 0, 1]) == [0, 7, 49]
-    assert sampler.state["last_tokens"].tolist()[:3] == [7, 49, 0]
-    assert sampler.state["output_position"].tolist()[:4] == [1, 1, 1, 0]
+    assert sampler.state["last_tokens"].data.tolist()[:3] == [7, 49, 0]
+    assert sampler.state["output_position"].data.tolist()[:4] == [1, 1, 1, 0]
 
 
 def test_greedy_alone_leaves_the_adjusted_logits_untouched() -> None:
     sampler = Sampler(50)
     sampler.admit(0)
     expansion = sampler.run(logits_of(1, 50), [0])
-    assert expansion.array("adjusted").isnan().all() and expansion.array("chosen_logprobs").isnan().all()
+    assert expansion.array("adjusted").tensor.isnan().all() and expansion.array("chosen_logprobs").tensor.isnan().all()
 
 
 def test_padded_rows_record_nothing() -> None:
     sampler = Sampler(20)
     sampler.admit(1)
-    before = {name: array.clone() for name, array in sampler.state.items()}
+    before = {name: array.data.copy() for name, array in sampler.state.items()}
     assert sampler.tokens(logits_of(2, 20), [-1, -1]) == [0, 0]
-    assert all(torch.equal(before[name], array) for name, array in sampler.state.items())
+    assert all(np.array_equal(before[name], array.data) for name, array in sampler.state.items())
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"presence_penalty": 1.0}])
@@ -135,7 +136,7 @@ def test_rows_that_are_not_finite_fail_alone(settings: dict[str, Any], bad: floa
         sampler.admit(slot, seed=slot, **settings)
     logits[1, 5] = bad
     assert sampler.tokens(logits, [0, 1, 2]) == [clean[0], -1, clean[2]]
-    assert sampler.state["output_position"].tolist()[:3] == [1, 0, 1]
+    assert sampler.state["output_position"].data.tolist()[:3] == [1, 0, 1]
     logits[1] = -math.inf
     assert sampler.tokens(logits, [0, 1, 2])[1] == -1
 
@@ -165,12 +166,12 @@ def test_adjustments(requests: list[tuple[SamplingParameters, list[int], list[in
     expected = [
         adjusted(row, prompt, output, end, request) for row, (request, prompt, output) in zip(logits, requests, strict=True)
     ]
-    found = expansion.array("adjusted").numpy()
+    found = expansion.array("adjusted").data
     if not np.isnan(found).all():
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
-    for token, row in zip(expansion.array("tokens").tolist(), expected, strict=True):
+    for token, row in zip(expansion.array("tokens").data.tolist(), expected, strict=True):
         assert row[token] >= row.max() - 1e-4
-    assert np.array_equal(expansion.array("logits").numpy(), logits)
+    assert np.array_equal(expansion.array("logits").data, logits)
 
 
 def test_penalties_follow_what_is_sampled() -> None:
@@ -178,9 +179,9 @@ def test_penalties_follow_what_is_sampled() -> None:
     sampler.admit(0, prompt=[0], frequency_penalty=1.0)
     sampler.admit(1)
     assert [sampler.tokens(logits, [0])[0] for _ in range(12)] == [*range(10), 0, 1]
-    assert sampler.state["output_counts"][0].tolist() == [2, 2] + [1] * 8
+    assert sampler.state["output_counts"].data[0].tolist() == [2, 2] + [1] * 8
     sampler.admit(0, output=[0, 0, 1], frequency_penalty=1.0)
-    assert sampler.state["output_counts"][0].tolist() == [2, 1] + [0] * 8
+    assert sampler.state["output_counts"].data[0].tolist() == [2, 1] + [0] * 8
     assert sampler.tokens(logits, [0]) == [2]
 
 
@@ -264,8 +265,8 @@ def test_logprobs_are_of_the_raw_logits(vocabulary: int, dtype: str) -> None:
     sampler.admit(1)
     sampler.admit(2, logprobs=0, logit_bias={3: 50.0})
     expansion = sampler.run(logits, [0, 1, 2])
-    tokens, chosen = expansion.array("tokens").tolist(), expansion.array("chosen_logprobs").tolist()
-    top, values = expansion.array("top_tokens").tolist(), expansion.array("top_logprobs").tolist()
+    tokens, chosen = expansion.array("tokens").data.tolist(), expansion.array("chosen_logprobs").data.tolist()
+    top, values = expansion.array("top_tokens").data.tolist(), expansion.array("top_logprobs").data.tolist()
     wide = logits.astype(np.float64)
     exact = wide - np.log(np.exp(wide).sum(1, keepdims=True))
     assert tokens[2] == 3 and math.isnan(chosen[1])
@@ -299,4 +300,4 @@ def test_what_no_slot_can_hold_is_refused(settings: dict[str, Any]) -> None:
         sampler.admit(0, **settings)
     with pytest.raises(UsageError):
         sampler.admit(SLOTS)
-    assert not any(array.any() for array in sampler.state.values())
+    assert not any(array.data.any() for array in sampler.state.values())
