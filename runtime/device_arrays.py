@@ -28,6 +28,6 @@ def window(arena: torch.Tensor, dtype: str, shape: tuple[int, ...], strides: tup
 
 
 def as_tensor(data: NDArray[Any], dtype: str) -> torch.Tensor:
-    """The same memory as a tensor of the plan type `dtype` (bfloat16 comes as uint16)."""
-    tensor = torch.from_numpy(data)
+    """The same memory as a tensor of the plan type `dtype` (bfloat16 comes as uint16); a copy where it may only be read."""
+    tensor = torch.from_numpy(data if data.flags.writeable else data.copy())
     return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
