@@ -35,8 +35,7 @@ class ThreadTeam:
         self._scratch = aligned_bytes(_LINE)
         self._address = self._shared.ctypes.data
         self._entry.ts_open(self._address, threads, self._scratch.ctypes.data, len(self._scratch), _SPINS)
-        if processors:
-            os.sched_setaffinity(0, {processors[0]})
+        self._first_processor = processors[0] if processors else None
         self._workers = [
             threading.Thread(target=self._work, args=(index, processors), daemon=True, name=f"kernels-{index}")
             for index in range(1, threads)
@@ -55,7 +54,10 @@ class ThreadTeam:
             self._entry.ts_set_scratch(self._address, self._scratch.ctypes.data, len(self._scratch))
 
     def run(self, calls: int, count: int) -> None:
-        """Run `count` call records at address `calls`. One caller at a time; returns when all are done."""
+        """Run `count` call records at address `calls`. Always from one thread; returns when all are done."""
+        if self._first_processor is not None:
+            os.sched_setaffinity(0, {self._first_processor})
+            self._first_processor = None
         self._entry.ts_run(self._address, calls, count, None)
 
     def run_timed(self, calls: int, count: int) -> list[float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,26 @@ def test_threads_share_work_and_end() -> None:
     assert np.allclose(out.norm(dim=1).numpy(), 32**0.5, atol=1e-3)
     assert {name for name, _ in calls.run_timed(crew)} == {"rms_norm"}
     crew.close()
+
+
+def test_pinned_threads_stay_on_their_cores() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    found: list[set[int]] = []
+
+    def run() -> None:
+        crew = ThreadTeam(library(MACHINE), 2, processors=cores)
+        calls = CallList(library(MACHINE))
+        calls.add("rms_norm", [native(torch.zeros(2, 8)), native(torch.ones(8))], [native(torch.zeros(2, 8))], {"eps": 1e-5}, "")
+        crew.reserve(calls.seal(2))
+        calls.run(crew)
+        found.append(os.sched_getaffinity(0))
+        found.append(os.sched_getaffinity(crew._workers[0].native_id or 0))
+        crew.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [{cores[0]}, {cores[1 % len(cores)]}] and os.sched_getaffinity(0) == {*cores}
 
 
 def test_fewer_rows_than_at_preparation_leave_the_rest_alone() -> None:
