@@ -52,13 +52,19 @@ class Constant(TsDialect.Operation, name="constant", traits=[ext.Pure]):
     sym: ir.StringAttr
 
 
-class Aten(TsDialect.Operation, name="aten"):
+class Aten(TsDialect.Operation, name="aten", traits=[ext.Pure]):
     """Any ATen operation that was not raised. `arguments` is JSON: `args`, `kwargs`, and `result`, the number of the one result
     that is meant, where the operation has several. In arguments `{"operand": n}` stands for the n-th operand.
+
+    As imported, operands and results are ATen's. On flat rows the operation has `layouts`, such as "bt.,-->b.t.": for each
+    operand and for the result one letter for each ATen dimension, `b` the batch of one, `t` tokens, `.` any other, or `-` for a
+    value without tokens. A value with tokens is [rows, ...]: tokens first, the batch dropped, the others in their order.
+    `reason` says why no other operation was found.
 
     Operands of one variadic group must have one type (a limit of IRDL), so each operand has a group to itself.
     """
 
+    verify_invariants = _verify
     res: Result
     operand0: Sequence[Operand]
     operand1: Sequence[Operand]

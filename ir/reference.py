@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import module as modules
+from .aten_reference import run_aten
 from .mlir import ir
 from .types import shape_of
 
@@ -98,6 +99,8 @@ class Interpreter:
         if name in _STATEFUL:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
             return _STATEFUL[name](operation, operands, rows, self.cache, layer)
+        if name == "ts.aten":
+            return [run_aten(operation, operands, self.dtype)]
         return REFERENCE[name](operation, operands, self.dtype)
 
     def _repeat(self, operation: ir.Operation, values: dict[ir.Value, Any], rows: StepRows) -> list[Tensor]:

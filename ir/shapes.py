@@ -132,7 +132,12 @@ def _source(_operands: list[Shape], results: list[Shape]) -> str | None:
     return _expect(all(size is None or size > 0 for size in results[0]), f"sizes must be positive, got {results[0]}")
 
 
+def _any(_operands: list[Shape], _results: list[Shape]) -> str | None:
+    return None
+
+
 RULES: dict[str, Rule] = {
+    "ts.aten": _any,
     "ts.input": _source,
     "ts.weight": _source,
     "ts.constant": _source,
@@ -158,7 +163,7 @@ RULES: dict[str, Rule] = {
     "ts.all_reduce": _same,
 }
 
-_MIXED_DTYPES = {"ts.embedding", "ts.rope_table", "ts.gather_rows"}
+_MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows"}
 
 
 def _slice_start(operation: ir.Operation) -> str | None:
@@ -211,7 +216,26 @@ def _cap(operation: ir.Operation) -> str | None:
     return _expect(cap > 0, f"cap must be above 0, got {cap}")
 
 
+def _layouts(operation: ir.Operation) -> str | None:
+    """On flat rows: one layout for each operand and for the result, of the right rank, rows first where there are tokens."""
+    if "layouts" not in operation.attributes:
+        return None
+    given = ir.StringAttr(operation.attributes["layouts"]).value
+    operands, _, result = given.partition("->")
+    layouts = [*([part.strip() for part in operands.split(",")] if operands.strip() else []), result.strip()]
+    shapes = [shape_of(value) for value in (*operation.operands, operation.results[0])]
+    if len(layouts) != len(shapes):
+        return f"has {len(layouts)} layouts for {len(shapes)} operands and results"
+    for layout, shape in zip(layouts, shapes, strict=True):
+        rows = [] if layout == "-" else [0]
+        fits = layout == "-" or (layout.count("t") == 1 and layout.find("b") < 1 and len(shape) == len(layout.lstrip("b")))
+        if not fits or [at for at, size in enumerate(shape) if size is None] != rows:
+            return f"has layout {layout!r} for a value of shape {shape}"
+    return None
+
+
 ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
+    "ts.aten": _layouts,
     "ts.slice": _slice_start,
     "ts.gated_activation": _one_of_activations("activation"),
     "ts.activation": _one_of_activations("kind"),

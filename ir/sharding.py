@@ -34,7 +34,7 @@ _RULES = {
     "ts.add": "r ..., r ... -> r ...",
     "ts.mul": "r ..., r ... -> r ...",
     "ts.slice": "r n -> r m | n m",
-    "ts.gather_rows": "r h, l -> l h | r l",
+    "ts.gather_rows": "r ..., l -> l ... | r l",
     "ts.all_reduce": "r ... -> r ...",
 }
 
@@ -55,6 +55,10 @@ class ShardingRule:
 
 def rule_of(operation: ir.Operation) -> ShardingRule:
     """The operation's rule at the ranks it has."""
+    if operation.name == "ts.aten" or (operation.name == "ts.reshape" and max(_ranks(operation)) > 3):
+        # nothing is known of where its dimensions go, so none may be cut
+        names = [tuple(f"{value}.{at}" for at in range(rank)) for value, rank in enumerate(_ranks(operation))]
+        return ShardingRule(tuple(names[:-1]), (names[-1],), frozenset(name for part in names for name in part))
     if operation.name == "ts.reshape":
         # the leading head dimension of [rows, heads, d] is the slow part of [rows, heads * d]
         names = [("r", "h", "d")[: len(shape_of(value))] for value in (operation.operands[0], operation.results[0])]
@@ -64,6 +68,10 @@ def rule_of(operation: ir.Operation) -> ShardingRule:
     operands = [_factors(part, len(shape_of(value))) for part, value in zip(left.split(","), operation.operands, strict=False)]
     results = [_factors(part, len(shape_of(value))) for part, value in zip(right.split(","), operation.results, strict=True)]
     return ShardingRule(tuple(operands), tuple(results), frozenset(whole.split()))
+
+
+def _ranks(operation: ir.Operation) -> list[int]:
+    return [len(shape_of(value)) for value in (*operation.operands, *operation.results)]
 
 
 def _factors(text: str, rank: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from math import prod
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
+from ..plans.aten_functions import function_of
 from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, View
 from ..targets.machine import Machine
 from .select import kernel_named
@@ -84,14 +85,15 @@ class _Lowering:
             self.symbols[result] = symbol
             self.places[result] = self._buffer(operation, result, symbol)
         kernel = kernel_named(self.machine, operation)
+        function = _aten_function(operation) if operation.name == "ts.aten" else kernel.function
         inputs = [self.places[value].name for value in operation.operands]
         outputs = [self.places[value].name for value in operation.results]
         build = _CALLS.get(operation.name)
         label = modules.label_of(operation)
         if build is None:
-            return [Call(kernel.function, tuple(inputs), tuple(outputs), _attributes(operation), label)]
+            return [Call(function, tuple(inputs), tuple(outputs), _attributes(operation), label)]
         layer = modules.text_attribute(operation, "layer")
-        return build(kernel.function, inputs, outputs, _attributes(operation), layer, label)
+        return build(function, inputs, outputs, _attributes(operation), layer, label)
 
     def _leaf(self, operation: ir.Operation) -> list[Call]:
         name = modules.text_attribute(operation, "sym")
@@ -106,12 +108,16 @@ class _Lowering:
         return [Call(self.take_last_tokens, ("token_ids", "row_slots", "last_tokens"), outputs, {}, "token_ids")]
 
     def _symbol(self, operation: ir.Operation) -> Dimension:
-        return "logit_rows" if operation.name == "ts.gather_rows" else self.symbols[operation.operands[0]]
+        if operation.name == "ts.gather_rows":
+            return "logit_rows"
+        # weights and what is made of them alone have no rows
+        rows = (self.symbols[value] for value in operation.operands if None in shape_of(value))
+        return next(rows, "rows")
 
     def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: Dimension, stem: str = "") -> _Place:
         name = f"{stem or operation.name.removeprefix('ts.')}.{self.counter}"
         self.counter += 1
-        shape = (symbol, *(size or 0 for size in shape_of(value)[1:]))
+        shape = tuple(symbol if size is None else size for size in shape_of(value))
         self.buffers[name] = Buffer(name, dtype_of(value), shape)  # pyright: ignore[reportArgumentType]
         return _Place(name, name, 0, shape, _contiguous(shape))
 
@@ -229,9 +235,17 @@ _ATTRIBUTES = {
     "ts.activation": {"kind": modules.text_attribute},
     "ts.scale": {"factor": modules.float_attribute},
     "ts.softcap": {"cap": modules.float_attribute},
+    "ts.aten": {"arguments": modules.text_attribute, "layouts": modules.text_attribute},
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
 }
+
+
+def _aten_function(operation: ir.Operation) -> str:
+    """The plan's name for the ATen operation; raising kept only those that have one."""
+    name = function_of(modules.text_attribute(operation, "target"))
+    assert name is not None
+    return name
 
 
 def _caches(layer: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""raise: `ts.aten` -> `ts`, by unification. What no rule recognises is named in one clear error."""
+"""raise: `ts.aten` -> `ts` on flat rows, by unification. What no rule recognises stays `ts.aten` if it works row by row."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import tensor
 from ..plans.errors import ModelError
+from .raising.fallback import fall_back
 from .raising.form import Form
 from .raising.pattern import AtenOp
-from .raising.raised import Raised, culprit
+from .raising.raised import Raised
 from .raising.rules import RULES
+from .rowwise.call import MixesTokens
 
 
 def raise_aten(source: ir.Module, model_type: str) -> ir.Module:
-    """A new module in which every ATen operation has become a `ts` operation on flat rows.
+    """A new module on flat rows: `ts` operations where a rule recognises them, `ts.aten` with layouts elsewhere.
 
-    Raises ModelError naming the first operation that no rule takes.
+    Raises ModelError naming the first operation that no rule takes and that does not work row by row.
     """
     raised = _Driver(model_type).run(source)
     modules.verify(raised)
@@ -27,11 +29,14 @@ class _Driver:
     def __init__(self, model_type: str) -> None:
         self.model_type = model_type
         self.done: dict[ir.Value, Raised] = {}
+        self.refused: dict[ir.Value, tuple[AtenOp, str]] = {}
+        self.positions: ir.Value | None = None
         self.weights: dict[tuple[int, str], ir.Value] = {}
         self.depth = 0
 
     def run(self, source: ir.Module) -> ir.Module:
         module, block = modules.new_step()
+        self.block = block
         with ir.InsertionPoint(block):
             returned = self._raise_block(modules.step_block(source))
             logits = self._only_logit_rows(returned[0])
@@ -58,7 +63,7 @@ class _Driver:
             elif operation.name == "ts.repeat":
                 self._raise_repeat(operation)
             elif operation.name in {"ts.yield", "func.return"}:
-                return [self._needed(value) for value in operation.operands]
+                return [self._needed(value).value for value in operation.operands]
             else:
                 self._copy_leaf(operation)
         return []
@@ -73,20 +78,39 @@ class _Driver:
                     modules.set_label(operation, modules.label_of(root.operation))
                 self.done[root.result] = found
                 return
+        self._fall_back(root)
+
+    def _fall_back(self, root: AtenOp) -> None:
+        """Keep the operation as it is, or note why it cannot be kept: that matters only if its result is needed."""
+        refused = next((self.refused[value] for value in root.operation.operands if value in self.refused), None)
+        if refused is None:
+            try:
+                self.done[root.result] = fall_back(root, self, self._positions())
+                return
+            except MixesTokens as error:
+                refused = root, str(error)
+        self.refused[root.result] = refused
+
+    def _positions(self) -> ir.Value:
+        if self.positions is None:
+            with ir.InsertionPoint.at_block_begin(self.block):
+                self.positions = dialect.Input(tensor("i32", [None]), modules.text("positions")).res
+        return self.positions
 
     def _raise_repeat(self, source: ir.Operation) -> None:
-        carried = [self._needed(value) for value in source.operands]
+        entering = [self._needed(value) for value in source.operands]
+        carried = [found.value for found in entering]
         types = [value.type for value in carried]
         attributes = [source.attributes[name] for name in ("first", "count", "stride")]
         repeat = dialect.Repeat(types, carried, *attributes).operation
         body = ir.Block.create_at_start(repeat.regions[0], types)
         inner = modules.body_of(source)
-        for before, after in zip(inner.arguments, body.arguments, strict=True):
-            self.done[before] = Raised(after, Form.ROWS)
+        for before, after, found in zip(inner.arguments, body.arguments, entering, strict=True):
+            self.done[before] = Raised(after, found.form)
         with ir.InsertionPoint(body):
             dialect.Yield(self._raise_block(inner))
-        for before, after in zip(source.results, repeat.results, strict=True):
-            self.done[before] = Raised(after, Form.ROWS)
+        for before, after, found in zip(source.results, repeat.results, entering, strict=True):
+            self.done[before] = Raised(after, found.form)
 
     def _copy_leaf(self, operation: ir.Operation) -> None:
         """Weights and constants as they are; step inputs without their batch dimension of one."""
@@ -100,18 +124,17 @@ class _Driver:
             weight = dialect.Weight(result.type, sym, operation.attributes["parameters"])
             self.done[result] = Raised(weight.res, Form.WEIGHT)
 
-    def _needed(self, value: ir.Value) -> ir.Value:
+    def _needed(self, value: ir.Value) -> Raised:
         found = self.done.get(value)
-        if found is not None and found.form is Form.ROWS:
-            return found.value
-        stuck = culprit(value, self)
-        where = modules.label_of(stuck.operation) if stuck else ""
+        if found is not None and found.form.axis is not None:
+            return found
+        root, reason = self.refused.get(value, (None, "a value that does not depend on tokens"))
         raise ModelError(
-            f"model type {self.model_type!r} uses an operation that is not recognised yet",
-            where=where or "the traced model",
-            expected="the operations of llama, qwen2, qwen3 or mistral",
-            got=stuck.target if stuck else str(value),
-            fix="choose a model of one of the families in docs/models.md",
+            f"model type {self.model_type!r} computes something that cannot run on rows of packed sequences",
+            where=(modules.label_of(root.operation) if root else "") or "the traced model",
+            expected="operations that work token by token, and attention through transformers' attention interface",
+            got=reason,
+            fix="choose one of the model types that docs/model-table.md lists as raised or fallback",
         )
 
     def _only_logit_rows(self, logits: ir.Value) -> ir.Value:

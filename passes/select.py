@@ -123,7 +123,8 @@ def _rank(
 def _limits(cost: Cost, machine: Machine, operation: ir.Operation) -> tuple[float, float]:
     """Seconds at the compute limit and at the bandwidth limit."""
     dtype = dtype_of(operation.results[0])
-    return cost.flops / machine.compute_rate(dtype).value, cost.bytes / machine.rates["bandwidth"].value
+    rate = machine.compute_rate(dtype if f"compute.{dtype}" in machine.rates else "f32")  # of integers no rate is known
+    return cost.flops / rate.value, cost.bytes / machine.rates["bandwidth"].value
 
 
 def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operation, rows: int) -> float:
@@ -142,12 +143,16 @@ def _decision(
         reason = f"only kernel that can run it here (refused: {refused})" if refused else "only kernel registered"
     else:
         reason = f"{second.expected / best.expected:.2f}x faster than {second.kernel.name} over the traffic"
+    kernel = best.kernel.name
+    if operation.name == "ts.aten":
+        kernel = modules.text_attribute(operation, "target")
+        reason = f"fallback: {modules.text_attribute(operation, 'reason')}"
     return Decision(
         program="step",
         operation=operation.name,
         label=modules.label_of(operation),
         times=times,
-        kernel=best.kernel.name,
+        kernel=kernel,
         reason=f"{reason}; efficiency {best.kernel.receipt}",
         runner_up=second.kernel.name if second else "",
         rows=rows,

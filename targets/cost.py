@@ -61,7 +61,21 @@ def _linear_flops(operation: ir.Operation, rows: int) -> float:
     return 2.0 * rows * (out or 0) * (inner or 0)
 
 
+_PRODUCTS = {"addmm", "baddbmm", "bmm", "linear", "matmul", "mm"}
+
+
+def _aten_flops(operation: ir.Operation, rows: int) -> float:
+    """Products sum over the last dimension of their first matrix; all else is counted as one operation an element."""
+    name = ir.StringAttr(operation.attributes["target"]).value.split(".")[1]
+    elements = float(_elements(operation.results[0], rows))
+    if name not in _PRODUCTS:
+        return elements
+    left = operation.operands[1 if name in {"addmm", "baddbmm"} else 0]
+    return 2.0 * elements * (shape_of(left)[-1] or rows)
+
+
 _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
+    "ts.aten": _aten_flops,
     "ts.linear": _linear_flops,
     "ts.rms_norm": _per_element(4),
     "ts.add_rms_norm": _per_element(5),
@@ -89,4 +103,6 @@ def cost_of(operation: ir.Operation, rows: int) -> Cost:
     moved = sum(_size(value, rows) for value in (*operation.operands, *operation.results) if not _is_weight(value))
     if operation.name == "ts.embedding":
         return Cost(flops, 0, 2 * _size(operation.results[0], rows))
+    if operation.name == "ts.aten":
+        moved += 2 * _size(operation.results[0], rows)  # its result is copied to its place
     return Cost(flops, weights, moved)

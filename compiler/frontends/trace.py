@@ -154,7 +154,8 @@ class _Logits(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No gradients, no warnings, no log lines of transformers."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -299,7 +300,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
 
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
-    with _quiet():
+    with quiet():
         model = _build(config, dtype)
         parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
         _require_elements(parameters)

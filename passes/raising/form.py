@@ -13,7 +13,7 @@ class Form:
     """A layout, one letter for each ATen dimension: `b` the batch of one, `t` tokens, `.` any other. Equal forms are one object.
 
     In `ts` such a value is [rows, ...]: tokens first, the batch dropped, the others in their order. Values without tokens have
-    no letters: they stand in `ts` as they stood in ATen, `WEIGHT` those that the plan stores, `STATIC` those made from them.
+    the layout `-` and stand in `ts` as in ATen: `WEIGHT` are those the plan stores, `STATIC` those made from them.
     """
 
     ROWS: ClassVar[Form]
@@ -59,4 +59,4 @@ class Form:
 
 
 Form.ROWS, Form.HEADS, Form.HEADS_FIRST, Form.IDS = map(Form.of, ("bt.", "bt..", "b.t.", "bt"))
-Form.WEIGHT, Form.STATIC = Form("weight"), Form("static")
+Form.WEIGHT, Form.STATIC = Form("-"), Form("-")

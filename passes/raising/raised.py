@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from ...ir.mlir import ir
 from .form import Form
-from .pattern import AtenOp, defining
+from .pattern import AtenOp
+
+
+FLOATING = {"f32", "bf16", "f16"}
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,3 @@ Rule = Callable[[AtenOp, Raiser], Raised | None]
 def rows_of(raiser: Raiser, value: Any) -> ir.Value | None:
     found = raiser.raised(value) if isinstance(value, ir.Value) else None
     return found.value if found is not None and found.form is Form.ROWS else None
-
-
-def culprit(value: ir.Value, raiser: Raiser) -> AtenOp | None:
-    """The first ATen operation on the way to `value` that no rule took, although everything it reads was raised."""
-    found = defining(value)
-    if found is None or raiser.raised(value) is not None:
-        return None
-    for operand in found.operation.operands:
-        deeper = culprit(operand, raiser)
-        if deeper is not None:
-            return deeper
-    return found

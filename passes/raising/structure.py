@@ -8,14 +8,14 @@ from ...ir import dialect
 from ...ir.types import dtype_of, shape_of, tensor
 from .form import Form
 from .pattern import AtenOp
-from .raised import Raised, Raiser, Rule, rows_of
+from .raised import FLOATING, Raised, Raiser, Rule, rows_of
 
 
 def _embedding(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target != "aten.embedding.default":
         return None
     table, ids = raiser.weight(root.arguments[0]), raiser.raised(root.arguments[1])
-    if table is None or ids is None or ids.form is not Form.IDS:
+    if table is None or ids is None or ids.form is not Form.IDS or dtype_of(ids.value) != "i32":
         return None
     kind = tensor(dtype_of(table), [None, shape_of(table)[1]])
     return Raised(dialect.Embedding(kind, ids.value, table).res, Form.ROWS)
@@ -39,6 +39,8 @@ def _elementwise(target: str, build: Any) -> Rule:
             return None
         a, b = (raiser.raised(value) for value in root.operation.operands)
         if a is None or b is None or a.form is not b.form or a.value.type != b.value.type:
+            return None
+        if a.form.axis is None or dtype_of(a.value) not in FLOATING:
             return None
         return Raised(build(a.value.type, a.value, b.value).res, a.form)
 

@@ -8,6 +8,7 @@ from ...plans.errors import PlanError
 from ...plans.program import FUNCTIONS_VERSION
 from .activation import activation, gated_activation
 from .adjust_logits import adjust_logits
+from .aten import aten_function
 from .attention import attention
 from .base import Launch, Operands
 from .draw_tokens import draw_tokens
@@ -57,12 +58,12 @@ _FUNCTIONS: dict[str, Function] = {
 
 def lookup(name: str) -> Function:
     """The function of that name. Raises PlanError when the allow-list has none."""
-    found = _FUNCTIONS.get(name)
+    found = _FUNCTIONS.get(name) or aten_function(name)
     if found is None:
         raise PlanError(
             f"The plan calls a function that this runtime does not have: {name!r}.",
             where="programs",
-            expected=f"a function of the allow-list, version {FUNCTIONS_VERSION}: {', '.join(sorted(_FUNCTIONS))}",
+            expected=f"a function of the allow-list, version {FUNCTIONS_VERSION}: {', '.join(sorted(_FUNCTIONS))}, or aten.*",
             got=name,
             fix="run the plan with the runtime it was compiled for, or compile it again",
         )

@@ -33,6 +33,7 @@ def _simple(operation: str, efficiency: float = 0.5) -> Kernel:
 
 CPU_KERNELS: tuple[Kernel, ...] = (
     *NATIVE_KERNELS,
+    Kernel("aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
     Kernel("onednn.linear_prepacked", "ts.linear", "linear_onednn", _prepacked_efficiency, _MEASURED, _needs_bf16_gemm, "onednn"),
     Kernel("aten.linear", "ts.linear", "linear", _unpacked_efficiency, _MEASURED),
     Kernel("torch.attention_with_kv_write", "ts.attention", "kv_write+attention", lambda _rows: 0.5, "set, not measured"),

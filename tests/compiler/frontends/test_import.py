@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from tokenspeed.compiler.frontends.import_aten import import_model
@@ -11,7 +10,6 @@ from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.passes.raising.pattern import AtenOp
-from tokenspeed.plans.errors import ModelError
 
 from ...tiny_models import FAMILIES, family_config, traced
 
@@ -64,22 +62,9 @@ def test_each_used_result_of_an_operation_is_one_of_its_own() -> None:
     assert [split.output for split in splits] == [0, 1, 2] and len({split.operation.operands[0] for split in splits}) == 1
 
 
-UNSUPPORTED: tuple[tuple[dict[str, Any], str, str], ...] = (
-    (
-        {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64},
-        "aten.view.default",
-        "transformer",
-    ),
-    (family_config("mistral") | {"hidden_act": "relu"}, "aten.relu.default", "layers.{i}.mlp.act_fn"),
-)
-
-
-@pytest.mark.parametrize(("config", "target", "where"), UNSUPPORTED, ids=["gpt2", "relu"])
-def test_unsupported_models_are_one_error_naming_type_operation_and_place(
-    config: dict[str, Any], target: str, where: str
-) -> None:
-    with pytest.raises(ModelError) as refused:
-        raise_aten(import_model(traced(config, "f32")), config["model_type"])
-    error = refused.value
-    assert f"model type {config['model_type']!r}" in error.what
-    assert error.got == target and where in error.where and error.fix
+def test_an_activation_that_no_rule_takes_is_all_that_is_left() -> None:
+    config = family_config("mistral") | {"hidden_act": "relu"}
+    parsed = raise_aten(import_model(traced(config, "f32")), "mistral")
+    (left,) = (item for item in module.walk(module.step_block(parsed)) if item.name == "ts.aten")
+    assert module.text_attribute(left, "target") == "aten.relu.default"
+    assert module.label_of(left) == "model.layers.{i}.mlp.act_fn"

@@ -1,0 +1,36 @@
+"""transformers' own model in eager mode: what a compiled model must compute."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..plans.errors import ModelError
+from .frontends.trace import quiet
+
+
+def eager_logits(config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor]) -> list[Tensor]:
+    """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens], nothing else given: no positions, no cache.
+
+    `parameters` are parameters and persistent buffers by name. Raises ModelError when transformers cannot run its model.
+    """
+    try:
+        with quiet():
+            typed = AutoConfig.for_model(**copy.deepcopy(config))
+            model = AutoModelForCausalLM.from_config(typed, dtype=torch.float32, attn_implementation="eager").eval()
+            for name, held in (*model.named_parameters(), *model.named_buffers()):
+                if name in parameters:
+                    held.copy_(parameters[name])
+            return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
+    except Exception as error:  # whatever the model's own code raises
+        lines = str(error).strip().splitlines()
+        raise ModelError(
+            f"transformers cannot run its own {config.get('model_type')} model",
+            where="proof on a miniature in float32",
+            got=f"{type(error).__name__}: {lines[0][:300] if lines else ''}",
+            fix="choose one of the model types that docs/model-table.md lists as raised or fallback",
+        ) from error
