@@ -111,13 +111,13 @@ class _Lowering:
         if operation.name == "ts.gather_rows":
             return "logit_rows"
         # weights and what is made of them alone have no rows
-        rows = (self.symbols[value] for value in operation.operands if None in shape_of(value))
-        return next(rows, "rows")
+        symbols = [self.symbols[value] for value in operation.operands if None in shape_of(value)]
+        return symbols[0] if symbols else "rows"
 
     def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: Dimension, stem: str = "") -> _Place:
         name = f"{stem or operation.name.removeprefix('ts.')}.{self.counter}"
         self.counter += 1
-        shape = tuple(symbol if size is None else size for size in shape_of(value))
+        shape: tuple[Dimension, ...] = tuple(symbol if size is None else size for size in shape_of(value))
         self.buffers[name] = Buffer(name, dtype_of(value), shape)  # pyright: ignore[reportArgumentType]
         return _Place(name, name, 0, shape, _contiguous(shape))
 

@@ -63,8 +63,8 @@ def test_each_used_result_of_an_operation_is_one_of_its_own() -> None:
 
 
 def test_an_activation_that_no_rule_takes_is_all_that_is_left() -> None:
-    config = family_config("mistral") | {"hidden_act": "relu"}
+    config = family_config("mistral") | {"hidden_act": "mish"}
     parsed = raise_aten(import_model(traced(config, "f32")), "mistral")
     (left,) = (item for item in module.walk(module.step_block(parsed)) if item.name == "ts.aten")
-    assert module.text_attribute(left, "target") == "aten.relu.default"
+    assert module.text_attribute(left, "target") == "aten.mish.default"
     assert module.label_of(left) == "model.layers.{i}.mlp.act_fn"
