@@ -1,0 +1,1 @@
+"""Parts of benchmarks/cpu_peers.py: models, peers and their installation, measuring, and the report."""
