@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from safetensors import safe_open
@@ -75,9 +74,3 @@ def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
     """(heads, 2, half) rows to (heads, half, 2): llama.cpp rotates neighbouring rows of a llama model, Hugging Face halves."""
     rows, columns = values.shape
     return values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint by name."""
-    with safe_open(directory / "model.safetensors", "pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping

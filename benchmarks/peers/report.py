@@ -126,8 +126,8 @@ def _machine(samples: Sequence[Sample]) -> Iterator[str]:
     waited = [sample.waited for sample in samples if sample.waited > DISTURBED]
     if waited:
         yield (
-            f"in {len(waited)} of {len(samples)} measurements an arm's threads waited for a core for more than {DISTURBED:.0%} of "
-            f"the time (at worst {max(waited):.0%}); * marks figures that have no other"
+            f"in {len(waited)} of {len(samples)} measurements an arm's threads waited for a core for more than {DISTURBED:.0%} "
+            f"of the time (at worst {max(waited):.0%}); * marks figures that have no other"
         )
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenspeed.benchmarks.peers.arm_process import ArmFailed, ArmProcess
 from tokenspeed.benchmarks.peers.gguf_files import ENCODINGS, gguf_file
 from tokenspeed.benchmarks.peers.work import Shape, Work
-from tokenspeed.compiler.frontends.source import open_model
+from tokenspeed.plans.recipe import Source, UnpermuteRope
+from tokenspeed.plans.schema import SourceTensor
+from tokenspeed.runtime.recipe_evaluation import Stored, evaluate
 
 SERVERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "servers"
 CONFIG = {
@@ -63,31 +66,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("precision", ENCODINGS)
 def test_gguf_files_hold_the_checkpoint(checkpoint: Path, precision: str) -> None:
     reader = GGUFReader(gguf_file(checkpoint, precision))
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    assert len(stored) == len(SHAPES)
+    assert len(reader.tensors) == len(SHAPES)
     assert {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) == 2} == {ENCODINGS[precision]}
-    from safetensors import safe_open
+    found = _tensor(reader, "blk.0.ffn_down.weight")
+    off = dequantize(found.data, found.tensor_type) - _original(checkpoint, "model.layers.0.mlp.down_proj.weight")
+    assert np.abs(off).max() <= {"bf16": 0.0, "int8": 0.02, "int4": 0.6}[precision]
 
+
+def test_the_runtime_undoes_the_order_of_rotary_rows(checkpoint: Path) -> None:
+    found = _tensor(GGUFReader(gguf_file(checkpoint, "bf16")), "blk.0.attn_k.weight")
+    source = SourceTensor(name="k", encoding="BF16", shape=(32, 64), bytes=found.data.nbytes)
+    stored = {"k": Stored(source, memoryview(found.data.tobytes()))}
+    rows = evaluate(UnpermuteRope(of=Source(name="k"), heads=2), stored, None, "k")
+    np.testing.assert_array_equal(rows.float().numpy(), _original(checkpoint, "model.layers.0.self_attn.k_proj.weight"))
+
+
+def _tensor(reader: GGUFReader, name: str) -> ReaderTensor:
+    return next(tensor for tensor in reader.tensors if tensor.name == name)
+
+
+def _original(checkpoint: Path, name: str) -> np.ndarray:
     with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
-        down = tensors.get_tensor("model.layers.0.mlp.down_proj.weight").float().numpy()
-    found = stored["blk.0.ffn_down.weight"]
-    values = dequantize(found.data, found.tensor_type)
-    assert np.abs(values - down).max() <= {"bf16": 0.0, "int8": 0.02, "int4": 0.6}[precision]
-
-
-def test_rotary_rows_are_those_of_the_gguf_frontend(checkpoint: Path) -> None:
-    """The compiler undoes the order of rows that llama.cpp wants: both directions must agree."""
-    path = gguf_file(checkpoint, "bf16")
-    source = open_model(path)
-    assert source.config["num_attention_heads"] == CONFIG["num_attention_heads"]
-    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}["blk.0.attn_k.weight"]
-    rows = dequantize(stored.data, stored.tensor_type)
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
-        k = tensors.get_tensor("model.layers.0.self_attn.k_proj.weight").float().numpy()
-    halves = rows.reshape(2, 8, 2, 64).swapaxes(1, 2).reshape(32, 64)
-    np.testing.assert_array_equal(halves, k)
+        return tensors.get_tensor(name).float().numpy()
 
 
 def test_bounds_count_each_byte_and_operation_once() -> None:
