@@ -55,12 +55,6 @@ static inline void store_bytes(void* to, Vec whole) {
 #endif
 static inline float smallest(Vec x) { return 0.0f - largest(zero() - x); }  // of zeros: +0
 
-// Keeps a product from being fused with the sum that follows it: the reference rounds both.
-static inline Vec settled(Vec x) {
-    __asm__("" : "+v"(x));
-    return x;
-}
-
 // The 32 values of a block.
 struct Values {
     static constexpr int PARTS = 32 / WIDTH;

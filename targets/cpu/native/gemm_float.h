@@ -84,7 +84,7 @@ template <Way WAY, int ROWS, int MANY>
         const char* weight = panel + part * WIDTH * 4;
 #pragma GCC unroll 2
         for (int64_t s = 0; s < steps; s++) {
-            if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
+            if constexpr (ROWS >= rows_to_look_ahead(WAY)) {
                 if (ahead.lines > 0) fetch_line(ahead.at);
                 if (ahead.lines > 1) fetch_line(ahead.at + LINE);
                 ahead.at += ahead.lines * LINE;

@@ -83,6 +83,28 @@ template <int ROWS, int MANY> static inline void add_nibbles(Ints (&sums)[ROWS][
     }
 }
 
+// The j-th 128 bytes of a group: one four of each column, or two in nibbles.
+template <Way WAY, int ROWS, int MANY>
+static inline void multiply_fours(Ints (&sums)[ROWS][MANY], const int32_t* x, const char* quants, int j, Ahead ahead) {
+    if constexpr (ROWS >= rows_to_look_ahead(WAY)) {
+        if (ahead.lines > 2 * j) fetch_line(ahead.at + 2 * j * LINE);
+        if (ahead.lines > 2 * j + 1) fetch_line(ahead.at + (2 * j + 1) * LINE);
+    }
+    x += j * ROWS;
+    quants += j * COLUMNS * 4;
+    if constexpr (WAY == BYTES) {
+        add_bytes(sums, x, quants);
+    } else {
+        Ints bits[MANY], part[MANY];
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) part[v] = low_nibbles(bits[v] = ints_at(quants + v * WIDTH * 4));
+        add_nibbles(sums, x, part);
+#pragma GCC unroll 4
+        for (int v = 0; v < MANY; v++) part[v] = high_nibbles(bits[v]);
+        add_nibbles(sums, x + 4 * ROWS, part);
+    }
+}
+
 // The integer sums of one group; `quants` is the first column's first four.
 template <Way WAY, int ROWS, int MANY>
 static inline void multiply_group(Ints (&sums)[ROWS][MANY], const int32_t* x, const int32_t* starts, const char* quants, Ahead ahead) {
@@ -91,24 +113,12 @@ static inline void multiply_group(Ints (&sums)[ROWS][MANY], const int32_t* x, co
 #pragma GCC unroll 4
         for (int v = 0; v < MANY; v++) sums[r][v] = WAY == BYTES ? all_ints(starts[r]) : begin_nibbles(all_ints(starts[r]));
     }
-    constexpr int FOURS = WAY == BYTES ? 8 : 4;
+    if constexpr (WAY == BYTES && ROWS <= 4) {  // wait for memory: it foresees a loop of few loads best
+#pragma GCC unroll 1
+        for (int j = 0; j < 8; j++) multiply_fours<WAY>(sums, x, quants, j, ahead);
+    } else {
 #pragma GCC unroll 8
-    for (int j = 0; j < FOURS; j++, x += ROWS, quants += COLUMNS * 4) {
-        if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
-            if (ahead.lines > 2 * j) fetch_line(ahead.at + 2 * j * LINE);
-            if (ahead.lines > 2 * j + 1) fetch_line(ahead.at + (2 * j + 1) * LINE);
-        }
-if constexpr (WAY == BYTES) {
-            add_bytes(sums, x, quants);
-        } else {
-            Ints bits[MANY], part[MANY];
-#pragma GCC unroll 4
-            for (int v = 0; v < MANY; v++) part[v] = low_nibbles(bits[v] = ints_at(quants + v * WIDTH * 4));
-            add_nibbles(sums, x, part);
-#pragma GCC unroll 4
-            for (int v = 0; v < MANY; v++) part[v] = high_nibbles(bits[v]);
-            add_nibbles(sums, x + 4 * ROWS, part);
-        }
+        for (int j = 0; j < (WAY == BYTES ? 8 : 4); j++) multiply_fours<WAY>(sums, x, quants, j, ahead);
     }
     if constexpr (WAY != BYTES) {
 #pragma GCC unroll 16
@@ -134,22 +144,25 @@ template <Way WAY, int ROWS, int MANY>
         for (int64_t s = 0; s < steps; s++, at += ROWS * row_step(WAY), weight += panel_step(WAY)) {
             const float* scales = reinterpret_cast<const float*>(at + ROWS * GROUP);
             const float* scaled_sums = scales + 2 * ROWS;
+            Vec scale[MANY], minimum[MANY];
+#pragma GCC unroll 4
+            for (int v = 0; v < MANY; v++) {  // now: memory is best read in order
+                scale[v] = settled(halves_at(weight + (part + v) * WIDTH * 2));
+                if constexpr (WAY == MINIMUMS) minimum[v] = settled(halves_at(weight + 2 * COLUMNS + (part + v) * WIDTH * 2));
+            }
             Ints sums[ROWS][MANY];
             multiply_group<WAY>(sums, reinterpret_cast<const int32_t*>(at), reinterpret_cast<const int32_t*>(scales + ROWS),
                                 weight + HEAD + part * WIDTH * 4, ahead);
-            if constexpr (ROWS >= ROWS_TO_LOOK_AHEAD) {
+            if constexpr (ROWS >= rows_to_look_ahead(WAY)) {
                 for (int64_t line = WAY == BYTES ? 16 : 8; line < ahead.lines; line++) fetch_line(ahead.at + line * LINE);
                 ahead.at += ahead.lines * LINE;
             }
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) {
 #pragma GCC unroll 4
-            for (int v = 0; v < MANY; v++) {
-                Vec scale = halves_at(weight + (part + v) * WIDTH * 2);
-#pragma GCC unroll 16
-                for (int r = 0; r < ROWS; r++) totals[r][v] = fma(to_floats(sums[r][v]) * scale, all(scales[r]), totals[r][v]);
-                if constexpr (WAY == MINIMUMS) {
-                    Vec minimum = halves_at(weight + 2 * COLUMNS + (part + v) * WIDTH * 2);
-#pragma GCC unroll 16
-                    for (int r = 0; r < ROWS; r++) totals[r][v] = fma(minimum, all(scaled_sums[r]), totals[r][v]);
+                for (int v = 0; v < MANY; v++) {
+                    totals[r][v] = fma(to_floats(sums[r][v]) * scale[v], all(scales[r]), totals[r][v]);
+                    if constexpr (WAY == MINIMUMS) totals[r][v] = fma(minimum[v], all(scaled_sums[r]), totals[r][v]);
                 }
             }
         }

@@ -13,7 +13,6 @@ enum Way : int32_t {
 };
 
 constexpr int PARTS = COLUMNS / WIDTH;
-constexpr int ROWS_TO_LOOK_AHEAD = 6;  // fewer leave the memory no time to spare: what the processor fetches by itself does better
 // Rows of a block at most: as many as sums fit in the registers.
 #if defined(__AVX512F__)
 static inline constexpr int most_rows(Way way) {
@@ -55,6 +54,10 @@ static inline constexpr int64_t panel_step(Way way) {
 
 // Bytes of arranged activations in one step, of one row: 4, 8 (two floats), or 32 bytes, a scale, a start and a scaled sum.
 static inline constexpr int64_t row_step(Way way) { return way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
+
+// From how many rows on products look ahead: fewer leave the memory no time to spare, and what the processor fetches by itself does
+// better than what it is told to.
+static inline constexpr int rows_to_look_ahead(Way way) { return way == FLOATS || way == PAIRS || way == BYTES ? 6 : 4; }
 
 // What is fetched from memory while steps are multiplied: so many cache lines a step.
 struct Ahead {

@@ -132,3 +132,9 @@ static inline Vec exponential(Vec x) {
     p = fma(p, r * r, r + all(1.0f));
     return times_power_of_two(p, n);
 }
+
+// The value as it is here and now: not fused with the sum that follows it, not computed later.
+static inline Vec settled(Vec x) {
+    __asm__ volatile("" : "+v"(x));
+    return x;
+}
