@@ -74,12 +74,12 @@ def why_not_native(machine: Machine, dtype: str) -> str | None:
 
 
 @functools.cache
-def build_library(compiler: CxxCompiler, flags: tuple[str, ...]) -> bytes:
-    """The shared object of all kernels for the instruction set that `flags` name.
+def build_library(compiler: CxxCompiler, flags: tuple[str, ...], more: tuple[Path, ...] = ()) -> bytes:
+    """The shared object of all kernels for the instruction set that `flags` name. `more` are sources from elsewhere (benchmarks).
 
     Raises ModelError with the compiler's own words when it fails.
     """
-    sources = sorted(SOURCES.glob("*.cpp"))
+    sources = [*sorted(SOURCES.glob("*.cpp")), *more]
     with tempfile.TemporaryDirectory(prefix="tokenspeed-") as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(scratch)
         made = list(pool.map(lambda source: _object(compiler, source, flags), sources))

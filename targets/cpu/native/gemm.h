@@ -56,8 +56,8 @@ static void multiply_block(int rows, const char* x, const char* panel, int64_t s
         case 2: return multiply_block_of<WAY, 2, PARTS>(x, panel, steps, out, fresh, ahead);
 #if defined(__AVX512F__)
         case 3: return multiply_block_of<WAY, 3, PARTS>(x, panel, steps, out, fresh, ahead);
-        case 4: return multiply_block_of<WAY, 4, PARTS>(x, panel, steps, out, fresh, ahead);
 #endif
+        case 4: return multiply_block_of<WAY, 4, 2>(x, panel, steps, out, fresh, ahead);
         default: break;
     }
     if constexpr (most_rows(WAY) >= 8) {
