@@ -12,8 +12,8 @@
 //   Q4_0    32 f16 scales d; [4][32][4] bytes: nibbles q + 8                                              value d q
 //   Q4_1    32 f16 scales d; 32 f16 minimums m; [4][32][4] bytes: nibbles q                               value d q + m
 //
-// Byte b of four j of a nibble format holds k = 8 j + b in its low half and k = 8 j + 4 + b in its high half, so that one load gives
-// two fours. With N a multiple of 32 a weight has as many bytes as ggml's own format has.
+// Byte b of four j of a nibble format holds k = 4 j + b in its low half and k = 16 + 4 j + b in its high half, as in ggml's blocks: one
+// load gives two fours. With N a multiple of 32 a weight has as many bytes as ggml's own format has.
 #pragma once
 #include "abi.h"
 
