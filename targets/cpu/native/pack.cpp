@@ -18,12 +18,22 @@ struct Source {
     }
 };
 
+// Asks for what lies `AHEAD` bytes on in every row: 32 rows are more streams than the processor follows by itself.
+static constexpr int64_t AHEAD = 512;
+static inline void fetch_ahead(const Source& source, int64_t offset, int64_t bytes) {
+    for (int r = 0; r < source.count; r++) {
+        const char* at = source.data + r * source.stride_bytes + offset + AHEAD;
+        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+    }
+}
+
 template <class From, class As> static void pack_as(const Source& source, int64_t K, uint32_t* to) {
     constexpr int64_t each = sizeof(As) / sizeof(From);  // elements of the source in a word of the panel, if they are moved as they are
     constexpr int64_t stride = each > 1 ? each : 1;
     for (int64_t k = 0; k < K; k += CHUNK) {
         int64_t n = (K - k < CHUNK ? K - k : CHUNK) / stride;
         const As* rows[COLUMNS];
+        fetch_ahead(source, k * static_cast<int64_t>(sizeof(From)), CHUNK * sizeof(From));
         for (int r = 0; r < COLUMNS; r++) rows[r] = source.at<As>(r, k * static_cast<int64_t>(sizeof(From)));
         interleave(rows, COLUMNS, n, to + k / stride * COLUMNS);
     }
@@ -39,6 +49,7 @@ static void narrow_and_pack(const Source& source, int64_t K, uint32_t* to) {
     for (int r = 0; r < COLUMNS; r++) rows[r] = reinterpret_cast<const Word*>(values[r]);
     for (int64_t k = 0; k < K; k += CHUNK) {
         int n = static_cast<int>(K - k < CHUNK ? K - k : CHUNK);
+        fetch_ahead(source, k * 4, CHUNK * 4);
         for (int r = 0; r < COLUMNS; r++) {
             const float* from = source.at<float>(r, k * 4);
             for (int i = 0; i < n; i += WIDTH) {
@@ -80,20 +91,21 @@ template <class Block> static void pack_group(const Block* const* blocks, char* 
     }
 }
 
-// `fill(row, group, block)` gives the block of a row where the source has no such blocks itself.
-template <class Block, class Fill> static void pack_filled(const Source& source, int64_t K, char* to, Fill fill) {
+// `fill(row, group, block)` gives the block of a row where the source, of `bytes` a group, has no such blocks itself.
+template <class Block, class Fill> static void pack_filled(const Source& source, int64_t K, int64_t bytes, char* to, Fill fill) {
     Block made[COLUMNS];
     const Block* blocks[COLUMNS];
     for (int r = 0; r < COLUMNS; r++) blocks[r] = &made[r];
     for (int r = source.count; r < COLUMNS; r++) made[r] = Block{};
     for (int64_t g = 0; g < K / GROUP; g++, to += COLUMNS * sizeof(Block)) {
+        fetch_ahead(source, g * bytes, bytes);
         for (int r = 0; r < source.count; r++) fill(r, g, made[r]);
         pack_group(blocks, to);
     }
 }
 
 template <class Block> static void pack_quantising(const Source& source, Type from, int64_t K, char* to) {
-    pack_filled<Block>(source, K, to, [&](int r, int64_t g, Block& block) {
+    pack_filled<Block>(source, K, GROUP * (from == F32 ? 4 : 2), to, [&](int r, int64_t g, Block& block) {
         Values values;
         if (from == F32) values.load_from(source.at<float>(r, g * GROUP * 4)); else values.load_from(source.at<bf16>(r, g * GROUP * 2));
         quantise(values, block);
@@ -104,6 +116,7 @@ template <class Block> static void pack_blocks(const Source& source, int64_t K, 
     const Block* blocks[COLUMNS];
     Block none{};
     for (int64_t g = 0; g < K / GROUP; g++, to += COLUMNS * sizeof(Block)) {
+        fetch_ahead(source, g * static_cast<int64_t>(sizeof(Block)), sizeof(Block));
         for (int r = 0; r < COLUMNS; r++) {
             blocks[r] = r < source.count ? source.at<Block>(r, g * static_cast<int64_t>(sizeof(Block))) : &none;
         }
@@ -112,7 +125,7 @@ template <class Block> static void pack_blocks(const Source& source, int64_t K, 
 }
 
 static void pack_super_blocks(const Source& source, int64_t K, char* to) {
-    pack_filled<BlockQ4_1>(source, K, to, [&](int r, int64_t g, BlockQ4_1& block) {
+    pack_filled<BlockQ4_1>(source, K, sizeof(BlockQ4_K) / 8, to, [&](int r, int64_t g, BlockQ4_1& block) {
         split(*source.at<BlockQ4_K>(r, g / 8 * static_cast<int64_t>(sizeof(BlockQ4_K))), static_cast<int>(g % 8), block);
     });
 }
