@@ -27,6 +27,7 @@ class CallList:
         self._calls = np.empty(0, CALL)
         self._tensors = np.empty(0, TENSOR)
         self._values = np.empty(0, np.float64)
+        self._sizes: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._functions)
@@ -73,7 +74,9 @@ class CallList:
 
     def resize(self, rows: int, logit_rows: int) -> None:
         """Make the arrays that follow a row count follow these, none larger than when the calls were checked."""
-        self._library.entry_points.ts_resize(self._tensors.ctypes.data, len(self._tensors), rows, logit_rows)
+        if self._sizes != (rows, logit_rows):
+            self._sizes = (rows, logit_rows)
+            self._library.entry_points.ts_resize(self._tensors.ctypes.data, len(self._tensors), rows, logit_rows)
 
     def run(self, team: ThreadTeam) -> None:
         team.run(self._calls.ctypes.data, len(self._calls))
