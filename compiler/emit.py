@@ -155,8 +155,8 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
 
 def _kernels(state: Compilation) -> KernelLibrary | None:
     """The library of native kernels, if the programs call any."""
-    assert state.step is not None
-    if not any(call.function.startswith(NATIVE) for call in state.step.calls):
+    assert state.step is not None and state.sample is not None
+    if not any(call.function.startswith(NATIVE) for call in (*state.step.calls, *state.sample.calls)):
         return None
     compiler, _ = _build(state)
     return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=kernel_names(), compiler=compiler)

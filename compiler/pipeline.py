@@ -89,11 +89,12 @@ def choose_kernels(state: Compilation) -> None:
 
 
 def make_instructions(state: Compilation) -> None:
-    state.step = lower(state.module, state.machine, native=state.no_native_kernels is None)
+    native = state.no_native_kernels is None
+    state.step = lower(state.module, state.machine, native)
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
-    state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype)
+    state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype, native)
 
 
 def lay_out_memory(state: Compilation) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, DType, Program
+from ..plans.program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, DType, Program
 from ..plans.sampling import CHOSEN_LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_LOGPROBS, TOP_TOKENS, slot_buffers
 
 _ALIGNMENT = 64
 
 
-def build_sample_program(vocabulary: int, slots: int, max_logit_rows: int, dtype: DType) -> tuple[Program, tuple[Buffer, ...]]:
+def build_sample_program(
+    vocabulary: int, slots: int, max_logit_rows: int, dtype: DType, native: bool = False
+) -> tuple[Program, tuple[Buffer, ...]]:
     """The program of role "sample", and the slot buffers it works on.
 
     It shares the arena with the step programs and finds `logits`[logit_rows, vocabulary] of `dtype` where they left it:
-    every step program must place its `logits` at offset 0 too. Its own buffers come after that.
+    every step program must place its `logits` at offset 0 too. Its own buffers come after that. `native`: it calls the plan's
+    own kernels.
     """
     buffers = (
         Buffer("logits", dtype, ("logit_rows", vocabulary)),
@@ -22,11 +25,11 @@ def build_sample_program(vocabulary: int, slots: int, max_logit_rows: int, dtype
         Buffer(TOP_TOKENS, "i32", ("logit_rows", TOP_LOGPROBS)),
         Buffer(TOP_LOGPROB_VALUES, "f32", ("logit_rows", TOP_LOGPROBS)),
     )
-    program = Program("sample", 0, buffers, (), _body(), (_bucket(buffers, max_logit_rows),))
+    program = Program("sample", 0, buffers, (), _body(NATIVE if native else ""), (_bucket(buffers, max_logit_rows),))
     return program, slot_buffers(vocabulary, slots)
 
 
-def _body() -> tuple[Call, ...]:
+def _body(prefix: str) -> tuple[Call, ...]:
     penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty", "prompt_seen", "output_counts")
     bias = ("bias_tokens", "bias_values")
     minimum = ("min_tokens", "output_position", "end_tokens")
@@ -34,10 +37,10 @@ def _body() -> tuple[Call, ...]:
     rows = ("logit_slots", "features")
     logprobs = (CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES)
     return (
-        Call("adjust_logits", ("logits", *rows, *penalties, *bias, *minimum), ("adjusted",), {}, "sample.adjust"),
-        Call("draw_tokens", ("logits", "adjusted", *rows, *drawing), (TOKENS,), {}, "sample.draw"),
-        Call("token_logprobs", ("logits", TOKENS, *rows), logprobs, {}, "sample.logprobs"),
-        Call("record_tokens", (TOKENS, *rows), ("last_tokens", "output_counts", "output_position"), {}, "sample.record"),
+        Call(f"{prefix}adjust_logits", ("logits", *rows, *penalties, *bias, *minimum), ("adjusted",), {}, "sample.adjust"),
+        Call(f"{prefix}draw_tokens", ("logits", "adjusted", *rows, *drawing), (TOKENS,), {}, "sample.draw"),
+        Call(f"{prefix}token_logprobs", ("logits", TOKENS, *rows), logprobs, {}, "sample.logprobs"),
+        Call(f"{prefix}record_tokens", (TOKENS, *rows), ("last_tokens", "output_counts", "output_position"), {}, "sample.record"),
     )
 
 

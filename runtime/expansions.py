@@ -92,7 +92,11 @@ class Expansions:
         bucket = bucket_for(program, logit_rows, logit_rows)
         if bucket is None:
             raise UsageError("A step samples more rows than the plan allows.", got=f"{logit_rows} logit rows")
-        return self._expansion(-1, program, bucket, Extent(logit_rows, logit_rows))
+        if not program.is_native:
+            return self._expansion(-1, program, bucket, Extent(logit_rows, logit_rows))
+        expansion = self._expansion(-1, program, bucket, Extent(bucket.logit_rows, bucket.logit_rows))
+        expansion.resize(logit_rows, logit_rows)
+        return expansion
 
     def _expansion(self, index: int, program: Program, bucket: Bucket, extent: Extent) -> Expansion:
         key = (index, extent.rows, extent.logit_rows)
