@@ -211,14 +211,16 @@ def _sources(state: Compilation, entries: dict[str, Any]) -> tuple[SourceTensor,
 
 
 def _declared(state: Compilation, names: list[str]) -> tuple[SourceTensor, ...]:
-    dtype = _config_dtype(state.source)
-    shapes = state.traced.parameters
-    return tuple(
-        SourceTensor(
-            name=name, encoding=_ENCODINGS[dtype], shape=shapes[name], bytes=int(np.prod(shapes[name])) * DTYPE_BYTES[dtype]
-        )
-        for name in names
-    )
+    traced, own = state.traced, _config_dtype(state.source)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parameter, shape in traced.parameters.items():
+        shapes |= traced.names.parts(parameter, shape).shapes
+    declared = []
+    for name in names:
+        dtype = "f32" if traced.names.is_single(name) else own
+        size = int(np.prod(shapes[name])) * DTYPE_BYTES[dtype]
+        declared.append(SourceTensor(name=name, encoding=_ENCODINGS[dtype], shape=shapes[name], bytes=size))
+    return tuple(declared)
 
 
 def _provenance(state: Compilation) -> Provenance:

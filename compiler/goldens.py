@@ -60,6 +60,9 @@ class CounterWeights:
         unique, place = torch.unique(index, return_inverse=True)
         return torch.cat([self._slice(name, row, row + 1) for row in unique.tolist()])[place]
 
+    def part(self, name: str, index: int) -> Tensor:
+        return self._slice(name, index, index + 1)[0]
+
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
         shape, dtype = self.shapes[name]
         whole = (start, stop) == (0, shape[0])

@@ -8,7 +8,7 @@ from math import prod
 import msgspec
 
 from ..plans.errors import MemoryPlanError
-from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
+from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput, calls_of
 from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, Weight
 from ..plans.units import format_bytes
 
@@ -40,7 +40,7 @@ def fixed_memory(
         slots=sum(_bytes(item.shape, item.dtype) for item in slots),
         kv=0,
         communication=0,
-        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs),
+        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs) + _experts_scratch(programs, weights),
         overhead=overhead,
     )
 
@@ -58,6 +58,20 @@ def _largest_result(programs: Sequence[Program]) -> int:
         for buffer in program.buffers:
             shape = [symbols[extent] if isinstance(extent, str) else extent for extent in buffer.shape]
             largest = max(largest, prod(shape) * DTYPE_BYTES[buffer.dtype])
+    return largest
+
+
+def _experts_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> int:
+    """What the function `moe_experts` keeps for one expert: its rows, their columns and results, and sums in float32."""
+    known = {weight.name: weight for weight in weights}
+    largest = 0
+    for program in programs:
+        for call in calls_of(program):
+            if call.function == "moe_experts":
+                down = known[call.inputs[4]]
+                _, hidden, inner = down.shape
+                row = 2 * (hidden + inner) * DTYPE_BYTES[down.dtype] + 4 * (3 * hidden + inner)
+                largest = max(largest, program.buckets[-1].rows * row)
     return largest
 
 

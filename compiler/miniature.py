@@ -8,6 +8,10 @@ from typing import Any
 from .frontends.repeats import fold
 
 HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
+EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_SIZES = {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 56, "moe_shared_expert_intermediate_size": 56}
 
 
 def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
@@ -28,6 +32,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     small["vocab_size"] = VOCABULARY
     if config.get("sliding_window"):
         small["sliding_window"] = WINDOW
+    _shrink_experts(config, small)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None
     representatives = _representatives(kinds)
@@ -39,7 +44,34 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     if config.get("max_window_layers") is not None and "layer_types" not in config:
         # qwen2 derives its layer types from this limit: the first representative lies below it, the second above
         small["max_window_layers"] = sum(index < int(config["max_window_layers"]) for index in representatives)
+    _keep_dense_layers(config, small, representatives)
     return small
+
+
+def _keep_dense_layers(config: dict[str, Any], small: dict[str, Any], representatives: Sequence[int]) -> None:
+    """Layers without experts, in the two ways that configurations name them by index."""
+    if config.get("first_k_dense_replace") is not None:
+        small["first_k_dense_replace"] = sum(index < int(config["first_k_dense_replace"]) for index in representatives)
+    step = int(config.get("decoder_sparse_step") or 1)
+    if step > 1 or config.get("mlp_only_layers"):
+        named = config.get("mlp_only_layers") or []
+        dense = [at for at, index in enumerate(representatives) if index in named or (index + 1) % step]
+        small["mlp_only_layers"], small["decoder_sparse_step"] = dense, 1
+
+
+def _shrink_experts(config: dict[str, Any], small: dict[str, Any]) -> None:
+    """Few experts, of which a part is selected; groups of them where the model has groups."""
+    counts = [name for name in _EXPERT_COUNTS if config.get(name)]
+    groups = GROUPS if int(config.get("n_group") or 1) > 1 else 1
+    for name in counts:
+        small[name] = min(int(config[name]), EXPERTS)
+    if counts and groups > 1:
+        small["n_group"], small["topk_group"] = groups, min(int(config["topk_group"]), groups - 1)
+    if counts and config.get("num_experts_per_tok"):
+        small["num_experts_per_tok"] = min(int(config["num_experts_per_tok"]), EXPERTS_OF_A_ROW)
+    for name, size in _EXPERT_SIZES.items():
+        if config.get(name):
+            small[name] = size
 
 
 def _representatives(kinds: Sequence[int]) -> list[int]:

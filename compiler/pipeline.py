@@ -6,7 +6,7 @@ schedule -> import -> raise -> partition -> fuse -> quantize -> select -> codege
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir import module as modules
@@ -129,6 +129,7 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     max_context = emit.choose_context(source, options)
     limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
     traced = trace(dict(source.config), dtype)
+    source = replace(source, names=traced.names)
     no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
     return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced), no_native)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ir import module as modules
+from ..ir.arrangement import arranged, arrangement_of
 from ..ir.mlir import ir
 from ..ir.reference import Interpreter, StepRows
 from ..plans.errors import ModelError
@@ -42,6 +43,9 @@ _UNCOMPARED = {
     "stride",
     "layer",
     "kv_heads",
+    "top_k",
+    "groups",
+    "top_groups",
 }
 
 
@@ -98,11 +102,12 @@ def _mark(operation: ir.Operation) -> tuple[str, tuple[str, ...]]:
 class _TensorWeights:
     """Weights of a module by name: joined from random parameters."""
 
-    def __init__(self, joined: dict[str, list[str]], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, joined: WeightParts, parameters: dict[str, Tensor]) -> None:
         self.joined, self.parameters = joined, parameters
 
     def full(self, name: str) -> Tensor:
-        return torch.cat([self.parameters[part] for part in self.joined[name]])
+        parts, steps = self.joined[name]
+        return torch.cat([arranged(self.parameters[part], steps) for part in parts])
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self.full(name).T
@@ -110,10 +115,20 @@ class _TensorWeights:
     def rows(self, name: str, index: Tensor) -> Tensor:
         return self.full(name)[index]
 
+    def part(self, name: str, index: int) -> Tensor:
+        parts, steps = self.joined[name]
+        if len(parts) > 1:
+            return self.full(name)[index]
+        return arranged(self.parameters[parts[0]][index : index + 1], steps)[0]
 
-def weight_parts(module: ir.Module) -> dict[str, list[str]]:
-    """Every weight instance by name, with the parameters it joins, layer indices filled in."""
-    parts: dict[str, list[str]] = {}
+
+WeightParts = dict[str, tuple[list[str], list[str]]]
+"""Parameters that a weight joins, and how each is arranged before."""
+
+
+def weight_parts(module: ir.Module) -> WeightParts:
+    """Every weight instance by name, layer indices filled in."""
+    parts: WeightParts = {}
 
     def visit(block: ir.Block, indices: range) -> None:
         for view in block.operations:
@@ -121,7 +136,8 @@ def weight_parts(module: ir.Module) -> dict[str, list[str]]:
             if operation.name == "ts.weight":
                 for index in indices:
                     name = instantiate(modules.text_attribute(operation, "sym"), index)
-                    parts[name] = [instantiate(part, index) for part in modules.text_list(operation, "parameters")]
+                    joined = [instantiate(part, index) for part in modules.text_list(operation, "parameters")]
+                    parts[name] = joined, arrangement_of(operation)
             elif operation.name == "ts.repeat":
                 first, count = modules.int_attribute(operation, "first"), modules.int_attribute(operation, "count")
                 stride = modules.int_attribute(operation, "stride")

@@ -36,7 +36,10 @@ class Input(TsDialect.Operation, name="input", traits=[ext.Pure]):
 
 
 class Weight(TsDialect.Operation, name="weight", traits=[ext.Pure]):
-    """A weight: model parameters (checkpoint path templates) joined along dimension 0, known to programs as `sym`."""
+    """A weight: model parameters (checkpoint path templates) joined along dimension 0, known to programs as `sym`.
+
+    An attribute `arrangement`, where present, lists how each parameter is rearranged before (ir/arrangement.py).
+    """
 
     verify_invariants = _verify
     res: Result
@@ -247,6 +250,59 @@ class Softcap(TsDialect.Operation, name="softcap", traits=[ext.Pure]):
     res: Result
     x: Operand
     cap: ir.FloatAttr
+
+
+class MoeRoute(TsDialect.Operation, name="moe_route", traits=[ext.Pure]):
+    """The `top_k` experts of each row and their weights, from logits[rows, experts].
+
+    `scoring`: "softmax" over all experts, "softmax_selected" over the selected ones' logits, "sigmoid". `bias`[experts], if
+    given, is added for the selection only (DeepSeek-V3, arXiv:2412.19437). With `groups` > 1, only experts of the best
+    `top_groups` groups are selected; a group is judged by the sum of its best `group_best` scores. Weights are then divided by
+    their sum (`normalize`) and multiplied by `scale`.
+    """
+
+    verify_invariants = _verify
+    indices: Result
+    weights: Result
+    logits: Operand
+    bias: Sequence[Operand]
+    top_k: ir.IntegerAttr
+    scoring: ir.StringAttr
+    normalize: ir.IntegerAttr
+    scale: ir.FloatAttr
+    groups: ir.IntegerAttr
+    top_groups: ir.IntegerAttr
+    group_best: ir.IntegerAttr
+
+
+class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
+    """Sum over each row's experts of weight * (down @ (activation(gate) * up) + down_bias), gate and up being the first and the
+    second half of gate_up @ x + gate_up_bias. Weights are gate_up[experts, 2 i, h], down[experts, h, i].
+
+    `activation` is one of gated_activation's, or "swiglu_clamped" (gpt-oss): gate * sigmoid(alpha * gate) * (up + 1), gate
+    clamped from above and up from both sides by `limit`. `alpha` and `limit` are 0 for the others.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    indices: Operand
+    weights: Operand
+    gate_up: Operand
+    down: Operand
+    gate_up_bias: Sequence[Operand]
+    down_bias: Sequence[Operand]
+    activation: ir.StringAttr
+    alpha: ir.FloatAttr
+    limit: ir.FloatAttr
+
+
+class Cast(TsDialect.Operation, name="cast", traits=[ext.Pure]):
+    """The same values in the result's element type."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
 
 
 class Add(TsDialect.Operation, name="add", traits=[ext.Pure]):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import mixture
 from . import module as modules
 from .aten_reference import run_aten
 from .mlir import ir
@@ -31,6 +32,10 @@ class Weights(Protocol):
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows `index` of a two-dimensional weight."""
+        ...
+
+    def part(self, name: str, index: int) -> Tensor:
+        """Entry `index` of the first dimension."""
         ...
 
 
@@ -95,6 +100,8 @@ class Interpreter:
             return [out + self.weights.full(operands[2]) if len(operands) > 2 else out]
         if name == "ts.embedding":
             return [self.weights.rows(operands[1], operands[0].long())]
+        if name == "ts.moe_experts":
+            return [mixture.experts(operation, operands[:3], lambda at, expert: self.weights.part(operands[at], expert))]
         operands = [self.weights.full(value) if isinstance(value, str) else value for value in operands]
         if name in _STATEFUL:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
@@ -221,6 +228,8 @@ REFERENCE: dict[str, Reference] = {
     "ts.activation": lambda op, x, _: [ACTIVATIONS[modules.text_attribute(op, "kind")](x[0])],
     "ts.scale": lambda op, x, _: [x[0] * modules.float_attribute(op, "factor")],
     "ts.softcap": _softcap,
+    "ts.moe_route": lambda op, x, _: mixture.route(op, x),
+    "ts.cast": lambda _op, x, _: x,
     "ts.add": lambda _op, x, _: [x[0] + x[1]],
     "ts.mul": lambda _op, x, _: [x[0] * x[1]],
     "ts.reshape": _reshape,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import mixture
 from .mlir import ir
 from .types import dtype_of, shape_of
 
@@ -155,6 +156,9 @@ RULES: dict[str, Rule] = {
     "ts.activation": _same,
     "ts.scale": _same,
     "ts.softcap": _same,
+    "ts.moe_route": mixture.route_shapes,
+    "ts.moe_experts": mixture.experts_shapes,
+    "ts.cast": _same,
     "ts.add": _same,
     "ts.mul": _same,
     "ts.reshape": _reshape,
@@ -163,7 +167,7 @@ RULES: dict[str, Rule] = {
     "ts.all_reduce": _same,
 }
 
-_MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows"}
+_MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}
 
 
 def _slice_start(operation: ir.Operation) -> str | None:
@@ -240,6 +244,8 @@ ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.gated_activation": _one_of_activations("activation"),
     "ts.activation": _one_of_activations("kind"),
     "ts.softcap": _cap,
+    "ts.moe_route": mixture.route_attributes,
+    "ts.moe_experts": mixture.experts_attributes,
     "ts.attention": _scores,
     "ts.cached_attention": _kv_heads,
 }

@@ -31,6 +31,11 @@ _RULES = {
     "ts.activation": "r ... -> r ...",
     "ts.scale": "r ... -> r ...",
     "ts.softcap": "r ... -> r ...",
+    "ts.moe_route": "r e, e -> r k, r k | e k",
+    # experts may be shared out over ranks, each adding its own experts' part; gate and up lie behind each other in one dimension,
+    # so cutting that is not a placement
+    "ts.moe_experts": "r h, r k, r k, e n h, e h i, e n, e h -> r h | h k n i",
+    "ts.cast": "r ... -> r ...",
     "ts.add": "r ..., r ... -> r ...",
     "ts.mul": "r ..., r ... -> r ...",
     "ts.slice": "r n -> r m | n m",

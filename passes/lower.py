@@ -236,6 +236,16 @@ _ATTRIBUTES = {
     "ts.scale": {"factor": modules.float_attribute},
     "ts.softcap": {"cap": modules.float_attribute},
     "ts.aten": {"arguments": modules.text_attribute, "layouts": modules.text_attribute},
+    "ts.moe_route": {
+        "top_k": modules.int_attribute,
+        "scoring": modules.text_attribute,
+        "normalize": _flag,
+        "scale": modules.float_attribute,
+        "groups": modules.int_attribute,
+        "top_groups": modules.int_attribute,
+        "group_best": modules.int_attribute,
+    },
+    "ts.moe_experts": {"activation": modules.text_attribute, "alpha": modules.float_attribute, "limit": modules.float_attribute},
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
 }

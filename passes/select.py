@@ -122,9 +122,8 @@ def _rank(
 
 def _limits(cost: Cost, machine: Machine, operation: ir.Operation) -> tuple[float, float]:
     """Seconds at the compute limit and at the bandwidth limit."""
-    dtype = dtype_of(operation.results[0])
-    rate = machine.compute_rate(dtype if f"compute.{dtype}" in machine.rates else "f32")  # of integers no rate is known
-    return cost.flops / rate.value, cost.bytes / machine.rates["bandwidth"].value
+    dtype = next((dtype for dtype in map(dtype_of, operation.results) if f"compute.{dtype}" in machine.rates), "f32")
+    return cost.flops / machine.compute_rate(dtype).value, cost.bytes / machine.rates["bandwidth"].value
 
 
 def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operation, rows: int) -> float:

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from ..ir import dialect
 from ..ir import module as modules
+from ..ir.arrangement import arranged_shape, arrangement_of, set_arrangement
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
-from ..plans.recipe import Concat, Quantize, Recipe
+from ..plans.recipe import Concat, Quantize, Recipe, Slice, Transpose
 from ..plans.schema import Weight
 from ..plans.weight_layout import Prepack, stored_bytes
 from ..targets.machine import Machine
@@ -58,6 +59,7 @@ def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
             with ir.InsertionPoint(operation):
                 sym = modules.text(modules.text_attribute(operation, "sym") + ".packed")
                 packed = dialect.Weight(operation.results[0].type, sym, operation.attributes["parameters"]).res
+            set_arrangement(_owner(packed), arrangement_of(operation))
             for name in (STORED, KEPT):
                 if name in operation.attributes:
                     _owner(packed).attributes[name] = operation.attributes[name]
@@ -119,15 +121,32 @@ def _recipe(
     shapes: dict[str, tuple[int, ...]],
     recipe: ParameterRecipes,
 ) -> Recipe:
-    names = modules.text_list(operation, "parameters")
+    names, steps = modules.text_list(operation, "parameters"), arrangement_of(operation)
+
+    def valued(dtype: str) -> Recipe:
+        parts = [_arranged(recipe.recipe(name, dtype, shapes[name], layers or None), shapes[name], steps) for name in names]
+        return _joined(parts)
+
     if stored == dtype:
-        return _joined([recipe.recipe(name, dtype, shapes[name], layers or None) for name in names])
+        return valued(dtype)
     kept = modules.text_attribute(operation, KEPT)
-    if kept:
+    if kept and not steps:
         joined = _joined([recipe.blocks(name, shapes[name], layers or None) for name in names])
         return joined if kept == stored else Quantize(joined, stored)
-    return Quantize(_joined([recipe.recipe(name, "f32", shapes[name], layers or None) for name in names]), stored)
+    return Quantize(valued("f32"), stored)
 
 
 def _joined(parts: list[Recipe]) -> Recipe:
     return parts[0] if len(parts) == 1 else Concat(tuple(parts), 0)
+
+
+def _arranged(recipe: Recipe, shape: Sequence[int], steps: Sequence[str]) -> Recipe:
+    """The parameter's recipe followed by the steps of ir/arrangement.py."""
+    for step in steps:
+        rank = len(shape)
+        if step == "transpose":
+            recipe = Transpose(recipe, (*range(rank - 2), rank - 1, rank - 2))
+        else:
+            recipe = Concat(tuple(Slice(recipe, 1, start, shape[1], 2) for start in (0, 1)), 1)
+        shape = [size or 0 for size in arranged_shape(shape, [step])]
+    return recipe

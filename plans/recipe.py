@@ -5,6 +5,8 @@ Programs name only the result. Inside a templated weight, source names carry `{i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 
@@ -15,10 +17,13 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sourc
 
 
 class Slice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="slice", tag_field="step"):
+    """Entries `start`, `start + stride`, ... below `stop` of a dimension."""
+
     of: Recipe
     dimension: int
     start: int
     stop: int
+    stride: int = 1
 
 
 class Cast(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cast", tag_field="step"):
@@ -27,6 +32,13 @@ class Cast(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cast", 
 
 
 class Concat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="concat", tag_field="step"):
+    parts: tuple[Recipe, ...]
+    dimension: int
+
+
+class Stack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stack", tag_field="step"):
+    """Values of one shape side by side along a new dimension, e.g. the experts of a layer."""
+
     parts: tuple[Recipe, ...]
     dimension: int
 
@@ -65,7 +77,7 @@ class Quantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="qua
     dtype: str
 
 
-Recipe = Source | Slice | Cast | Concat | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize
+Recipe = Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize
 
 
 def decoded(recipe: Recipe) -> Recipe:
@@ -83,6 +95,15 @@ def sources(recipe: Recipe) -> tuple[str, ...]:
     """Names of the checkpoint tensors a recipe reads, in order of reading."""
     if isinstance(recipe, Source):
         return (recipe.name,)
-    if isinstance(recipe, Concat):
+    if isinstance(recipe, Concat | Stack):
         return tuple(name for part in recipe.parts for name in sources(part))
     return sources(recipe.of)
+
+
+def map_sources(recipe: Recipe, change: Callable[[Source], Recipe]) -> Recipe:
+    """The recipe with every source replaced."""
+    if isinstance(recipe, Source):
+        return change(recipe)
+    if isinstance(recipe, Concat | Stack):
+        return msgspec.structs.replace(recipe, parts=tuple(map_sources(part, change) for part in recipe.parts))
+    return msgspec.structs.replace(recipe, of=map_sources(recipe.of, change))

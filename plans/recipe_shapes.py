@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from .program import DTYPE_BYTES
-from .recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from .recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from .weight_layout import BLOCKS, WEIGHT_BLOCKS
 
 MAX_DEPTH = 32
@@ -24,7 +24,7 @@ def count_nodes(recipe: Recipe, depth: int = 1) -> int:
         raise ValueError(f"more than {MAX_DEPTH} steps deep")
     if isinstance(recipe, Source):
         return 1
-    if isinstance(recipe, Concat):
+    if isinstance(recipe, Concat | Stack):
         return 1 + sum(count_nodes(part, depth + 1) for part in recipe.parts)
     return 1 + count_nodes(recipe.of, depth + 1)
 
@@ -48,6 +48,8 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _sliced(recipe, *infer(recipe.of, lookup))
         case Concat():
             return _concatenated(recipe, [infer(part, lookup) for part in recipe.parts])
+        case Stack():
+            return _stacked(recipe, [infer(part, lookup) for part in recipe.parts])
         case Transpose():
             return _transposed(recipe, *infer(recipe.of, lookup))
         case UnpermuteRope():
@@ -97,9 +99,9 @@ def _sliced(recipe: Slice, shape: tuple[int, ...], dtype: str) -> Result:
     _check_dimension("slice", recipe.dimension, shape)
     _rows_only("slice", recipe.dimension, shape, dtype)
     extent = shape[recipe.dimension]
-    if not 0 <= recipe.start < recipe.stop <= extent:
-        raise ValueError(f"slice {recipe.start}:{recipe.stop} of a dimension of {extent}")
-    return _with_extent(shape, recipe.dimension, recipe.stop - recipe.start), dtype
+    if not 0 <= recipe.start < recipe.stop <= extent or recipe.stride < 1:
+        raise ValueError(f"slice {recipe.start}:{recipe.stop}:{recipe.stride} of a dimension of {extent}")
+    return _with_extent(shape, recipe.dimension, -(-(recipe.stop - recipe.start) // recipe.stride)), dtype
 
 
 def _concatenated(recipe: Concat, parts: list[Result]) -> Result:
@@ -117,6 +119,19 @@ def _concatenated(recipe: Concat, parts: list[Result]) -> Result:
         ):
             raise ValueError(f"concat of {dtype}{list(shape)} and {other_dtype}{list(other)} along dimension {recipe.dimension}")
     return _with_extent(shape, recipe.dimension, sum(part[recipe.dimension] for part, _ in parts)), dtype
+
+
+def _stacked(recipe: Stack, parts: list[Result]) -> Result:
+    if not parts:
+        raise ValueError("stack of nothing")
+    shape, dtype = parts[0]
+    _check_dimension("stack", recipe.dimension, (0, *shape))
+    if dtype in BLOCKS and recipe.dimension == len(shape):
+        raise ValueError(f"stack along the blocks of {dtype}{list(shape)}")
+    for other, other_dtype in parts[1:]:
+        if (other, other_dtype) != (shape, dtype):
+            raise ValueError(f"stack of {dtype}{list(shape)} and {other_dtype}{list(other)}")
+    return (*shape[: recipe.dimension], len(parts), *shape[recipe.dimension :]), dtype
 
 
 def _transposed(recipe: Transpose, shape: tuple[int, ...], dtype: str) -> Result:

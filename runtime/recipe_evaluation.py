@@ -1,16 +1,17 @@
-"""Evaluates recipes (plans/recipe.py) in torch."""
+"""Evaluates recipes (plans/recipe.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
-from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, infer
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
@@ -72,14 +73,15 @@ def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -
         case Quantize():
             raise ValueError("quantize is the last step, done while packing")
         case Cast():
+            if isinstance(recipe.of, Concat | Stack):
+                return _joined(recipe.of, stored, layer, recipe.dtype)
             return cast(_evaluate(recipe.of, stored, layer), recipe.dtype)
         case Slice():
             whole = _evaluate(recipe.of, stored, layer)
-            place = (slice(None),) * recipe.dimension + (slice(recipe.start, recipe.stop),)
+            place = (slice(None),) * recipe.dimension + (slice(recipe.start, recipe.stop, recipe.stride),)
             return HostArray(whole.data[place], whole.dtype)
-        case Concat():
-            parts = [_evaluate(part, stored, layer) for part in recipe.parts]
-            return HostArray(np.concatenate([part.data for part in parts], recipe.dimension), parts[0].dtype)
+        case Concat() | Stack():
+            return _joined(recipe, stored, layer, result_of(recipe, stored, layer)[1])
         case Transpose():
             whole = _evaluate(recipe.of, stored, layer)
             return HostArray(whole.data.transpose(recipe.permutation), whole.dtype)
@@ -98,6 +100,34 @@ def cast(values: HostArray, dtype: str) -> HostArray:
     plain = widened(values.data) if values.dtype == "bf16" else values.data
     with np.errstate(over="ignore"):
         return HostArray(plain.astype(NUMPY_TYPES[dtype]), dtype)
+
+
+def _joined(recipe: Concat | Stack, stored: Mapping[str, Stored], layer: int | None, dtype: str) -> HostArray:
+    """The parts as one array, each made and cast in its place, so that no second copy of the whole is held."""
+    shape, own = result_of(recipe, stored, layer)
+    if own not in NUMPY_TYPES:
+        # rows of blocks: their bytes are joined
+        parts = [_evaluate(part, stored, layer).data for part in recipe.parts]
+        join = np.concatenate if isinstance(recipe, Concat) else np.stack
+        return HostArray(join(parts, recipe.dimension), own)
+    whole = np.empty(shape, NUMPY_TYPES[dtype])
+    _fill(recipe, whole, dtype, stored, layer)
+    return HostArray(whole, dtype)
+
+
+def _fill(recipe: Recipe, target: NDArray[Any], dtype: str, stored: Mapping[str, Stored], layer: int | None) -> None:
+    if isinstance(recipe, Stack):
+        for index, part in enumerate(recipe.parts):
+            _fill(part, np.moveaxis(target, recipe.dimension, 0)[index], dtype, stored, layer)
+    elif isinstance(recipe, Concat):
+        start = 0
+        for part in recipe.parts:
+            stop = start + result_of(part, stored, layer)[0][recipe.dimension]
+            place = (slice(None),) * recipe.dimension + (slice(start, stop),)
+            _fill(part, target[place], dtype, stored, layer)
+            start = stop
+    else:
+        target[...] = cast(_evaluate(recipe, stored, layer), dtype).data
 
 
 def _find(source: Source, stored: Mapping[str, Stored], layer: int | None) -> Stored:

@@ -1,4 +1,4 @@
-"""The cost rule of every operation: floating-point operations and bytes moved, linear in rows.
+"""The cost rule of every operation: floating-point operations and bytes moved, linear in rows but for the experts of a mixture.
 
 Attention over the cached context is counted apart (plans/perf_model.py), since it depends on context, not on rows alone.
 """
@@ -74,6 +74,17 @@ def _aten_flops(operation: ir.Operation, rows: int) -> float:
     return 2.0 * elements * (shape_of(left)[-1] or rows)
 
 
+def _experts_flops(operation: ir.Operation, rows: int) -> float:
+    pairs = rows * (shape_of(operation.operands[1])[1] or 0)
+    _, hidden, inner = (size or 0 for size in shape_of(operation.operands[4]))
+    return pairs * (6.0 * hidden * inner + 5 * inner + 2 * hidden)
+
+
+def touched_experts(experts: int, top_k: int, rows: int) -> float:
+    """Experts that at least one of `rows` rows selects, if each selects `top_k` at random."""
+    return experts * (1 - (1 - top_k / experts) ** rows)
+
+
 _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.aten": _aten_flops,
     "ts.linear": _linear_flops,
@@ -89,6 +100,9 @@ _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.activation": _per_element(4),
     "ts.scale": _per_element(1),
     "ts.softcap": _per_element(3),
+    "ts.moe_route": lambda operation, rows: 8.0 * _elements(operation.operands[0], rows),
+    "ts.moe_experts": _experts_flops,
+    "ts.cast": _per_element(1),
     "ts.add": _per_element(1),
     "ts.mul": _per_element(1),
 }
@@ -105,4 +119,7 @@ def cost_of(operation: ir.Operation, rows: int) -> Cost:
         return Cost(flops, 0, 2 * _size(operation.results[0], rows))
     if operation.name == "ts.aten":
         moved += 2 * _size(operation.results[0], rows)  # its result is copied to its place
+    if operation.name == "ts.moe_experts":
+        experts, top_k = shape_of(operation.operands[3])[0] or 0, shape_of(operation.operands[1])[1] or 0
+        return Cost(flops, weights * touched_experts(experts, top_k, rows) / experts, moved)
     return Cost(flops, weights, moved)

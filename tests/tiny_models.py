@@ -51,6 +51,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3": {**_SIZES, "model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": False},
     "mistral": {**_SIZES, "model_type": "mistral", "sliding_window": 5, "head_dim": 16},
+    "qwen3_moe": {
+        **_SIZES,
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
+    },
+    "mixtral": {**_SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 

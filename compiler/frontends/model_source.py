@@ -15,9 +15,10 @@ import msgspec
 from ...plans.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
 from ...plans.digests import tensor_digest
 from ...plans.errors import ModelError, WeightsError
-from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Source, UnpermuteRope
+from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Source, UnpermuteRope, map_sources
 from ...plans.schema import SourceTensor
 from ...plans.template import instantiate, is_templated
+from .checkpoint_names import CheckpointNames, Parts
 
 PLAN_DTYPES = ("f32", "bf16", "f16")
 PLAIN_ENCODINGS = frozenset({"F32", "F16", "BF16"})
@@ -63,7 +64,8 @@ class ModelSource:
     `config` is a Hugging Face config.json dictionary (give libraries a copy: some change what they are given).
     `sources` and `checkpoint` are None for a shape-only model. `inputs` maps the role of each input to its SHA-256, in hex.
     `encodings` are the tensor encodings this frontend reads; `origin` raises ModelError for a parameter it cannot name.
-    `notes` are sentences for the user, e.g. why there is no tokenizer.
+    `names`, known once the model is traced, say how the parameters that have no tensor of their own name are stored. `notes`
+    are sentences for the user, e.g. why there is no tokenizer.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ModelSource:
     notes: tuple[str, ...] = ()
     origin: Callable[[str], Origin] = field(default=same_name, repr=False)
     encodings: frozenset[str] = PLAIN_ENCODINGS
+    names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
 
     def recipe(self, parameter_template: str, dtype: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
         """How the parameter is made from checkpoint tensors, as `dtype` ("f32", "bf16", "f16").
@@ -88,12 +91,17 @@ class ModelSource:
                 "Weights cannot be made as this type.", where=parameter_template, expected=", ".join(PLAN_DTYPES), got=dtype
             )
         origin = self.origin(parameter_template)
-        recipe: Recipe = Source(origin.tensor)
+        parts = Parts(Source(origin.tensor), {origin.tensor: tuple(shape)})
+        if origin == Origin(parameter_template) and not self._holds(parameter_template, layers):
+            parts = self.names.parts(parameter_template, shape)
+        encoded: set[str] = set()
         if self.checkpoint is not None:
-            names = (instantiate(origin.tensor, i) for i in self._layers(origin.tensor, layers))
-            encodings = {_checked(self.checkpoint.tensors, name, parameter_template, shape, self.encodings) for name in names}
-            if encodings - PLAIN_ENCODINGS:
-                recipe = Dequantize(Source(origin.tensor))
+            for tensor, size in parts.shapes.items():
+                instances = (instantiate(tensor, i) for i in self._layers(tensor, layers))
+                found = {_checked(self.checkpoint.tensors, name, parameter_template, size, self.encodings) for name in instances}
+                if found - PLAIN_ENCODINGS:
+                    encoded.add(tensor)
+        recipe = map_sources(parts.recipe, lambda source: Dequantize(source) if source.name in encoded else source)
         if origin.rope_heads is not None:
             recipe = UnpermuteRope(recipe, origin.rope_heads)
         return Cast(recipe, dtype)
@@ -140,6 +148,11 @@ class ModelSource:
     def end_tokens(self) -> tuple[int, ...]:
         """Tokens that end a generation: the tokenizer files', else the configuration's."""
         return self.tokenizer.end_tokens if self.tokenizer else token_ids(self.config.get("eos_token_id"))
+
+    def _holds(self, template: str, layers: Iterable[int] | None) -> bool:
+        """Whether the checkpoint has tensors of this name."""
+        tensors = self.checkpoint.tensors if self.checkpoint is not None else {}
+        return any(instantiate(template, i) in tensors for i in self._layers(template, layers))
 
     def _layers(self, template: str, layers: Iterable[int] | None) -> Sequence[int]:
         if not is_templated(template):

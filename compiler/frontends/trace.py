@@ -10,7 +10,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...plans.errors import ModelError
+from .checkpoint_names import CheckpointNames, checkpoint_names
 from .experts import EXPERTS_NAME, recognise_experts
 
 ATTENTION_NAME = "tokenspeed"
@@ -47,6 +48,14 @@ _SIZES = (
     "num_key_value_heads",
     "sliding_window",
     "max_position_embeddings",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_group",
+    "topk_group",
+    "first_k_dense_replace",
 )
 """Fields that a config.json may leave to transformers' defaults."""
 _NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
@@ -127,8 +136,9 @@ class TracedModel:
     """An exported model with one layer per kind. `config` is as given, with sizes that it left out filled in.
 
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
-    `parameters` the full model's parameter names and shapes, tied ones once; `ties` maps a tied name to the one it shares;
-    `constants` the values of buffers that no checkpoint holds.
+    `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
+    name to the one it shares; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are
+    called and cut up in checkpoints.
     """
 
     exported: ExportedProgram
@@ -140,6 +150,7 @@ class TracedModel:
     ties: dict[str, str]
     constants: dict[str, torch.Tensor]
     dtype: str
+    names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
 
 
 class _Logits(torch.nn.Module):
@@ -166,7 +177,7 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
+def _build(config: dict[str, Any], dtype: str) -> Any:
     model_type = config.get("model_type", "")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -201,6 +212,16 @@ def _build(config: dict[str, Any], dtype: str) -> torch.nn.Module:
             fix="correct config.json",
         ) from error
     return model.eval()
+
+
+def _stored(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Parameters, and the buffers that are saved with them."""
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    for path, module in model.named_modules():
+        for name, value in module._buffers.items():
+            if value is not None and name not in module._non_persistent_buffers_set:
+                shapes[f"{path}.{name}" if path else name] = tuple(value.shape)
+    return shapes
 
 
 def _require_elements(parameters: dict[str, tuple[int, ...]]) -> None:
@@ -302,7 +323,8 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
     """
     with quiet():
         model = _build(config, dtype)
-        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        parameters = _stored(model)
+        names = checkpoint_names(model)
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
@@ -326,7 +348,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
                 got=f"{type(error).__name__}: {first_line[:300]}",
                 fix="choose one of the families that docs/models.md lists",
             ) from error
-    return TracedModel(exported, config, type(model).__name__, path, kinds, parameters, ties, constants, dtype)
+    return TracedModel(exported, config, type(model).__name__, path, kinds, parameters, ties, constants, dtype, names)
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:

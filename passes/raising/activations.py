@@ -27,7 +27,8 @@ def _gated_activation(root: AtenOp, raiser: Raiser) -> Raised | None:
             continue
         gate, up = rows_of(raiser, bound["gate"]), rows_of(raiser, bound["up"])
         if gate is not None and up is not None and shape_of(gate) == shape_of(up):
-            return Raised(dialect.GatedActivation(gate.type, gate, up, modules.text(name)).res, Form.ROWS)
+            made = dialect.GatedActivation(gate.type, gate, up, modules.text(name)).res
+            return Raised(made, Form.at(shape_of(root.result), len(shape_of(root.result)) - 2))
     return None
 
 

@@ -17,6 +17,7 @@ class Form:
     """
 
     ROWS: ClassVar[Form]
+    FLAT: ClassVar[Form]
     HEADS: ClassVar[Form]
     HEADS_FIRST: ClassVar[Form]
     IDS: ClassVar[Form]
@@ -58,5 +59,6 @@ class Form:
         return (None, *(size for letter, size in zip(self.layout, shape, strict=True) if letter == "."))
 
 
+Form.FLAT = Form.of("t.")
 Form.ROWS, Form.HEADS, Form.HEADS_FIRST, Form.IDS = map(Form.of, ("bt.", "bt..", "b.t.", "bt"))
 Form.WEIGHT, Form.STATIC = Form("-"), Form("-")

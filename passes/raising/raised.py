@@ -32,5 +32,6 @@ Rule = Callable[[AtenOp, Raiser], Raised | None]
 
 
 def rows_of(raiser: Raiser, value: Any) -> ir.Value | None:
+    """A value of [rows, features], whether or not its batch of one is there."""
     found = raiser.raised(value) if isinstance(value, ir.Value) else None
-    return found.value if found is not None and found.form is Form.ROWS else None
+    return found.value if found is not None and found.form in (Form.ROWS, Form.FLAT) else None

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from .activations import ACTIVATION_RULES
 from .attention import ATTENTION_RULES
+from .mixture import CAST_RULES, MIXTURE_RULES
 from .norms import NORM_RULES
 from .raised import Rule
 from .rope import ROPE_RULES
 from .structure import STRUCTURE_RULES
 
-RULES: tuple[Rule, ...] = (*NORM_RULES, *ROPE_RULES, *ATTENTION_RULES, *ACTIVATION_RULES, *STRUCTURE_RULES)
+RULES: tuple[Rule, ...] = (
+    *NORM_RULES,
+    *ROPE_RULES,
+    *ATTENTION_RULES,
+    *MIXTURE_RULES,
+    *ACTIVATION_RULES,
+    *STRUCTURE_RULES,
+    *CAST_RULES,
+)
 """Tried in this order at each ATen operation, the first that applies wins: what spans several operations comes first."""

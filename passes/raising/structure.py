@@ -30,7 +30,8 @@ def _linear(root: AtenOp, raiser: Raiser) -> Raised | None:
     if x is None or weight is None or (given_bias is not None and bias is None):
         return None
     kind = tensor(dtype_of(x), [None, shape_of(weight)[0]])
-    return Raised(dialect.Linear(kind, x, weight, [bias] if bias is not None else []).res, Form.ROWS)
+    made = dialect.Linear(kind, x, weight, [bias] if bias is not None else []).res
+    return Raised(made, Form.at(shape_of(root.result), len(shape_of(root.result)) - 2))
 
 
 def _elementwise(target: str, build: Any) -> Rule:
@@ -48,6 +49,18 @@ def _elementwise(target: str, build: Any) -> Rule:
 
 
 _TOKENS = {"symbol": "tokens"}
+
+
+def _flatten(root: AtenOp, raiser: Raiser) -> Raised | None:
+    """[1, tokens, features] to [tokens, features] and back: rows are the same."""
+    if root.target not in {"aten.view.default", "aten.reshape.default"}:
+        return None
+    x = raiser.raised(root.arguments[0])
+    before, after = shape_of(root.arguments[0]), shape_of(root.result)
+    if x is None or x.form not in (Form.ROWS, Form.FLAT) or before[-1] != after[-1]:
+        return None
+    forms = {(None,): Form.FLAT, (1, None): Form.ROWS}
+    return Raised(x.value, forms[after[:-1]]) if after[:-1] in forms else None
 
 
 def _reshape(root: AtenOp, raiser: Raiser) -> Raised | None:
@@ -74,6 +87,7 @@ def _transpose(root: AtenOp, raiser: Raiser) -> Raised | None:
 STRUCTURE_RULES: tuple[Rule, ...] = (
     _embedding,
     _linear,
+    _flatten,
     _reshape,
     _transpose,
     _elementwise("aten.add.Tensor", dialect.Add),

@@ -16,6 +16,7 @@ from .elementwise import add, copy, mul, scale, softcap
 from .kv import kv_write, rope_kv_write
 from .layer_norm import layer_norm
 from .linear import linear, linear_onednn
+from .mixture import moe_experts, moe_route
 from .norms import add_rms_norm, rms_norm
 from .record_tokens import record_tokens
 from .rope import rope, rope_table
@@ -43,6 +44,8 @@ _FUNCTIONS: dict[str, Function] = {
         softcap,
         activation,
         gated_activation,
+        moe_route,
+        moe_experts,
         rope,
         kv_write,
         rope_kv_write,

@@ -22,7 +22,19 @@ REPEAT = (
     "count = 3 : i64, first = 1 : i64, operandSegmentSizes = array<i32: 1>, resultSegmentSizes = array<i32: 1>, stride = 2 : i64"
 )
 
+ROUTE = (
+    'group_best = 2 : i64, groups = 2 : i64, normalize = true, scale = 2.5 : f64, scoring = "sigmoid", top_groups = 1 : i64, '
+    "top_k = 3 : i64"
+)
+ROUTE_BY, ROUTE_BIASED = "operandSegmentSizes = array<i32: 1, 0>", "operandSegmentSizes = array<i32: 1, 1>"
+EXPERTS = 'activation = "silu", alpha = 0.0 : f64, limit = 0.0 : f64'
+EXPERTS_OF = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>"
+EXPERTS_BIASED = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1>"
+INDICES, FACTORS = "tensor<?x3xi32>", "tensor<?x3xf32>"
+GATE_UP, DOWN = "tensor<8x10x8xbf16>", "tensor<8x8x5xbf16>"
+
 X, X3 = "tensor<?x8xf32>", "tensor<?x4x8xf32>"
+XB = "tensor<?x8xbf16>"
 
 SOUND: tuple[Sample, ...] = (
     Sample("ts.input", (), ("tensor<?xi32>",), 'sym = "token_ids"'),
@@ -49,6 +61,16 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.activation", (X,), (X,), 'kind = "relu2"'),
     Sample("ts.scale", (X,), (X,), "factor = 0.25 : f64"),
     Sample("ts.softcap", (X3,), (X3,), "cap = 30.0 : f64"),
+    Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE}, {ROUTE_BY}"),
+    Sample("ts.moe_route", (X, "tensor<8xf32>"), (INDICES, "tensor<?x3xbf16>"), f"{ROUTE}, {ROUTE_BIASED}"),
+    Sample("ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN), (XB,), f"{EXPERTS}, {EXPERTS_OF}"),
+    Sample(
+        "ts.moe_experts",
+        (XB, INDICES, FACTORS, GATE_UP, DOWN, "tensor<8x10xbf16>", "tensor<8x8xbf16>"),
+        (XB,),
+        f'activation = "swiglu_clamped", alpha = 1.7 : f64, limit = 7.0 : f64, {EXPERTS_BIASED}',
+    ),
+    Sample("ts.cast", (XB,), (X,)),
     Sample("ts.add", (X, X), (X,)),
     Sample("ts.mul", (X3, X3), (X3,)),
     Sample("ts.reshape", ("tensor<?x32xf32>",), (X3,)),
@@ -96,6 +118,42 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.activation", (X,), (X,), 'kind = "tanh"'), "kind is 'tanh', expected one of gelu, gelu_tanh, relu, relu2, silu"),
     (Sample("ts.scale", (X,), (X3,), "factor = 0.25 : f64"), "one shape"),
     (Sample("ts.softcap", (X,), (X,), "cap = 0.0 : f64"), "cap must be above 0"),
+    (Sample("ts.moe_route", (X, "tensor<7xf32>"), (INDICES, FACTORS), f"{ROUTE}, {ROUTE_BIASED}"), "bias is"),
+    (Sample("ts.moe_route", (X,), (INDICES, "tensor<?x2xf32>"), f"{ROUTE}, {ROUTE_BY}"), "expected twice"),
+    (Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace('top_k = 3', 'top_k = 2')}, {ROUTE_BY}"), "top_k is 2"),
+    (Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace('sigmoid', 'relu')}, {ROUTE_BY}"), "scoring is"),
+    (
+        Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace('sigmoid', 'softmax_selected')}, {ROUTE_BY}"),
+        "neither bias",
+    ),
+    (
+        Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace(' groups = 2', ' groups = 3')}, {ROUTE_BY}"),
+        "of 3 groups",
+    ),
+    (
+        Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace(' groups = 2', ' groups = 4')}, {ROUTE_BY}"),
+        "are wanted",
+    ),
+    (Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace('best = 2', 'best = 5')}, {ROUTE_BY}"), "best 5"),
+    (Sample("ts.moe_experts", (XB, INDICES, FACTORS, DOWN, DOWN), (XB,), f"{EXPERTS}, {EXPERTS_OF}"), "do not fit together"),
+    (Sample("ts.moe_experts", (XB, INDICES, X, GATE_UP, DOWN), (XB,), f"{EXPERTS}, {EXPERTS_OF}"), "expects x"),
+    (Sample("ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN), (INDICES,), f"{EXPERTS}, {EXPERTS_OF}"), "result is"),
+    (
+        Sample(
+            "ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN), (XB,), f"{EXPERTS.replace('silu', 'relu')}, {EXPERTS_OF}"
+        ),
+        "activation is",
+    ),
+    (
+        Sample(
+            "ts.moe_experts",
+            (XB, INDICES, FACTORS, GATE_UP, DOWN, "tensor<8x9xbf16>", "tensor<8x8xbf16>"),
+            (XB,),
+            f"{EXPERTS}, {EXPERTS_BIASED}",
+        ),
+        "biases are",
+    ),
+    (Sample("ts.cast", (XB,), (X3,)), "one shape"),
     (Sample("ts.add", (X, X3), (X,)), "one shape"),
     (Sample("ts.add", (X, F16), (X,)), "mixes element types"),
     (Sample("ts.mul", (X, X), (X3,)), "one shape"),

@@ -18,7 +18,7 @@ COLLECTIVES = {"ts.all_reduce"}
 """Inserted by the partitioner for more than one rank, which no target has yet."""
 MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
 """Bytes, no floating-point operations."""
-READ_WEIGHTS = {"ts.linear", "ts.embedding"}
+READ_WEIGHTS = {"ts.linear", "ts.embedding", "ts.moe_experts"}
 """Run by the interpreter through its weight provider."""
 
 OWN_REFERENCE = {"ts.aten"}

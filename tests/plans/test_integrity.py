@@ -10,7 +10,7 @@ import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.integrity import check_manifest, check_program, ranks
 from tokenspeed.plans.program import Bucket, Buffer, Call, Program, Repeat, View
-from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from tokenspeed.plans.recipe import Blocks, Cast, Concat, Dequantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from tokenspeed.plans.recipe_shapes import infer
 from tokenspeed.plans.schema import Entry, KernelLibrary, Manifest
 from tokenspeed.tests.plans.sample_plan import HIDDEN, sample_entries, sample_manifest, sample_program, sample_sampler
@@ -282,6 +282,10 @@ def lookup(name: str) -> tuple[tuple[int, ...], str]:
         (Source("a"), ((4, 6), "f32")),
         (Source("h"), ((4, 6), "bf16")),
         (Slice(Source("a"), 0, 1, 3), ((2, 6), "f32")),
+        (Slice(Source("a"), 1, 1, 6, 2), ((4, 3), "f32")),
+        (Stack((Source("a"), Source("a"), Source("a")), 1), ((4, 3, 6), "f32")),
+        (Concat((Stack((Source("a"),), 0), Stack((Source("a"),), 0)), 1), ((1, 8, 6), "f32")),
+        (Stack((Blocks(Source("e")), Blocks(Source("e"))), 0), ((2, 4, 32), "q4_1")),
         (Cast(Source("a"), "bf16"), ((4, 6), "bf16")),
         (Concat((Source("a"), Source("b")), 0), ((6, 6), "f32")),
         (Transpose(Source("a"), (1, 0)), ((6, 4), "f32")),
@@ -302,6 +306,12 @@ def test_recipes_that_can_be_done(recipe: Recipe, result: Any) -> None:
         Slice(Source("a"), -1, 0, 1),
         Slice(Source("a"), 0, 3, 3),
         Slice(Source("a"), 0, 0, 5),
+        Slice(Source("a"), 0, 0, 4, 0),
+        Stack((), 0),
+        Stack((Source("a"), Source("b")), 0),
+        Stack((Source("a"), Source("h")), 0),
+        Stack((Source("a"), Source("a")), 3),
+        Stack((Blocks(Source("e")), Blocks(Source("e"))), 2),
         Cast(Source("a"), "f8"),
         Concat((), 0),
         Concat((Source("a"), Source("b")), 1),

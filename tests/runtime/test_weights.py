@@ -15,7 +15,7 @@ from gguf.quants import quantize
 from tokenspeed.plans.counter_weights import counter_weight
 from tokenspeed.plans.digests import tensor_digest
 from tokenspeed.plans.errors import PlanError, WeightsError
-from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Transpose, UnpermuteRope
+from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from tokenspeed.plans.schema import SourceTensor, Weight
 from tokenspeed.runtime import dummy_weights
 from tokenspeed.runtime.dummy_weights import counter_array, dummy_array
@@ -149,6 +149,13 @@ PLAIN = {"a": stored("a", VALUES, "F32"), "l3.a": stored("l3.a", -VALUES, "F32")
     [
         (Source("a"), VALUES),
         (Slice(Source("a"), 1, 2, 5), VALUES[:, 2:5]),
+        (Slice(Source("a"), 1, 1, 6, 2), VALUES[:, 1:6:2]),
+        (Slice(Source("a"), 0, 0, 7, 3), VALUES[0:7:3]),
+        (Stack((Source("a"), Slice(Source("a"), 0, 0, 8)), 1), np.stack([VALUES, VALUES], 1)),
+        (
+            Cast(Concat((Stack((Source("a"), Source("a")), 0), Stack((Source("a"), Source("l3.a")), 0)), 1), "i32"),
+            np.concatenate([np.stack([VALUES, VALUES]), np.stack([VALUES, -VALUES])], 1).astype(np.int32),
+        ),
         (Cast(Source("a"), "i32"), VALUES.astype(np.int32)),
         (Concat((Source("a"), Slice(Source("a"), 0, 0, 2)), 0), np.concatenate([VALUES, VALUES[:2]])),
         (Transpose(Source("a"), (1, 0)), VALUES.T),
@@ -181,6 +188,9 @@ def test_quantised_sources_are_decoded(kind: GGMLQuantizationType) -> None:
         Slice(Source("a"), 0, 4, 9),
         Slice(Source("a"), 7, 0, 1),
         Slice(Source("a"), 0, 4, 2),
+        Slice(Source("a"), 0, 0, 4, 0),
+        Stack((), 0),
+        Stack((Source("a"), Slice(Source("a"), 0, 0, 2)), 0),
         Cast(Source("a"), "f8"),
         Concat((), 0),
         Concat((Source("a"), Slice(Source("a"), 1, 0, 2)), 0),
