@@ -86,7 +86,7 @@ def decoded(recipe: Recipe) -> Recipe:
         return Dequantize(recipe.of)
     if isinstance(recipe, Source | Dequantize):
         return recipe
-    if isinstance(recipe, Concat):
+    if isinstance(recipe, Concat | Stack):
         return msgspec.structs.replace(recipe, parts=tuple(decoded(part) for part in recipe.parts))
     return msgspec.structs.replace(recipe, of=decoded(recipe.of))
 
@@ -100,8 +100,8 @@ def sources(recipe: Recipe) -> tuple[str, ...]:
     return sources(recipe.of)
 
 
-def map_sources(recipe: Recipe, change: Callable[[Source], Recipe]) -> Recipe:
-    """The recipe with every source replaced."""
+def map_sources(recipe: Recipe, change: Callable[[Source], Source | Dequantize]) -> Recipe:
+    """The recipe with every source replaced; there are no blocks in it."""
     if isinstance(recipe, Source):
         return change(recipe)
     if isinstance(recipe, Concat | Stack):

@@ -10,7 +10,6 @@ from ...ir.mlir import ir
 from .form import Form
 from .pattern import AtenOp
 
-
 FLOATING = {"f32", "bf16", "f16"}
 
 

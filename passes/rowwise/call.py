@@ -12,7 +12,6 @@ import torch
 
 from ...ir.mlir import ir
 from ...ir.types import shape_of
-
 from ..raising.pattern import AtenOp
 
 Shape = tuple[int | None, ...]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenspeed.compiler.frontends.experts import Gate, gated, recognise_experts
+from transformers import GptOssConfig, Qwen3MoeConfig
 from transformers.integrations.moe import use_experts_implementation
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeConfig, Qwen3MoeExperts
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 
 def recognised(module: torch.nn.Module) -> Gate | None:
