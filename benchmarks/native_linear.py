@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import mmap
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ import msgspec
 import torch
 from tokenspeed.plans.weight_layout import stored_bytes
 from tokenspeed.runtime.benchmark.environment import Environment, environment, usable_cores
+from tokenspeed.runtime.host_arrays import large_bytes
 from tokenspeed.runtime.native.calls import CallList
 from tokenspeed.runtime.native.library import NativeLibrary
 from tokenspeed.runtime.native.records import NativeArray, PackedWeight, describe
@@ -93,9 +93,7 @@ class Bench:
         data = build_library(compiler, machine.compiler_flags, (PROBES,))
         self._library = NativeLibrary(data, hashlib.sha256(data).hexdigest())
         self._team = ThreadTeam(self._library, threads)
-        self._memory = mmap.mmap(-1, 2 * BEYOND_CACHES)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8).fill_(1)
+        self._bytes = torch.from_numpy(large_bytes(2 * BEYOND_CACHES)).fill_(1)
         reads = [self._bytes[at : at + READ_BYTES] for at in range(0, 2 * BEYOND_CACHES, READ_BYTES)]
         self._reads = _cycle([self._sealed([("read_probe", [describe(part, "u8")], [])]) for part in reads])
         self._products = torch.zeros(1, dtype=torch.int64)

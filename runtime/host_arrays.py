@@ -83,11 +83,18 @@ def committed(shape: tuple[int, ...], dtype: str) -> HostArray:
 
 
 def large_bytes(count: int) -> NDArray[np.uint8]:
-    """Bytes that begin at a page, on huge pages where the system has them; zero until written, not in memory until then."""
-    memory = mmap.mmap(-1, max(count, 1))
+    """Bytes that begin at a huge page, on huge pages where the system has them; zero until written, not in memory until then.
+
+    The mapping is private: shared memory, which Python maps by default, gets no huge pages on most systems.
+    """
+    length = max(count, 1) + _HUGE_PAGE
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, length, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8, count)
+    data = np.frombuffer(memory, np.uint8)
+    start = -data.ctypes.data % _HUGE_PAGE
+    return data[start : start + count]
 
 
 def from_bytes(data: memoryview, shape: tuple[int, ...], dtype: str) -> HostArray:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenspeed.runtime.device_arrays import TORCH_TYPES
-from tokenspeed.runtime.host_arrays import NUMPY_TYPES, HostArray, committed, narrowed, widened
+from tokenspeed.runtime.host_arrays import NUMPY_TYPES, HostArray, committed, large_bytes, narrowed, widened
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -33,3 +33,9 @@ def test_large_arrays_are_zero_and_writable() -> None:
     assert not array.data.any()
     array.data[-1] = 2.0
     assert HostArray(array.data[-1:], "f32").as_float().tolist() == [2.0]
+
+
+def test_large_arrays_begin_at_a_huge_page() -> None:
+    for count in (1, 5000, 3 << 20):
+        data = large_bytes(count)
+        assert len(data) == count and data.ctypes.data % (2 << 20) == 0 and data.flags.writeable and not data.any()
