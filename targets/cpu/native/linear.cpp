@@ -107,6 +107,7 @@ CHECK(linear) {
     if (x.layout != ROW_MAJOR || out.layout != ROW_MAJOR || x.strides[1] != 1 || out.strides[1] != 1)
         return "x and out with features side by side";
     if (weight.layout != PANEL || !has_panel(weight.type)) return "a weight in the panel layout, of type F32, BF16, Q8_0, Q4_0 or Q4_1";
+    if (x.shape[1] < 1) return "K of at least 1";
     if (is_quantised(weight.type) && x.shape[1] % GROUP) return "K a multiple of 32, of a quantised weight";
     if (x.shape[0] != out.shape[0] || x.shape[1] != weight.shape[1] || out.shape[1] != weight.shape[0])
         return "x[rows, K], weight[N, K] and out[rows, N]";

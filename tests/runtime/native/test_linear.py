@@ -175,6 +175,7 @@ def test_refuses_what_it_cannot_multiply() -> None:
         ([x, weight, random(41)], [out]),
         ([x, weight, random(40).to(torch.int32)], [out]),
         ([x, empty_packed((40, 32), "f16", 4096)], [out]),
+        ([random(3, 0), empty_packed((40, 0), "f32", 64)], [out]),
         ([random(3, 48), empty_packed((40, 48), "q8_0", 8192)], [out]),
     ):
         with pytest.raises(PlanError):
