@@ -111,7 +111,7 @@ class _Lowering:
         if operation.name == "ts.gather_rows":
             return "logit_rows"
         # weights and what is made of them alone have no rows
-        symbols = [self.symbols[value] for value in operation.operands if None in shape_of(value)]
+        symbols: list[Dimension] = [self.symbols[value] for value in operation.operands if None in shape_of(value)]
         return symbols[0] if symbols else "rows"
 
     def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: Dimension, stem: str = "") -> _Place:

@@ -78,7 +78,7 @@ def test_the_runtime_undoes_the_order_of_rotary_rows(checkpoint: Path) -> None:
     source = SourceTensor(name="k", encoding="BF16", shape=(32, 64), bytes=found.data.nbytes)
     stored = {"k": Stored(source, memoryview(found.data.tobytes()))}
     rows = evaluate(UnpermuteRope(of=Source(name="k"), heads=2), stored, None, "k")
-    np.testing.assert_array_equal(rows.float().numpy(), _original(checkpoint, "model.layers.0.self_attn.k_proj.weight"))
+    np.testing.assert_array_equal(rows.as_float(), _original(checkpoint, "model.layers.0.self_attn.k_proj.weight"))
 
 
 def _tensor(reader: GGUFReader, name: str) -> ReaderTensor:

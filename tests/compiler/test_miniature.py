@@ -40,7 +40,7 @@ def test_one_key_value_head_stays_one() -> None:
 
 def test_an_own_head_size_stays_one_and_windows_fit_the_proof() -> None:
     small = miniature(FAMILIES["mistral"], [0, 0, 0])
-    assert small["head_dim"] == HEAD_DIM and small["sliding_window"] == WINDOW < TOKENS
+    assert small["head_dim"] == HEAD_DIM and small["sliding_window"] == WINDOW < min(TOKENS)
     assert not miniature(LARGE | {"sliding_window": None}, [0])["sliding_window"]
 
 

@@ -135,6 +135,9 @@ class Weights:
     def rows(self, name: str, index: Tensor) -> Tensor:
         return self.full(name)[index]
 
+    def part(self, name: str, index: int) -> Tensor:
+        return self.full(name)[index]
+
 
 CONSTANTS = {"inv_freq": 10000.0 ** (-torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))}
 TOKENS = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(5))

@@ -17,7 +17,7 @@ LLAMA = FAMILIES["llama"]
 
 def kinds(config: dict[str, Any]) -> tuple[int, ...]:
     """Kinds without the export, which is what takes time."""
-    with tracing._quiet():
+    with tracing.quiet():
         model = tracing._build(config, "f32")
         _, found = tracing._keep_one_layer_per_kind(model, model.config, every_layer=False)
     return found
@@ -44,7 +44,7 @@ def test_layers_are_grouped_by_what_they_do(config: dict[str, Any], expected: tu
 
 
 def test_every_layer_may_be_kept() -> None:
-    with tracing._quiet():
+    with tracing.quiet():
         model = tracing._build(LLAMA, "f32")
         path, found = tracing._keep_one_layer_per_kind(model, model.config, every_layer=True)
     assert (path, found) == ("model.layers", (0, 1, 2))
@@ -75,7 +75,7 @@ def test_llama3_scaling_is_in_the_frequencies() -> None:
 
 
 def test_sizes_left_out_are_filled_in_with_transformers_defaults() -> None:
-    with tracing._quiet():
+    with tracing.quiet():
         typed = tracing._build({"model_type": "mistral", "num_hidden_layers": 1}, "f32").config
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.export, "export", lambda *_arguments, **_options: _Exported())
