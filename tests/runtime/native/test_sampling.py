@@ -187,7 +187,7 @@ def test_draws_are_those_of_the_library(
     if step:
         logits = np.round(logits / step) * np.float32(step)
     logits[0, 1::3] = -math.inf
-    drawn = []
+    drawn, shown = [], logits
     for native in (*(runtime(machine, threads) for threads in (1, 2, 3)), None):
         sampler = Sampler(vocabulary, dtype, native)
         for slot, request in enumerate(requests):
@@ -245,7 +245,8 @@ def test_a_filter_far_below_the_largest(machine: str) -> None:
     logits[2, 11:1500] = -15.0
     logits[3] = np.linspace(-15.99, -16.01, 3000, dtype=np.float32)
     logits[3, 7] = 0.0
-    for settings_ in ({"top_k": 2000}, {"top_k": 300}, {"top_p": 1 - 1e-7}, {"top_k": 300, "top_p": 0.99999}):
+    far: tuple[dict[str, Any], ...] = ({"top_k": 2000}, {"top_k": 300}, {"top_p": 1 - 1e-7}, {"top_k": 300, "top_p": 0.99999})
+    for settings_ in far:
         drawn = []
         for native in (runtime(machine), None):
             sampler = Sampler(3000, native=native)
