@@ -39,7 +39,7 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
     *(
         _native(f"ts.{name}")
         for name in (
-            *("rms_norm", "add_rms_norm", "rope_table", "rope", "rope_kv_write"),
+            *("rms_norm", "add_rms_norm", "layer_norm", "rope_table", "rope", "rope_kv_write"),
             *("gated_activation", "activation", "add", "mul", "scale", "softcap", "gather_rows"),
         )
     ),

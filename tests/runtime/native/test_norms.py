@@ -30,6 +30,24 @@ def test_rms_norm(machine: str, dtype: torch.dtype, rows: int, features: int, pl
     assert error(out, rms_norm(x.double(), weight.double(), 1e-5, plus)) <= TOLERANCES[dtype] * 4
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    machine=st.sampled_from([*MACHINES]),
+    dtype=st.sampled_from([*TOLERANCES]),
+    rows=st.integers(1, 9),
+    features=st.integers(1, 200),
+    biased=st.booleans(),
+)
+def test_layer_norm(machine: str, dtype: torch.dtype, rows: int, features: int, biased: bool) -> None:
+    x = random(rows, features + 3, seed=rows, dtype=dtype)[:, 2 : 2 + features] + 0.5
+    weight, bias = random(features, seed=1, dtype=dtype), random(features, seed=2, dtype=dtype)
+    out = poisoned(rows, features, dtype=dtype)
+    call(machine, "layer_norm", [x, weight, bias] if biased else [x, weight], [out], eps=1e-3)
+    wide = [item.double() for item in (x, weight, bias)]
+    expected = torch.nn.functional.layer_norm(wide[0], [features], wide[1], wide[2] if biased else None, 1e-3)
+    assert error(out, expected) <= TOLERANCES[dtype] * 8
+
+
 @on_every_machine
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_heads_and_added_residual(machine: str, dtype: torch.dtype) -> None:
