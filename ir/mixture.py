@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import module as modules
+from . import attributes
 from .mlir import ir
 
 SCORINGS = ("softmax", "softmax_selected", "sigmoid")
@@ -32,11 +32,11 @@ class Routing:
 
 
 def routing_of(operation: ir.Operation) -> Routing:
-    numbers = {name: modules.int_attribute(operation, name) for name in ("top_k", "groups", "top_groups", "group_best")}
+    numbers = {name: attributes.int_attribute(operation, name) for name in ("top_k", "groups", "top_groups", "group_best")}
     return Routing(
-        scoring=modules.text_attribute(operation, "scoring"),
-        normalize=bool(modules.int_attribute(operation, "normalize")),
-        scale=modules.float_attribute(operation, "scale"),
+        scoring=attributes.text_attribute(operation, "scoring"),
+        normalize=bool(attributes.int_attribute(operation, "normalize")),
+        scale=attributes.float_attribute(operation, "scale"),
         **numbers,
     )
 
@@ -84,7 +84,7 @@ def experts_shapes(operands: list[Shape], results: list[Shape]) -> str | None:
 
 
 def experts_attributes(operation: ir.Operation) -> str | None:
-    name = modules.text_attribute(operation, "activation")
+    name = attributes.text_attribute(operation, "activation")
     return None if name in EXPERT_ACTIVATIONS else f"activation is {name!r}, expected one of {', '.join(EXPERT_ACTIVATIONS)}"
 
 
@@ -139,11 +139,11 @@ def experts(operation: ir.Operation, operands: Sequence[Tensor], part: Callable[
 def activated(operation: ir.Operation, columns: Tensor) -> Tensor:
     """[rows, 2 i], gate columns first -> [rows, i]."""
     gate, up = columns.chunk(2, dim=-1)
-    name = modules.text_attribute(operation, "activation")
+    name = attributes.text_attribute(operation, "activation")
     if name == "silu":
         return functional.silu(gate) * up
     if name == "swiglu_clamped":
-        alpha, limit = modules.float_attribute(operation, "alpha"), modules.float_attribute(operation, "limit")
+        alpha, limit = attributes.float_attribute(operation, "alpha"), attributes.float_attribute(operation, "limit")
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return (up + 1) * gate * torch.sigmoid(alpha * gate)
     return functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up

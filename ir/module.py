@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from . import dialect
+from .attributes import float_attribute as float_attribute
+from .attributes import int_attribute as int_attribute
+from .attributes import text_attribute
+from .attributes import text_list as text_list
 from .mlir import func, ir, passmanager
 
 SYMBOL = "step"
@@ -103,22 +107,6 @@ def walk(block: ir.Block) -> Iterator[ir.Operation]:
         for region in operation.regions:
             for inner in region.blocks:
                 yield from walk(inner)
-
-
-def text_attribute(operation: ir.Operation, name: str) -> str:
-    return ir.StringAttr(operation.attributes[name]).value
-
-
-def int_attribute(operation: ir.Operation, name: str) -> int:
-    return ir.IntegerAttr(operation.attributes[name]).value
-
-
-def float_attribute(operation: ir.Operation, name: str) -> float:
-    return ir.FloatAttr(operation.attributes[name]).value
-
-
-def text_list(operation: ir.Operation, name: str) -> list[str]:
-    return [ir.StringAttr(item).value for item in ir.ArrayAttr(operation.attributes[name])]
 
 
 def label_of(operation: ir.Operation) -> str:
