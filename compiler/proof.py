@@ -32,6 +32,8 @@ _IN_PIECES = (((0, 0, 7), (1, 0, 3)), ((1, 3, 4), (0, 7, 19)), ((0, 19, 20), (1,
 _UNCOMPARED = {
     "arguments",
     "reason",
+    "cast_before_weight",
+    "factor",
     "scale",
     "window",
     "start",

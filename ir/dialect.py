@@ -156,7 +156,8 @@ class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
 class Rope(TsDialect.Operation, name="rope", traits=[ext.Pure]):
     """Rotary embedding of the first columns of x[rows, heads, head_dim], as many as cos and sin have; the rest passes through.
 
-    Turned are the pairs (j, j + columns / 2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j < columns / 2.
+    Turned are the pairs (j, j + columns / 2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j < columns / 2. Tables
+    are of x's type, or float32: then products are not rounded.
     """
 
     verify_invariants = _verify
@@ -328,7 +329,7 @@ class Reshape(TsDialect.Operation, name="reshape", traits=[ext.Pure]):
 
 
 class Slice(TsDialect.Operation, name="slice", traits=[ext.Pure]):
-    """A window of the last dimension of x[rows, n], from column `start` on."""
+    """A window of the last dimension of x[rows, n] or x[rows, heads, n], from column `start` on."""
 
     verify_invariants = _verify
     res: Result

@@ -200,8 +200,8 @@ def _softcap(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtyp
 
 
 def _slice(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:
-    start, width = modules.int_attribute(operation, "start"), shape_of(operation.results[0])[1]
-    return [operands[0][:, start : start + (width or 0)]]
+    start, width = modules.int_attribute(operation, "start"), shape_of(operation.results[0])[-1]
+    return [operands[0][..., start : start + (width or 0)]]
 
 
 def _reshape(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtype) -> list[Tensor]:

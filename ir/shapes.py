@@ -120,7 +120,7 @@ def _reshape(operands: list[Shape], results: list[Shape]) -> str | None:
 
 def _slice(operands: list[Shape], results: list[Shape]) -> str | None:
     x, part = operands[0], results[0]
-    fits = len(x) == len(part) == 2 and x[0] == part[0] and (part[1] or 0) <= (x[1] or 0)
+    fits = len(x) == len(part) >= 2 and x[:-1] == part[:-1] and (part[-1] or 0) <= (x[-1] or 0)
     return _expect(fits, f"{part} is not a window of the columns of {x}")
 
 
@@ -170,9 +170,23 @@ RULES: dict[str, Rule] = {
 _MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}
 
 
+_TABLES = {"ts.rope": (1, 2), "ts.rope_kv_write": (3, 4)}
+"""Operands that may be float32 whatever the others are."""
+
+
+def _element_types(operation: ir.Operation) -> str | None:
+    at = _TABLES.get(operation.name, ())
+    tables = {dtype_of(operation.operands[position]) for position in at}
+    others = [*(value for position, value in enumerate(operation.operands) if position not in at), *operation.results]
+    dtypes = {dtype_of(value) for value in others}
+    if len(dtypes) > 1 or len(tables) > 1:
+        return f"mixes element types {sorted(dtypes | tables)}"
+    return _expect(tables <= dtypes | {"f32"}, f"tables are {sorted(tables)}, expected {sorted(dtypes | {'f32'})}")
+
+
 def _slice_start(operation: ir.Operation) -> str | None:
     start = ir.IntegerAttr(operation.attributes["start"]).value
-    (_, available), (_, width) = shape_of(operation.operands[0]), shape_of(operation.results[0])
+    available, width = shape_of(operation.operands[0])[-1], shape_of(operation.results[0])[-1]
     return _expect(0 <= start <= (available or 0) - (width or 0), f"columns from {start} on do not hold {width} of {available}")
 
 
@@ -261,7 +275,5 @@ def check(operation: ir.Operation) -> str | None:
     problem = rule([shape_of(value) for value in operands], [shape_of(value) for value in results])
     if problem or not operands:
         return problem
-    dtypes = {dtype_of(value) for value in (*operands, *results)}
-    if len(dtypes) > 1 and operation.name not in _MIXED_DTYPES:
-        return f"mixes element types {sorted(dtypes)}"
-    return ATTRIBUTE_RULES.get(operation.name, lambda _: None)(operation)
+    mixed = None if operation.name in _MIXED_DTYPES else _element_types(operation)
+    return mixed or ATTRIBUTE_RULES.get(operation.name, lambda _: None)(operation)

@@ -38,7 +38,7 @@ _RULES = {
     "ts.cast": "r ... -> r ...",
     "ts.add": "r ..., r ... -> r ...",
     "ts.mul": "r ..., r ... -> r ...",
-    "ts.slice": "r n -> r m | n m",
+    "ts.slice": "r ... n -> r ... m | n m",
     "ts.gather_rows": "r ..., l -> l ... | r l",
     "ts.all_reduce": "r ... -> r ...",
 }

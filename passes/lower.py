@@ -78,8 +78,7 @@ class _Lowering:
         if operation.name in {"ts.weight", "ts.constant", "ts.input"}:
             return self._leaf(operation)
         if operation.name in {"ts.reshape", "ts.slice"}:
-            self._view(operation)
-            return []
+            return self._view(operation)
         symbol = self._symbol(operation)
         for result in operation.results:
             self.symbols[result] = symbol
@@ -121,18 +120,26 @@ class _Lowering:
         self.buffers[name] = Buffer(name, dtype_of(value), shape)  # pyright: ignore[reportArgumentType]
         return _Place(name, name, 0, shape, _contiguous(shape))
 
-    def _view(self, operation: ir.Operation) -> None:
+    def _view(self, operation: ir.Operation) -> list[Call]:
         source, result = self.places[operation.operands[0]], operation.results[0]
-        features = tuple(size or 0 for size in shape_of(result)[1:])
-        shape = (source.shape[0], *features)
-        # the features of a row are contiguous in every buffer and window, so only the row's stride is inherited
-        strides = (source.strides[0], *_contiguous((1, *features))[1:])
-        offset = source.offset + (modules.int_attribute(operation, "start") if operation.name == "ts.slice" else 0)
+        calls: list[Call] = []
+        shape: tuple[Dimension, ...] = (source.shape[0], *(size or 0 for size in shape_of(result)[1:]))
+        if operation.name == "ts.slice":
+            strides, offset = source.strides, source.offset + modules.int_attribute(operation, "start")
+        else:
+            if source.strides[1:] != _contiguous(source.shape)[1:]:
+                # the elements of a row lie apart, as those of a window on heads do: no view has them in another shape
+                value = operation.operands[0]
+                dense = self._buffer(operation, value, self.symbols[value])
+                calls.append(Call("copy", (source.name,), (dense.name,), {}, modules.label_of(operation)))
+                source = dense
+            strides, offset = (source.strides[0], *_contiguous(shape)[1:]), source.offset
         name = f"{operation.name.removeprefix('ts.')}.{self.counter}"
         self.counter += 1
         self.views[name] = View(name, source.base, shape, offset, strides)
         self.places[result] = _Place(name, source.base, offset, shape, strides)
         self.symbols[result] = self.symbols[operation.operands[0]]
+        return calls
 
     def _repeat(self, operation: ir.Operation) -> list[Call | Repeat]:
         block = modules.body_of(operation)

@@ -138,14 +138,28 @@ class _Driver:
         )
 
     def _only_logit_rows(self, logits: ir.Value) -> ir.Value:
-        """Compute the head on the rows that need logits only: gather rows before the last linear."""
-        owner = logits.owner
-        head = owner if isinstance(owner, ir.Operation) else getattr(owner, "operation", None)
+        """Compute the head, and what is done to its logits, on the rows that need logits only: gather them before."""
+        tail: list[ir.Operation] = []
+        x = logits
+        while (maker := _maker(x)) is not None and maker.name in _ON_EACH_ROW:
+            tail.append(maker)
+            x = maker.operands[0]
+            if maker.name == "ts.linear":
+                break
+        else:
+            tail, x = [], logits
         rows = dialect.Input(tensor("i32", [None]), modules.text("logit_rows")).res
-        x = head.operands[0] if head is not None and head.name == "ts.linear" else logits
-        gathered = dialect.GatherRows(x.type, x, rows).res
-        if x == logits or head is None:
-            return gathered
-        linear = dialect.Linear(logits.type, gathered, head.operands[1], list(head.operands)[2:]).operation
-        modules.set_label(linear, modules.label_of(head))
-        return linear.results[0]
+        last: ir.Operation = dialect.GatherRows(x.type, x, rows).operation
+        for operation in reversed(tail):
+            moved = operation.clone()
+            moved.operands[0] = last.results[0]
+            last = moved
+        return last.results[0]
+
+
+_ON_EACH_ROW = {"ts.linear", "ts.scale", "ts.softcap", "ts.activation"}
+
+
+def _maker(value: ir.Value) -> ir.Operation | None:
+    owner = value.owner
+    return None if isinstance(owner, ir.Block) else owner if isinstance(owner, ir.Operation) else owner.operation

@@ -147,6 +147,9 @@ class _Importer:
             node = self.graph.resolve(item)
             if not isinstance(node.meta.get("val"), torch.Tensor):
                 return self._number(node.meta.get("val"))
+            number = self._number_of(node)
+            if number is not None:
+                return number
             operands.append(self._value(node, values, layer))
             return {"operand": len(operands) - 1}
         if isinstance(item, Sequence) and not isinstance(item, str):
@@ -167,6 +170,12 @@ class _Importer:
 
     def _is_tokens(self, value: Any) -> bool:
         return isinstance(value, torch.SymInt) and value.node.expr == self.tokens.node.expr
+
+    def _number_of(self, node: Node) -> float | None:
+        """The value of a buffer that is one number, such as the factor of scaled embeddings."""
+        _, target = self.targets.get(node.name, (None, ""))
+        constant = self.traced.constants.get(target)
+        return float(constant) if constant is not None and constant.ndim == 0 else None
 
     def _value(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> ir.Value:
         node = self.graph.resolve(node)

@@ -50,7 +50,7 @@ class Form:
     @property
     def axis(self) -> int | None:
         """The ATen dimension of the tokens, None for values without tokens."""
-        return self.layout.index("t") if "t" in self.layout else None
+        return None if self in {Form.WEIGHT, Form.STATIC} else self.layout.index("t")
 
     def rows_shape(self, shape: Sequence[int | None]) -> Shape:
         """The shape in `ts` of a value of this form and ATen shape."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...ir.mlir import ir
 from ...ir.module import text_attribute
+from ...ir.types import dtype_of
 
 Bindings = dict[str, Any]
 COMMUTATIVE = {"aten.mul.Tensor", "aten.add.Tensor"}
@@ -83,6 +84,13 @@ class AtenOp:
         self.arguments = [_place(item, operands) for item in decoded["args"]]
         self.keywords = {name: _place(item, operands) for name, item in decoded["kwargs"].items()}
         self.output: int = decoded.get("result", 0)
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether the operation only changes the element type."""
+        return self.target == "aten.type_as.default" or (
+            self.target == "aten._to_copy.default" and list(self.keywords) == ["dtype"]
+        )
 
     @property
     def result(self) -> ir.Value:
@@ -169,8 +177,8 @@ def _match_all(patterns: list[Any], items: list[Any], bound: Bindings) -> Iterat
 
 def _match_cast(pattern: Cast, item: Any, bound: Bindings) -> Iterator[Bindings]:
     found = defining(item) if isinstance(item, ir.Value) else None
-    if found is not None and found.target == "aten._to_copy.default" and list(found.keywords) == ["dtype"]:
-        dtype = found.keywords["dtype"]["dtype"]
+    if found is not None and found.is_cast:
+        dtype = dtype_of(found.result)
         for extended in _match(pattern.inner, found.arguments[0], bound):
             yield from _bind(pattern.name, dtype, extended) if pattern.name else iter([extended])
     for extended in _match(pattern.inner, item, bound):

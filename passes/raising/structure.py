@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 from ...ir import dialect
+from ...ir import module as modules
+from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
 from .form import Form
 from .pattern import AtenOp
@@ -34,6 +38,20 @@ def _linear(root: AtenOp, raiser: Raiser) -> Raised | None:
     return Raised(made, Form.at(shape_of(root.result), len(shape_of(root.result)) - 2))
 
 
+def _scale(root: AtenOp, raiser: Raiser) -> Raised | None:
+    """x times, or divided by, a number."""
+    if root.target not in {"aten.mul.Tensor", "aten.div.Tensor"} or root.keywords or len(root.operation.operands) != 1:
+        return None
+    source, number = root.arguments
+    x = raiser.raised(source) if isinstance(source, ir.Value) else None
+    if x is None or x.form.axis is None or isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    if not dtype_of(x.value) == dtype_of(root.result) in FLOATING:
+        return None
+    factor = float(number) if root.target == "aten.mul.Tensor" else 1.0 / number
+    return Raised(dialect.Scale(x.value.type, x.value, modules.number(factor)).res, x.form)
+
+
 def _elementwise(target: str, build: Any) -> Rule:
     def rule(root: AtenOp, raiser: Raiser) -> Raised | None:
         if root.target != target or len(root.operation.operands) != 2 or root.keywords:
@@ -48,31 +66,55 @@ def _elementwise(target: str, build: Any) -> Rule:
     return rule
 
 
-_TOKENS = {"symbol": "tokens"}
-
-
-def _flatten(root: AtenOp, raiser: Raiser) -> Raised | None:
-    """[1, tokens, features] to [tokens, features] and back: rows are the same."""
-    if root.target not in {"aten.view.default", "aten.reshape.default"}:
-        return None
-    x = raiser.raised(root.arguments[0])
-    before, after = shape_of(root.arguments[0]), shape_of(root.result)
-    if x is None or x.form not in (Form.ROWS, Form.FLAT) or before[-1] != after[-1]:
-        return None
-    forms = {(None,): Form.FLAT, (1, None): Form.ROWS}
-    return Raised(x.value, forms[after[:-1]]) if after[:-1] in forms else None
-
-
 def _reshape(root: AtenOp, raiser: Raiser) -> Raised | None:
-    """view or reshape between [1, tokens, heads * d] and [1, tokens, heads, d]."""
-    if root.target not in {"aten.view.default", "aten.reshape.default"} or root.arguments[1][:2] != [1, _TOKENS]:
+    """view or reshape among [1, tokens, heads * d], [tokens, heads * d] and [1, tokens, heads, d]."""
+    if root.target not in {"aten.view.default", "aten.reshape.default"} or "other_sizes" in root.operation.attributes:
         return None
-    x = raiser.raised(root.arguments[0])
-    after = shape_of(root.result)
-    if x is None or x.form not in {Form.ROWS, Form.HEADS} or len(after) not in {3, 4}:
+    x, after = raiser.raised(root.arguments[0]), shape_of(root.result)
+    if x is not None and x.form is Form.IDS:
+        return x if after == (1, None) else None
+    if x is None or x.form not in {Form.ROWS, Form.FLAT, Form.HEADS}:
         return None
-    kind = tensor(dtype_of(x.value), [None, *after[2:]])
-    return Raised(dialect.Reshape(kind, x.value).res, Form.ROWS if len(after) == 3 else Form.HEADS)
+    form = {2: Form.FLAT, 3: Form.ROWS, 4: Form.HEADS}.get(len(after))
+    features = after[1:] if form is Form.FLAT else after[2:]
+    sizes, before = [size for size in features if size], [size for size in shape_of(x.value)[1:] if size]
+    if form is None or after != ((None, *sizes) if form is Form.FLAT else (1, None, *sizes)) or prod(sizes) != prod(before):
+        return None
+    if sizes == before:
+        return Raised(x.value, form)
+    return Raised(dialect.Reshape(tensor(dtype_of(x.value), [None, *sizes]), x.value).res, form)
+
+
+def _window(x: Raised, start: int, stop: int) -> Raised:
+    """Columns [start, stop) of the last dimension."""
+    *leading, width = shape_of(x.value)
+    if (start, stop) == (0, width):
+        return x
+    kind = tensor(dtype_of(x.value), [*leading, stop - start])
+    return Raised(dialect.Slice(kind, x.value, modules.integer(start)).res, x.form)
+
+
+def _cut(root: AtenOp, raiser: Raiser) -> Raised | None:
+    """A slice of the last dimension, or one piece of a split along it."""
+    if root.target not in {"aten.slice.Tensor", "aten.split.Tensor", "aten.split_with_sizes.default"} or root.keywords:
+        return None
+    source, rest = root.arguments[0], root.arguments[1:]
+    x, rank = raiser.raised(source), len(shape_of(source))
+    width = shape_of(source)[-1]
+    if x is None or x.form not in {Form.ROWS, Form.FLAT, Form.HEADS, Form.HEADS_FIRST} or width is None:
+        return None
+    if root.target == "aten.slice.Tensor":
+        dimension, start, stop, step = (*rest, *(0, 0, None, 1)[len(rest) :])
+        if dimension not in (-1, rank - 1) or step != 1 or any(isinstance(bound, dict) for bound in (start, stop)):
+            return None
+        first, last, _ = slice(start, stop).indices(width)
+    else:
+        sizes, dimension = (*rest, 0)[:2]
+        if dimension not in (-1, rank - 1):
+            return None
+        edges = [0, *accumulate(sizes)] if isinstance(sizes, list) else [*range(0, width, sizes), width]
+        first, last = edges[root.output : root.output + 2]
+    return _window(x, first, last) if last > first else None
 
 
 def _transpose(root: AtenOp, raiser: Raiser) -> Raised | None:
@@ -87,9 +129,10 @@ def _transpose(root: AtenOp, raiser: Raiser) -> Raised | None:
 STRUCTURE_RULES: tuple[Rule, ...] = (
     _embedding,
     _linear,
-    _flatten,
     _reshape,
+    _cut,
     _transpose,
+    _scale,
     _elementwise("aten.add.Tensor", dialect.Add),
     _elementwise("aten.mul.Tensor", dialect.Mul),
 )

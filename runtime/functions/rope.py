@@ -43,6 +43,7 @@ def rope(operands: Operands) -> Launch:
     """(x[R, heads, D], cos[R, d], sin[R, d]) -> rotated [R, heads, D]; d <= D, the columns from d on pass through.
 
     Turned are the pairs (j, j + d/2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j of the tables, j < d/2.
+    Tables are of x's type, or f32: then products are not rounded to x's type before their sum.
     """
     (x, cos, sin), (out,) = operands.take(3, 1)
     check_tables(operands, x, cos, sin)
@@ -52,7 +53,9 @@ def rope(operands: Operands) -> Launch:
 
 
 def check_tables(operands: Operands, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    operands.floating(x, cos, sin)
+    operands.floating(x)
+    operands.floating(cos, sin)
+    operands.require(cos.dtype in {x.dtype, torch.float32}, "tables of the type of x, or f32")
     operands.require(x.ndim == 3 and cos.ndim == 2 and cos.shape == sin.shape, "x[R, heads, D], cos[R, d], sin[R, d]")
     rotated = cos.shape[1]
     fits = len(cos) == len(x) and 0 < rotated <= x.shape[2] and rotated % 2 == 0

@@ -42,14 +42,14 @@ KERNEL(kv_write, "") {
     if (call.input(0).type == F32) kv_write<float>(call, team); else kv_write<bf16>(call, team);
 }
 
-template <class T> static void rope_kv_write(const Call& call, Team& team) {
+template <class T, class Table> static void rope_kv_write(const Call& call, Team& team) {
     const Tensor &q = call.input(0), &k = call.input(1), &v = call.input(2), &cos = call.input(3), &sin = call.input(4);
     const Tensor &slots = call.input(5), &out = call.output(0);
     int64_t query_heads = q.shape[1], heads = query_heads + k.shape[1], first, last;
     team.share(q.shape[0] * heads, 1, first, last);
     for (int64_t at = first; at < last; at++) {
         int64_t row = at / heads, head = at % heads;
-        const T *c = cos.at<T>(row), *s = sin.at<T>(row);
+        const Table *c = cos.at<Table>(row), *s = sin.at<Table>(row);
         if (head < query_heads) {
             rotate_head(q.at<T>(row, head), c, s, out.at<T>(row, head), q.shape[2], cos.shape[1], call.flag(0));
             continue;
@@ -73,5 +73,7 @@ CHECK(rope_kv_write) {
     return check_caches(k, call.input(2), call.input(5), call.output(1), call.output(2));
 }
 KERNEL(rope_kv_write, "interleaved:flag=0") {
-    if (call.input(0).type == F32) rope_kv_write<float>(call, team); else rope_kv_write<bf16>(call, team);
+    for_rope_types(call.input(0), call.input(3), [&](auto x, auto table) {
+        rope_kv_write<decltype(x), decltype(table)>(call, team);
+    });
 }

@@ -63,13 +63,13 @@ KERNEL(rope_table, "scaling:number=1 layout:choice(half)=half") {
     if (call.output(0).type == F32) fill_table<float>(call, team); else fill_table<bf16>(call, team);
 }
 
-template <class T> static void rope(const Call& call, Team& team) {
+template <class T, class Table> static void rope(const Call& call, Team& team) {
     const Tensor &x = call.input(0), &cos = call.input(1), &sin = call.input(2), &out = call.output(0);
     int64_t heads = x.shape[1], first, last;
     team.share(x.shape[0] * heads, 1, first, last);
     for (int64_t at = first; at < last; at++) {
         int64_t row = at / heads, head = at % heads;
-        rotate_head(x.at<T>(row, head), cos.at<T>(row), sin.at<T>(row), out.at<T>(row, head), x.shape[2], cos.shape[1], call.flag(0));
+        rotate_head(x.at<T>(row, head), cos.at<Table>(row), sin.at<Table>(row), out.at<T>(row, head), x.shape[2], cos.shape[1], call.flag(0));
     }
 }
 
@@ -81,5 +81,5 @@ CHECK(rope) {
     return out.shape[0] == x.shape[0] && out.shape[1] == x.shape[1] && out.shape[2] == x.shape[2] ? nullptr : "x and out of one shape";
 }
 KERNEL(rope, "interleaved:flag=0") {
-    if (call.input(0).type == F32) rope<float>(call, team); else rope<bf16>(call, team);
+    for_rope_types(call.input(0), call.input(1), [&](auto x, auto table) { rope<decltype(x), decltype(table)>(call, team); });
 }

@@ -27,7 +27,7 @@ static inline void zip(Vec even, Vec odd, Vec& a, Vec& b) {
 }
 #endif
 
-// Both products are rounded before the sum, as eager models do.
+// Both products are rounded to T before the sum, as eager models do whose tables are of T.
 template <class T> static inline void turn(Vec& x, Vec& y, Vec cos, Vec sin) {
     Vec first = rounded<T>(x * cos) - rounded<T>(y * sin);
     y = rounded<T>(y * cos) + rounded<T>(x * sin);
@@ -35,14 +35,14 @@ template <class T> static inline void turn(Vec& x, Vec& y, Vec cos, Vec sin) {
 }
 
 // Rotates columns [0, turned) of x[columns] and copies the rest; `to` may be x. The angle of pair j is column j of cos and sin;
-// pairs are (j, j + turned / 2), or (2j, 2j + 1) when interleaved.
-template <class T>
-static inline void rotate_head(const T* x, const T* cos, const T* sin, T* to, int64_t columns, int64_t turned, bool interleaved) {
+// pairs are (j, j + turned / 2), or (2j, 2j + 1) when interleaved. The tables are of x's type or float32.
+template <class T, class Table>
+static inline void rotate_head(const T* x, const Table* cos, const Table* sin, T* to, int64_t columns, int64_t turned, bool interleaved) {
     int64_t half = turned / 2;
     if (!interleaved) {
         for_vectors(half, [&](int64_t j, auto lanes) {
             Vec a = load(x + j, lanes), b = load(x + half + j, lanes);
-            turn<T>(a, b, load(cos + j, lanes), load(sin + j, lanes));
+            turn<Table>(a, b, load(cos + j, lanes), load(sin + j, lanes));
             store(to + j, a, lanes);
             store(to + half + j, b, lanes);
         });
@@ -55,7 +55,7 @@ static inline void rotate_head(const T* x, const T* cos, const T* sin, T* to, in
                 second = load(x + 2 * j + WIDTH);
             }
             unzip(first, second, even, odd);
-            turn<T>(even, odd, load(cos + j, lanes), load(sin + j, lanes));
+            turn<Table>(even, odd, load(cos + j, lanes), load(sin + j, lanes));
             zip(even, odd, first, second);
             if (pairs == WIDTH) {
                 store(to + 2 * j, first);
@@ -71,9 +71,16 @@ static inline void rotate_head(const T* x, const T* cos, const T* sin, T* to, in
 
 static inline const char* check_rope_tables(const Tensor& x, const Tensor& cos, const Tensor& sin) {
     if (!is_float(x) || x.rank != 3 || x.strides[2] != 1) return "x[rows, heads, D] of float32 or bfloat16, features side by side";
-    if (cos.type != x.type || sin.type != x.type) return "tables of the type of x";
+    if ((cos.type != x.type && cos.type != F32) || sin.type != cos.type) return "tables of the type of x, or float32";
     if (cos.rank != 2 || sin.rank != 2 || cos.strides[1] != 1 || sin.strides[1] != 1) return "cos[rows, d], sin[rows, d], columns side by side";
     if (cos.shape[0] != x.shape[0] || sin.shape[0] != x.shape[0] || cos.shape[1] != sin.shape[1]) return "tables of the rows of x";
     int64_t turned = cos.shape[1];
     return turned > 0 && turned <= x.shape[2] && turned % 2 == 0 ? nullptr : "tables of an even number of columns, at most D";
+}
+
+// Calls run(T, Table), values that stand for the element types of x and of its tables.
+template <class Run> static inline void for_rope_types(const Tensor& x, const Tensor& table, Run run) {
+    if (x.type == F32) run(float{}, float{});
+    else if (table.type == F32) run(bf16{}, float{});
+    else run(bf16{}, bf16{});
 }
