@@ -156,8 +156,8 @@ class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
 class Rope(TsDialect.Operation, name="rope", traits=[ext.Pure]):
     """Rotary embedding of the first columns of x[rows, heads, head_dim], as many as cos and sin have; the rest passes through.
 
-    Turned are the pairs (j, j + columns / 2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j < columns / 2. Tables
-    are of x's type, or float32: then products are not rounded.
+    Turned are the pairs (j, j + columns / 2), or (2 j, 2 j + 1) where `interleaved`, by the angle of column j < columns / 2. The
+    tables are of x's type, or float32: then products are not rounded.
     """
 
     verify_invariants = _verify

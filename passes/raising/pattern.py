@@ -121,7 +121,12 @@ def defining(value: ir.Value) -> AtenOp | None:
 
 def match(pattern: Any, item: Any) -> Bindings | None:
     """The first set of bindings that makes the pattern equal to the item, or None."""
-    return next(_match(pattern, item, {}), None)
+    return next(matches(pattern, item), None)
+
+
+def matches(pattern: Any, item: Any) -> Iterator[Bindings]:
+    """Every set of bindings that makes the pattern equal to the item: a cast may be looked through or be what is bound."""
+    return _match(pattern, item, {})
 
 
 def _match(pattern: Any, item: Any, bound: Bindings) -> Iterator[Bindings]:

@@ -1,11 +1,12 @@
 """Rules of rotary position embedding: tables, and the ways in which models turn by them.
 
-Hugging Face code keeps a table three ways: its halves alike, each column twice side by side, or one half alone. `ts.rope_table` has its
-halves alike and `ts.rope` reads the first one, so all three raise to one operation.
+Hugging Face code keeps a table in one of three ways: its halves alike, each column twice, or one half alone. `ts.rope_table` has
+its halves alike and `ts.rope` reads the first one, so all three raise to one operation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
 from .form import Form
-from .pattern import AtenOp, Bind, Cast, Number, defining, either, match, op, result
+from .pattern import AtenOp, Bind, Cast, Number, defining, either, match, matches, op, result
 from .raised import Raised, Raiser, Rule
 
 _END = Number("end")
@@ -131,22 +132,18 @@ class _Turn:
     columns: int
 
 
-def _turn(value: ir.Value) -> _Turn | None:
-    partial = match(Cast(_PARTIAL), value)
-    turned = value if partial is None else partial["turned"]
-    for arrangement, pattern in _TURNED.items():
-        bound = match(Cast(pattern), turned)
-        if bound is None:
-            continue
-        x, columns = bound["x"], shape_of(bound["x"])[-1] or 0
-        if columns != 2 * bound.get("half", columns // 2):
-            return None
-        if partial is None:
-            return _Turn(x, bound["cos"], bound["sin"], arrangement, columns)
-        leading = match(_LEADING, x)
-        if leading is not None and (leading["whole"], columns) == (partial["whole"], partial["columns"]):
-            return _Turn(leading["whole"], bound["cos"], bound["sin"], arrangement, columns)
-    return None
+def _turns(value: ir.Value) -> Iterator[_Turn]:
+    """All readings of the value as x turned: they differ in the casts that are looked through."""
+    for partial in (None, *matches(Cast(_PARTIAL), value)):
+        for arrangement, pattern in _TURNED.items():
+            for bound in matches(Cast(pattern), value if partial is None else partial["turned"]):
+                x, columns = bound["x"], shape_of(bound["x"])[-1] or 0
+                if columns != 2 * bound.get("half", columns // 2):
+                    continue
+                wholes = [x] if partial is None else [leading["whole"] for leading in matches(_LEADING, x)]
+                for whole in wholes:
+                    if partial is None or (whole, columns) == (partial["whole"], partial["columns"]):
+                        yield _Turn(whole, bound["cos"], bound["sin"], arrangement, columns)
 
 
 def _spread(value: ir.Value, which: str, axis: int, raiser: Raiser) -> _Table | None:
@@ -171,10 +168,14 @@ def _spread(value: ir.Value, which: str, axis: int, raiser: Raiser) -> _Table | 
 def _rope(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target not in {"aten.add.Tensor", "aten.cat.default", "aten._to_copy.default", "aten.type_as.default"}:
         return None
-    turn = _turn(root.result)
-    x = raiser.raised(turn.x) if turn is not None else None
-    if turn is None or x is None or x.form not in _HEAD_AXIS or dtype_of(x.value) != dtype_of(root.result):
-        return None
+    for turn in _turns(root.result):
+        x = raiser.raised(turn.x)
+        if x is not None and x.form in _HEAD_AXIS and dtype_of(x.value) == dtype_of(root.result):
+            return _built_rope(turn, x, raiser)
+    return None
+
+
+def _built_rope(turn: _Turn, x: Raised, raiser: Raiser) -> Raised | None:
     cos, sin = (_spread(value, name, _HEAD_AXIS[x.form], raiser) for name, value in (("cos", turn.cos), ("sin", turn.sin)))
     if cos is None or cos != sin or cos.arrangement != turn.arrangement or cos.columns != turn.columns:
         return None
