@@ -10,21 +10,26 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..plans.errors import ModelError
+from .frontends.frozen_rope import freeze_rope
 from .frontends.trace import quiet
 
 
-def eager_logits(config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor]) -> list[Tensor]:
+def eager_logits(
+    config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor], context: int = 0
+) -> list[Tensor]:
     """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens], nothing else given: no positions, no cache.
 
-    `parameters` are parameters and persistent buffers by name. Raises ModelError when transformers cannot run its model.
+    `parameters` are parameters and persistent buffers by name; `context` is what rope is fixed for, as in a trace.
+    Raises ModelError when transformers cannot run its model.
     """
     try:
         with quiet():
             typed = AutoConfig.for_model(**copy.deepcopy(config))
             model = AutoModelForCausalLM.from_config(typed, dtype=torch.float32, attn_implementation="eager").eval()
+            given = parameters | freeze_rope(model, context)
             for name, held in (*model.named_parameters(), *model.named_buffers()):
-                if name in parameters:
-                    held.copy_(parameters[name])
+                if name in given:
+                    held.copy_(given[name])
             return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
     except Exception as error:  # whatever the model's own code raises
         lines = str(error).strip().splitlines()

@@ -39,6 +39,7 @@ from ..plans.template import instantiate
 from ..targets.cost import cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names
 from ..targets.machine import Machine
+from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
 from .goldens import make_golden
@@ -78,7 +79,7 @@ def _config_dtype(source: ModelSource) -> str:
 
 def choose_context(source: ModelSource, options: CompileOptions) -> int:
     """Longest sequence in tokens: as asked, within what the model was made for."""
-    limit = int(source.config.get("max_position_embeddings") or DEFAULT_CONTEXT)
+    limit = int(read_field(source.config, "max_position_embeddings") or DEFAULT_CONTEXT)
     wanted = min(limit, DEFAULT_CONTEXT) if options.max_context is None else options.max_context
     if not 2 <= wanted <= limit:
         raise UsageError(

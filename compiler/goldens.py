@@ -37,7 +37,7 @@ LARGE_MODEL_ELEMENTS = 100_000_000
 class CounterWeights:
     """Counter-based weights rounded to the plan's element type, in float64; large ones never whole in memory."""
 
-    def __init__(self, weights: Sequence[Weight], head: str, columns: Tensor) -> None:
+    def __init__(self, weights: Sequence[Weight], head: Sequence[str], columns: Tensor) -> None:
         self.shapes = {
             instantiate(weight.name, layer): (weight.shape, weight.dtype) for weight in weights for layer in weight.layers or (0,)
         }
@@ -45,11 +45,13 @@ class CounterWeights:
         self.kept: dict[str, Tensor] = {}
 
     def full(self, name: str) -> Tensor:
+        if name in self.head[1:]:
+            return self.rows(name, self.columns)
         shape, _ = self.shapes[name]
         return self._slice(name, 0, shape[0])
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        if name == self.head:
+        if name == self.head[0]:
             return x @ self.rows(name, self.columns).T
         shape, _ = self.shapes[name]
         step = max(1, SLICE_ELEMENTS // shape[1])
@@ -95,7 +97,7 @@ def make_golden(
     generator = np.random.Generator(np.random.Philox(key=20261123))
     columns = torch.from_numpy(np.sort(generator.choice(vocabulary, min(COLUMNS, vocabulary), replace=False)))
     tokens = {key: generator.integers(0, vocabulary, 16) for key in (0, 1)}
-    provider = CounterWeights(weights, _head_weight(module), columns)
+    provider = CounterWeights(weights, _head(module), columns)
     interpreter = Interpreter(provider, constants, instantiate, torch.float64, truncate=True)
     made: list[GoldenStep] = []
     largest = 0.0
@@ -116,14 +118,18 @@ def _used_elements(weights: Sequence[Weight]) -> int:
     return sum(int(np.prod(weight.shape)) for weight in weights if weight.layers)
 
 
-def _head_weight(module: ir.Module) -> str:
-    """Name of the weight that makes the logits: only the sampled columns of it are needed."""
-    returned = list(modules.step_block(module).operations)[-1].operation.operands[0]
-    head = returned.owner
-    assert not isinstance(head, ir.Block)
-    weight = head.operands[1].owner
-    assert not isinstance(weight, ir.Block)
-    return modules.text_attribute(weight if isinstance(weight, ir.Operation) else weight.operation, "sym")
+def _head(module: ir.Module) -> list[str]:
+    """Names of the weight that makes the logits and of its bias, if it has one: only the sampled columns are needed."""
+    head = _maker(list(modules.step_block(module).operations)[-1].operation.operands[0])
+    while head.name != "ts.linear":  # a scale or a soft cap of logits works on each column by itself
+        head = _maker(head.operands[0])
+    return [modules.text_attribute(_maker(weight), "sym") for weight in list(head.operands)[1:]]
+
+
+def _maker(value: ir.Value) -> ir.Operation:
+    owner = value.owner
+    assert not isinstance(owner, ir.Block)
+    return owner if isinstance(owner, ir.Operation) else owner.operation
 
 
 def _rows(sequences: Sequence[GoldenSequence]) -> StepRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .frontends.config_fields import read_field, set_field
 from .frontends.repeats import fold
 
 HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
@@ -20,16 +21,20 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     Keeps the ratio of query to key/value heads (up to 8), the presence of an own head_dim, windows, rope variant, biases.
     """
     small = dict(config)
-    heads = int(config.get("num_attention_heads", 4))
+    heads, hidden = int(read_field(config, "num_attention_heads") or 4), int(read_field(config, "hidden_size") or 0)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     kv_small = min(kv_heads, 2)
+    few = kv_small * min(heads // kv_heads, 8)
     small["num_key_value_heads"] = kv_small
-    small["num_attention_heads"] = kv_small * min(heads // kv_heads, 8)
+    set_field(small, "num_attention_heads", few)
     if config.get("head_dim"):
         small["head_dim"] = HEAD_DIM
-    small["hidden_size"] = small["num_attention_heads"] * HEAD_DIM
+    set_field(small, "hidden_size", few * HEAD_DIM)
     small["intermediate_size"] = INTERMEDIATE
     small["vocab_size"] = VOCABULARY
+    for name, value in config.items():
+        if isinstance(value, dict):
+            small[name] = _with_fewer_factors(value, int(config.get("head_dim") or hidden // heads or 1))
     if config.get("sliding_window"):
         small["sliding_window"] = WINDOW
     _shrink_experts(config, small)
@@ -40,11 +45,17 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, list) and len(value) == depth and depth > 1:
             small[name] = [value[index] for index in representatives]
-    small["num_hidden_layers"] = len(representatives)
-    if config.get("max_window_layers") is not None and "layer_types" not in config:
-        # qwen2 derives its layer types from this limit: the first representative lies below it, the second above
-        small["max_window_layers"] = sum(index < int(config["max_window_layers"]) for index in representatives)
     _keep_dense_layers(config, small, representatives)
+    set_field(small, "num_hidden_layers", len(representatives))
+    return small
+
+
+def _with_fewer_factors(rope: dict[str, Any], head_dim: int) -> dict[str, Any]:
+    """Rope parameters with as many factors of single frequencies (longrope) as the miniature has frequencies."""
+    small = dict(rope)
+    for name in ("short_factor", "long_factor"):
+        if isinstance(rope.get(name), list):
+            small[name] = rope[name][: len(rope[name]) * HEAD_DIM // head_dim]
     return small
 
 

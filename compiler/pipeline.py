@@ -128,7 +128,7 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     dtype = emit.choose_dtype(source, options, machine)
     max_context = emit.choose_context(source, options)
     limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
-    traced = trace(dict(source.config), dtype)
+    traced = trace(dict(source.config), dtype, context=max_context)
     source = replace(source, names=traced.names)
     no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
     return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced), no_native)

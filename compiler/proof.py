@@ -58,7 +58,7 @@ def prove(traced: TracedModel, raised: ir.Module, transform: Callable[[ir.Module
     Raises ModelError otherwise.
     """
     small_config = miniature(traced.config, traced.kinds)
-    small = trace(small_config, "f32")
+    small = trace(small_config, "f32", context=traced.context)
     small_module = transform(import_model(small))
     wanted, got = signature(raised), signature(small_module)
     if wanted != got:
@@ -167,7 +167,7 @@ def _difference(traced: TracedModel, module: ir.Module) -> float:
     parameters = _random_parameters(traced)
     generator = torch.Generator().manual_seed(7)
     ids = [torch.randint(0, VOCABULARY, (tokens,), generator=generator) for tokens in TOKENS]
-    expected = eager_logits(traced.config, parameters, ids)
+    expected = eager_logits(traced.config, parameters, ids, traced.context)
     weights = _TensorWeights(weight_parts(module), parameters)
     worst = 0.0
     for steps in (_WHOLE, _IN_PIECES):

@@ -32,7 +32,7 @@ from tokenspeed.runtime.goldens import replay_goldens
 from transformers import PreTrainedModel
 
 from .compiler.frontends.tiny_gguf import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAYERS, Tiny
-from .tiny_models import FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
+from .tiny_models import FAMILIES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
 
 TOLERANCE = 1e-4
 CONTEXT, SEQUENCES, CHUNK = 128, 48, 48
@@ -56,6 +56,14 @@ RUNS = {
     "one row": ONE_ROW,
     "past the maximum": PAST_THE_ORIGINAL_MAXIMUM,
 }
+ALL_KINDS = (*PACKED, *CHUNKED, *DECODED)
+# transformers turns a whole sequence by the long factors once it is past the original maximum, a plan always
+ALL_PAST_THE_ORIGINAL_MAXIMUM = (
+    ((0, 0, ORIGINAL_MAXIMUM + 8), (1, 0, 7)),
+    ((1, 7, 1), (0, ORIGINAL_MAXIMUM + 8, 5)),
+    ((0, ORIGINAL_MAXIMUM + 13, 1), (1, 8, ORIGINAL_MAXIMUM)),
+    ((0, ORIGINAL_MAXIMUM + 14, 1), (1, ORIGINAL_MAXIMUM + 8, 1)),
+)
 
 Step = Sequence[tuple[int, int, int]]
 
@@ -154,6 +162,15 @@ def test_programs_do_not_grow_with_depth(family: Compiled) -> None:
 def test_goldens_hold(family: Compiled) -> None:
     outcomes = replay_goldens(family.plan, None, lambda _phase: None)
     assert outcomes and all(outcome.passed for outcome in outcomes), outcomes
+
+
+@pytest.mark.parametrize("name", MORE_FAMILIES)
+def test_more_families(name: str, tmp_path: Path) -> None:
+    model = build(MORE_FAMILIES[name])
+    directory = save(model, tmp_path / "model")
+    found = compiled(directory, directory, model)
+    assert "ts.aten" not in str(found.state.module)
+    check(found, ALL_PAST_THE_ORIGINAL_MAXIMUM if "longrope" in name else ALL_KINDS)
 
 
 @pytest.mark.parametrize("encodings", ["F32", "Q8_0"])

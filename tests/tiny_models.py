@@ -27,6 +27,7 @@ _SIZES: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": None,
     "eos_token_id": 2,
+    "pad_token_id": None,
 }
 ORIGINAL_MAXIMUM = 32
 LLAMA3_ROPE = {
@@ -64,15 +65,89 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {**_SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
+_WINDOW_AND_FULL = ["sliding_attention", "sliding_attention", "full_attention"]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4, 1.6, 2.0],
+    "long_factor": [1.0, 1.3, 2.0, 3.0, 4.0, 6.0],
+    "original_max_position_embeddings": ORIGINAL_MAXIMUM,
+    "partial_rotary_factor": 0.75,
+}
+
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma": {**_SIZES, "model_type": "gemma", "head_dim": 24},
+    "gemma2": {
+        **_SIZES,
+        "model_type": "gemma2",
+        "head_dim": 24,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 7,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    # two tables of rope; windows by a pattern
+    "gemma3_text": {
+        **_SIZES,
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 7,
+        "layer_types": _WINDOW_AND_FULL,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0},
+        },
+    },
+    "phi3": {**_SIZES, "model_type": "phi3", "sliding_window": 7, "partial_rotary_factor": 0.5},
+    "phi3 longrope": {
+        **_SIZES,
+        "model_type": "phi3",
+        "original_max_position_embeddings": ORIGINAL_MAXIMUM,
+        "rope_parameters": _LONGROPE,
+    },
+    "olmo2": {**_SIZES, "model_type": "olmo2"},
+    "granite": {
+        **_SIZES,
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.15,
+        "logits_scaling": 0.6,
+    },
+    "cohere2": {
+        **_SIZES,
+        "model_type": "cohere2",
+        "sliding_window": 7,
+        "layer_types": _WINDOW_AND_FULL,
+        "layer_norm_eps": 1e-5,
+        "logit_scale": 0.7,
+    },
+    "glm4": {**_SIZES, "model_type": "glm4", "head_dim": 24, "attention_bias": True, "partial_rotary_factor": 0.5},
+    "stablelm": {**_SIZES, "model_type": "stablelm", "use_qkv_bias": True, "partial_rotary_factor": 0.25},
+    "smollm3": {**_SIZES, "model_type": "smollm3", "no_rope_layers": [1, 1, 0], "use_sliding_window": False},
+    "exaone4": {**_SIZES, "model_type": "exaone4", "sliding_window": 7, "layer_types": _WINDOW_AND_FULL},
+    "starcoder2": {**_SIZES, "model_type": "starcoder2", "sliding_window": 7, "norm_epsilon": 1e-5},
+    # one linear layer whose rows go head by head: q, k and v of the first head, of the second, ...
+    "gpt_neox": {**_SIZES, "model_type": "gpt_neox", "rotary_pct": 0.25, "use_parallel_residual": True},
+    "phi": {**_SIZES, "model_type": "phi", "partial_rotary_factor": 0.5},
+    "ernie4_5": {**_SIZES, "model_type": "ernie4_5", "head_dim": 16, "use_bias": True},
+    "helium": {**_SIZES, "model_type": "helium", "head_dim": 16},
+    "arcee": {**_SIZES, "model_type": "arcee"},
+}
+"""Families that add something to those: each is raised in both element types and checked once over all kinds of steps."""
+
 
 @functools.cache
-def _traced(config: str, dtype: str, every_layer: bool) -> TracedModel:
-    return tracing.trace(json.loads(config), dtype, every_layer)
+def _traced(config: str, dtype: str, every_layer: bool, context: int) -> TracedModel:
+    return tracing.trace(json.loads(config), dtype, every_layer, context)
 
 
-def traced(config: dict[str, Any], dtype: str, every_layer: bool = False) -> TracedModel:
+def traced(config: dict[str, Any], dtype: str, every_layer: bool = False, context: int = 0) -> TracedModel:
     """`trace`, remembering: tracing is a function of the configuration alone, and takes seconds."""
-    return _traced(json.dumps(config, sort_keys=True), dtype, every_layer)
+    return _traced(json.dumps(config, sort_keys=True), dtype, every_layer, context)
 
 
 def remember_traces(patch: pytest.MonkeyPatch) -> None:

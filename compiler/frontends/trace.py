@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .experts import EXPERTS_NAME, recognise_experts
+from .frozen_rope import freeze_rope
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -46,6 +47,7 @@ _SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
+    "head_dim",
     "sliding_window",
     "max_position_embeddings",
     "num_experts",
@@ -138,7 +140,7 @@ class TracedModel:
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
     `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
     name to the one it shares; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are
-    called and cut up in checkpoints.
+    called and cut up in checkpoints; `context` is the longest sequence that rope was fixed for.
     """
 
     exported: ExportedProgram
@@ -151,6 +153,7 @@ class TracedModel:
     constants: dict[str, torch.Tensor]
     dtype: str
     names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
+    context: int = 0
 
 
 class _Logits(torch.nn.Module):
@@ -316,9 +319,17 @@ def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return values
 
 
-def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> TracedModel:
+def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
+    """The configuration with what it leaves to transformers filled in: sizes, and what differs from layer to layer."""
+    sizes = {name: getattr(typed, name) for name in _SIZES if name in {*vars(typed), *typed.attribute_map}}
+    lists = {name: list(getattr(typed, name)) for name in _per_layer_lists(typed, _depth(typed))}
+    return {**sizes, **config, **{name: value for name, value in lists.items() if config.get(name) is None}}
+
+
+def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context: int = 0) -> TracedModel:
     """Trace a model from its configuration alone; with `every_layer`, each layer as if it were a kind of its own.
 
+    `context` is the longest sequence in tokens, for rope that depends on it (0: within what the model was first trained for).
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
     with quiet():
@@ -328,9 +339,9 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
-        config = {**{name: getattr(typed, name) for name in _SIZES if hasattr(typed, name)}, **config}
+        config = _completed(config, typed)
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
-        constants = _fill_constants(model)
+        constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
@@ -348,7 +359,8 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False) -> Trac
                 got=f"{type(error).__name__}: {first_line[:300]}",
                 fix="choose one of the families that docs/models.md lists",
             ) from error
-    return TracedModel(exported, config, type(model).__name__, path, kinds, parameters, ties, constants, dtype, names)
+    architecture = type(model).__name__
+    return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context)
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenspeed.compiler.frontends.repeats import fold
@@ -54,10 +53,17 @@ def test_lists_by_layer_are_cut_to_the_layers_kept() -> None:
     assert small["layer_types"] == alternating[:4]
 
 
-@pytest.mark.parametrize(("limit", "kinds", "expected"), [(2, [0, 0, 1], 1), (0, [0, 0, 0], 0), (3, [0, 0, 0], 1)])
-def test_a_limit_of_full_attention_layers_is_kept_in_proportion(limit: int, kinds: list[int], expected: int) -> None:
-    small = miniature(LARGE | {"num_hidden_layers": 3, "max_window_layers": limit}, kinds)
-    assert small["max_window_layers"] == expected
+def test_fields_are_shrunk_under_the_names_of_their_model() -> None:
+    small = miniature({"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257}, [0] * 12)
+    assert (small["n_embd"], small["n_head"], small["n_layer"]) == (2 * HEAD_DIM, 2, 1)
+
+
+def test_factors_of_single_frequencies_fit_the_head_size() -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [*range(48)], "rope_theta": 10000.0}
+    for head_dim, frequencies in ((96, 8), (128, 6)):  # all of 96, three quarters of 128
+        small = miniature(LARGE | {"head_dim": head_dim, "rope_parameters": rope}, [0])["rope_parameters"]
+        assert small["long_factor"] == [*range(frequencies)] and len(small["short_factor"]) == frequencies
+    assert len(rope["long_factor"]) == 48
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=5), st.integers(1, 9), st.lists(st.integers(0, 2), max_size=3))

@@ -77,12 +77,12 @@ def rope(
     """apply_rotary_pos_emb for one of q and k; x is [1, heads, tokens, 8] (axis 1) or [1, tokens, heads, 8] (axis 2)."""
     shape: list[int | None] = [1, 2, None, 8] if axis == 1 else [1, None, 2, 8]
     table: list[int | None] = [1, 1, None, 8] if axis == 1 else [1, None, 1, 8]
-    part = [*shape[:3], 4]
+    before, after = [*shape[:3], half], [*shape[:3], 8 - half]
     cos, sin = (graph.call("unsqueeze.default", value, axis, shape=table) for value in (cos, sin))
     straight = graph.call("mul.Tensor", x, cos, shape=shape)
-    second = graph.call("slice.Tensor", x, 3, half, 9223372036854775807, shape=part)
-    first = graph.call("slice.Tensor", x, 3, 0, half, shape=part)
-    joined = graph.call("cat.default", [graph.call(turned, second, shape=part), first], -1, shape=shape)
+    second = graph.call("slice.Tensor", x, 3, half, 9223372036854775807, shape=after)
+    first = graph.call("slice.Tensor", x, 3, 0, half, shape=before)
+    joined = graph.call("cat.default", [graph.call(turned, second, shape=after), first], -1, shape=shape)
     return graph.call("add.Tensor", straight, graph.call("mul.Tensor", joined, sin, shape=shape), shape=shape)
 
 

@@ -1,0 +1,26 @@
+"""Fields of a Hugging Face configuration by their common names: some models spell them in their own way (GPT-2: n_embd)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def own_name(config: dict[str, Any], name: str) -> str:
+    """How a configuration's model type spells the field that most call `name`; `name` itself where it has no other."""
+    # imported here: it takes seconds, and much of the compiler does not need it
+    from transformers import CONFIG_MAPPING
+
+    model_type: str = config.get("model_type", "")
+    names = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    return names.get(name, name)
+
+
+def read_field(config: dict[str, Any], name: str) -> Any:
+    """The field's value under its own or its common name, None when the configuration has neither."""
+    own = config.get(own_name(config, name))
+    return config.get(name) if own is None else own
+
+
+def set_field(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set the field under every name it may be read by."""
+    config[own_name(config, name)] = config[name] = value
