@@ -1,13 +1,14 @@
 // Matrix products of activations with PANEL weights (panel.h). Rows of activations are arranged into blocks once; then each panel of
 // 32 columns is multiplied with all of them:
 //
-//   Rows rows{...};                                                    // where the activations are: rows of a matrix, maybe gathered
+//   Rows rows{...};                                   // where the activations are: rows of a matrix, maybe gathered
 //   Product product = product_of(rows.type, weight_type, rows.count, K);
-//   arrange_rows(product, rows, memory, first, last);                  // blocks [first, last) of product.blocks()
-//   multiply_panel(product, memory, from, until, panel, out);          // float32 out[until - from][32] of the rows [from, until)
+//   arrange_rows(product, rows, memory);              // product.bytes(), aligned to 64
+//   multiply_panel(product, memory, panel, out);      // float32 out[rows][32], room for product.padded_rows()
 //
-// `memory` is product.bytes() bytes, aligned to 64. Each result is one chain of sums along K, whatever the number of rows, blocks or
-// threads: a row gives the same bits alone as it does among others.
+// A thread arranges what it multiplies itself, even if another does the same: lines that another core has just written take longer to
+// fetch than to make. Each result is one chain of sums along K, whatever the number of rows or blocks: a row gives the same bits alone
+// as it does among others.
 #pragma once
 #include "gemm_float.h"
 #include "gemm_quantised.h"
@@ -27,6 +28,7 @@ struct Product {
         int64_t until = b + 1 < blocks() ? first_row(b + 1) : rows;
         return filled_up(static_cast<int>(until - first_row(b)));
     }
+    int64_t padded_rows() const { return first_row(blocks() - 1) + block_rows(blocks() - 1); }
     int64_t block_bytes() const { return steps() * most() * row_step(way); }
     int64_t bytes() const { return (blocks() * block_bytes() + 63) / 64 * 64; }
 };
@@ -35,11 +37,10 @@ static inline Product product_of(Type activation, Type weight, int64_t rows, int
     return {way_of(activation, weight), rows, K};
 }
 
-static void arrange_rows(const Product& product, const Rows& rows, char* memory, int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; b++) {
-        char* to = memory + b * product.block_bytes();
-        if (product.way <= WIDENED) arrange_floats(product.way, rows, product.first_row(b), product.block_rows(b), product.K, to);
-        else arrange_quantised(product.way, rows, product.first_row(b), product.block_rows(b), product.K, to);
+static void arrange_rows(const Product& product, const Rows& rows, char* memory) {
+    for (int64_t b = 0; b < product.blocks(); b++, memory += product.block_bytes()) {
+        if (product.way <= WIDENED) arrange_floats(product.way, rows, product.first_row(b), product.block_rows(b), product.K, memory);
+        else arrange_quantised(product.way, rows, product.first_row(b), product.block_rows(b), product.K, memory);
     }
 }
 
@@ -86,23 +87,22 @@ static void multiply_block(Way way, int rows, const char* x, const char* panel, 
 constexpr int64_t STRETCH_BYTES = 64 << 10;  // of a panel that pass all blocks before the next stretch
 constexpr int64_t AHEAD_BYTES = 8 << 10;
 
-// `from` is a multiple of product.most(), and `out` has room for until - from rounded up to such a multiple. Panels that follow
-// each other in memory are best multiplied one after the other: what comes next is fetched while the end of this one is multiplied.
-static void multiply_panel(const Product& product, const char* memory, int64_t from, int64_t until, const char* panel, float* out) {
-    int64_t first = from / product.most(), blocks = (until + product.most() - 1) / product.most() - first, steps = product.steps();
-    int64_t first_row = product.first_row(first);
-    int64_t step = panel_step(product.way), stretch = blocks > 1 ? STRETCH_BYTES / step : steps;
+// Panels that follow each other in memory are best multiplied one after the other: what comes next is fetched while the end of this
+// one is multiplied.
+static void multiply_panel(const Product& product, const char* memory, const char* panel, float* out) {
+    int64_t blocks = product.blocks(), steps = product.steps(), step = panel_step(product.way);
+    int64_t stretch = blocks > 1 ? STRETCH_BYTES / step : steps;
     for (int64_t at = 0; at < steps; at += stretch) {
         int64_t some = steps - at < stretch ? steps - at : stretch;
         const char* weight = panel + at * step;
         for (int64_t b = 0; b < blocks; b++) {
-            int count = product.block_rows(first + b);
-            const char* x = memory + (first + b) * product.block_bytes() + at * count * row_step(product.way);
+            int count = product.block_rows(b);
+            const char* x = memory + b * product.block_bytes() + at * count * row_step(product.way);
             // One block looks a little ahead; of many, the first two fetch a half of the next stretch each.
             int64_t lines = step / LINE, half = (lines + 1) / 2;
             Ahead ahead{weight + AHEAD_BYTES, lines};
             if (blocks > 1) ahead = b < 2 ? Ahead{weight + some * step + b * half * LINE * some, half} : Ahead{nullptr, 0};
-            multiply_block(product.way, count, x, weight, some, out + (product.first_row(first + b) - first_row) * COLUMNS, at == 0, ahead);
+            multiply_block(product.way, count, x, weight, some, out + product.first_row(b) * COLUMNS, at == 0, ahead);
         }
     }
 }

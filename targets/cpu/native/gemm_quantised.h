@@ -4,48 +4,61 @@
 #include "interleave.h"
 #include "ints.h"
 
-// What stands for one row's group: 32 signed bytes, x = scale * byte. `sum` is the sum of the bytes.
-struct ByteGroup {
-    alignas(32) int8_t bytes[GROUP];
-    float scale;
-    int32_t sum;
+// What stands for four groups of a row: signed bytes, x = scale * byte, and the sum of the bytes.
+struct ByteGroups {
+    alignas(32) int8_t bytes[4][GROUP];
+    alignas(16) float scale[4];
+    alignas(16) int32_t sum[4];
 };
 
-template <class T> static inline void quantise_group(const T* x, ByteGroup& to) {
+// Together: what is done across a vector costs a quarter. A group with a value that is not a number gets such a scale.
+template <class T> static inline void quantise_groups(const T* x, int64_t groups, ByteGroups& to) {
     constexpr int MANY = GROUP / WIDTH;
-    Vec value[MANY];
-    bool nan = false;
-    for (int i = 0; i < MANY; i++) value[i] = load(x + i * WIDTH);
-    for (int i = 0; i < MANY; i += 2) nan |= any_nan(value[i], value[i + 1]);
-    Vec most = vmax(value[0], zero() - value[0]);
-    for (int i = 1; i < MANY; i++) most = vmax(most, vmax(value[i], zero() - value[i]));
-    float largest_size = largest(most);
-    to.scale = nan ? __builtin_nanf("") : largest_size / 127;
-    Vec factor = all(largest_size > 0 ? 127 / largest_size : 0.0f);
-    Ints total = all_ints(0);
-    for (int i = 0; i < MANY; i++) {
-        Ints whole = to_ints(value[i] * factor);
-        total = plus(total, whole);
-        store_low_bytes(to.bytes + i * WIDTH, whole);
+    const T* from[4];
+    Ints most[4];
+    for (int g = 0; g < 4; g++) from[g] = x + (g < groups ? g : groups - 1) * GROUP;
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        most[g] = size_bits(load(from[g]));
+#pragma GCC unroll 4
+        for (int i = 1; i < MANY; i++) most[g] = larger(most[g], size_bits(load(from[g] + i * WIDTH)));  // of NaN the largest bits
     }
-    to.sum = sum_of(total);
+    __m128 size = _mm_castsi128_ps(largest_of_each(most)), most_byte = _mm_set1_ps(127);
+    alignas(16) float factor[4];
+    _mm_store_ps(factor, _mm_and_ps(_mm_div_ps(most_byte, size), _mm_cmpneq_ps(size, _mm_setzero_ps())));
+    _mm_store_ps(to.scale, _mm_mul_ps(size, _mm_set1_ps(1.0f / 127)));
+    __m256i bytes[4];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        Ints whole[MANY];
+#pragma GCC unroll 4
+        for (int i = 0; i < MANY; i++) whole[i] = to_ints(load(from[g] + i * WIDTH) * all(factor[g]));
+        bytes[g] = bytes_of(whole);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to.bytes[g]), bytes[g]);
+    }
+    _mm_store_si128(reinterpret_cast<__m128i*>(to.sum), sums_of_bytes(bytes));
 }
 
 // Of each group: [8][count] fours of bytes along k, then of each row its scale, what integer sums start from, and scale * sum.
 template <class T> static void arrange_quantised_as(Way way, const Rows& rows, int64_t first, int count, int64_t K, char* to) {
     const int32_t factor = way == BYTES ? -BIAS : way == NIBBLES ? -8 : 0;
-    for (int64_t k = 0; k < K; k += GROUP, to += count * row_step(way)) {
-        uint32_t* fours = reinterpret_cast<uint32_t*>(to);
-        float* scales = reinterpret_cast<float*>(to + count * GROUP);
-        int32_t* starts = reinterpret_cast<int32_t*>(scales + count);
-        float* sums = scales + 2 * count;
-        for (int r = 0; r < count; r++) {
-            ByteGroup group;
-            quantise_group(rows.at<T>(first + r < rows.count ? first + r : rows.count - 1) + k, group);
-            for (int j = 0; j < 8; j++) fours[j * count + r] = reinterpret_cast<const Word*>(group.bytes)[j];
-            scales[r] = group.scale;
-            starts[r] = factor * group.sum;
-            sums[r] = group.scale * static_cast<float>(group.sum);
+    const int64_t groups = K / GROUP, step = count * row_step(way);
+    for (int r = 0; r < count; r++) {
+        const T* from = rows.at<T>(first + r < rows.count ? first + r : rows.count - 1);
+        char* at = to;
+        for (int64_t done = 0; done < groups; done += 4) {
+            ByteGroups four;
+            int64_t some = groups - done < 4 ? groups - done : 4;
+            quantise_groups(from + done * GROUP, some, four);
+            for (int g = 0; g < some; g++, at += step) {
+                uint32_t* fours = reinterpret_cast<uint32_t*>(at) + r;
+                float* scales = reinterpret_cast<float*>(at + count * GROUP) + r;
+#pragma GCC unroll 8
+                for (int j = 0; j < 8; j++) fours[j * count] = reinterpret_cast<const Word*>(four.bytes[g])[j];
+                scales[0] = four.scale[g];
+                reinterpret_cast<int32_t*>(scales)[count] = factor * four.sum[g];
+                scales[2 * count] = four.scale[g] * static_cast<float>(four.sum[g]);
+            }
         }
     }
 }

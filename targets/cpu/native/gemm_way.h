@@ -28,7 +28,6 @@ static inline constexpr int most_rows(Way) { return 6; }  // one half of the col
 static inline int filled_up(int rows) { return rows <= 2 ? rows : (rows + 1) / 2 * 2; }
 #endif
 constexpr int MOST_ROWS = 12;  // whatever the way
-constexpr int64_t ROWS_APART = 24;  // a multiple of all of them
 
 static inline Way way_of(Type activation, Type weight) {
     switch (weight) {

@@ -11,10 +11,19 @@ static inline Ints high_nibbles(Ints x) { return _mm512_and_si512(_mm512_srli_ep
 static inline Vec to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 static inline Ints to_ints(Vec x) { return _mm512_cvtps_epi32(x); }  // to nearest, ties to even
 static inline Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-static inline int32_t sum_of(Ints x) { return _mm512_reduce_add_epi32(x); }
 static inline Vec halves_at(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-static inline void store_low_bytes(void* p, Ints x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
-static inline bool any_nan(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+static inline __m256i bytes_of(const Ints* x) {  // of 32 numbers
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8(x[1]), _mm512_cvtepi32_epi8(x[0]));
+}
+static inline Ints size_bits(Vec x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
+static inline Ints larger(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+static inline __m128i largest_of_each(const Ints* x) {  // of four vectors
+    Ints a = larger(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+    Ints b = larger(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+    Ints all = larger(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
 #else
 using Ints = __m256i;
 static inline Ints ints_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -24,18 +33,30 @@ static inline Ints high_nibbles(Ints x) { return _mm256_and_si256(_mm256_srli_ep
 static inline Vec to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 static inline Ints to_ints(Vec x) { return _mm256_cvtps_epi32(x); }
 static inline Ints plus(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-static inline int32_t sum_of(Ints x) {
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
-}
 static inline Vec halves_at(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-static inline void store_low_bytes(void* p, Ints x) {
-    __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi16(shorts, shorts));
+static inline __m256i bytes_of(const Ints* x) {
+    __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // packs goes by 128 bits
 }
-static inline bool any_nan(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0; }
+static inline Ints size_bits(Vec x) { return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)); }
+static inline Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
+static inline __m128i largest_of_each(const Ints* x) {
+    Ints a = larger(_mm256_unpacklo_epi32(x[0], x[1]), _mm256_unpackhi_epi32(x[0], x[1]));
+    Ints b = larger(_mm256_unpacklo_epi32(x[2], x[3]), _mm256_unpackhi_epi32(x[2], x[3]));
+    Ints all = larger(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    return _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
 #endif
+
+static inline __m128i sums_of_bytes(const __m256i* x) {  // signed, of four times 32
+    const __m256i bias = _mm256_set1_epi8(-128), none = _mm256_setzero_si256();
+    __m256i a = _mm256_sad_epu8(_mm256_xor_si256(x[0], bias), none), b = _mm256_sad_epu8(_mm256_xor_si256(x[1], bias), none);
+    __m256i c = _mm256_sad_epu8(_mm256_xor_si256(x[2], bias), none), d = _mm256_sad_epu8(_mm256_xor_si256(x[3], bias), none);
+    __m256i ab = _mm256_or_si256(a, _mm256_slli_epi64(b, 32)), cd = _mm256_or_si256(c, _mm256_slli_epi64(d, 32));
+    __m256i all = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    return _mm_sub_epi32(half, _mm_set1_epi32(32 * 128));
+}
 
 // Bytes q + 128 of a weight, ready to be multiplied by signed bytes. Where the machine multiplies unsigned by signed bytes into 32
 // bits, the sum is too large by BIAS times the sum of the signed bytes; elsewhere 16 bits must do, which magnitudes of at most 128 allow.

@@ -1,24 +1,25 @@
 // out[R, N] = x[R, K] . weight[N, K]^T (+ bias[N]); the weight in the PANEL layout. Sums in float32 along K, one after the other.
 #include "gemm.h"
 
-static constexpr int64_t ROW_CHUNK = 240;         // rows that a task takes at most; a multiple of ROWS_APART
-static constexpr int64_t CHUNK_BYTES = 512 << 10;  // of arranged activations, which then stay in the second-level cache
+static constexpr int64_t MOST_CHUNK = 240, LEAST_CHUNK = 48;  // rows that a task takes; multiples of CHUNK_STEP
+static constexpr int64_t CHUNK_STEP = 24;                      // a multiple of every most_rows
+static constexpr int64_t CHUNK_BYTES = 512 << 10;              // of arranged activations, which then stay in the second-level cache
 
-static Product product_of(const Call& call) {
-    const Tensor &x = call.input(0), &weight = call.input(1);
-    return product_of(x.type, weight.type, x.shape[0], x.shape[1]);
+static Product product_of(const Call& call, int64_t rows) {
+    return product_of(call.input(0).type, call.input(1).type, rows, call.input(0).shape[1]);
 }
 
-// Few rows are arranged by each thread for itself: cheaper than to meet.
-static bool is_shared(const Product& product) { return product.blocks() > 1; }
+static int64_t most_rows_of_chunk(const Call& call) {
+    Product product = product_of(call, CHUNK_STEP);
+    int64_t rows = CHUNK_BYTES / product.bytes() * CHUNK_STEP;
+    return rows > MOST_CHUNK ? MOST_CHUNK : rows < LEAST_CHUNK ? LEAST_CHUNK : rows;
+}
 
-static int64_t rows_per_task(const Product& product, int64_t panels, int32_t threads) {
-    int64_t fitting = CHUNK_BYTES / (product.block_bytes() / product.most());
-    if (fitting > ROW_CHUNK) fitting = ROW_CHUNK;
-    int64_t rows = fitting / ROWS_APART * ROWS_APART;
-    int64_t least = 2 * ROWS_APART;
-    while (rows > least && panels * ((product.rows + rows - 1) / rows) < 4 * threads) rows -= ROWS_APART;
-    return rows > least ? rows : least;
+// Fewer where that gives every thread something to do.
+static int64_t rows_of_chunk(const Call& call, int64_t panels, int32_t threads) {
+    int64_t rows = most_rows_of_chunk(call), all = call.input(0).shape[0];
+    while (rows > LEAST_CHUNK && panels * ((all + rows - 1) / rows) < 4 * threads) rows -= CHUNK_STEP;
+    return rows;
 }
 
 template <class T> static void put_rows(const float* from, int64_t rows, const float* bias, T* to, int64_t stride, int columns) {
@@ -44,20 +45,20 @@ static void tasks_of_turn(int64_t turn, int64_t total, int64_t threads, int64_t&
     last = first + size < total ? first + size : total;
 }
 
-SCRATCH(linear) {
-    Product product = product_of(call), few = product;  // steps of fewer rows use it as well
-    if (few.rows > few.most()) few.rows = few.most();
-    int64_t together = product.bytes(), each = few.bytes() * threads;
-    return (together > each ? together : each) + threads * ROW_CHUNK * COLUMNS * 4;
+// Of each thread: the activations of one chunk, arranged, and their products with one panel.
+static int64_t scratch_of_thread(const Call& call) {
+    int64_t rows = most_rows_of_chunk(call);
+    if (rows > call.input(0).shape[0]) rows = call.input(0).shape[0];
+    Product product = product_of(call, rows);
+    return product.bytes() + product.padded_rows() * COLUMNS * 4;
 }
 
-// One panel times the rows [from, until): `results` has room for them.
-static void run_task(const Call& call, const Product& product, const char* arranged, int64_t panel, int64_t from, int64_t until,
-                     float* results) {
-    const Tensor &weight = call.input(1), &out = call.output(0);
-    const char* columns = weight.at<char>() + panel * panel_bytes(weight.type, product.K);
-    multiply_panel(product, arranged, from, until, columns, results);
-    int64_t first = panel * COLUMNS, rest = weight.shape[0] - first;
+SCRATCH(linear) { return call.input(0).shape[0] ? threads * scratch_of_thread(call) : 0; }
+
+// Writes the products of one panel with the rows from `from` on.
+static void put_panel(const Call& call, int64_t panel, int64_t from, int64_t rows, const float* results) {
+    const Tensor& out = call.output(0);
+    int64_t first = panel * COLUMNS, rest = call.input(1).shape[0] - first;
     int count = rest < COLUMNS ? static_cast<int>(rest) : COLUMNS;
     alignas(64) float addend[COLUMNS];
     const float* bias = nullptr;
@@ -68,33 +69,34 @@ static void run_task(const Call& call, const Product& product, const char* arran
         }
         bias = addend;
     }
-    if (out.type == F32) put_rows(results, until - from, bias, out.at<float>(from, first), out.strides[0], count);
-    else put_rows(results, until - from, bias, out.at<bf16>(from, first), out.strides[0], count);
+    if (out.type == F32) put_rows(results, rows, bias, out.at<float>(from, first), out.strides[0], count);
+    else put_rows(results, rows, bias, out.at<bf16>(from, first), out.strides[0], count);
 }
 
+// A task is one panel times one chunk of rows.
 KERNEL(linear, "") {
-    const Tensor& x = call.input(0);
-    Product product = product_of(call);
-    if (product.rows == 0) return;
-    Rows rows{x.at<char>(), x.strides[0] * (x.type == F32 ? 4 : 2), nullptr, product.rows, x.type};
-    bool shared = is_shared(product);
-    char* arranged = team.scratch<char>(shared ? 0 : team.index * product.bytes());
-    float* results = team.scratch<float>(product.bytes() * (shared ? 1 : team.size)) + team.index * ROW_CHUNK * COLUMNS;
-    if (shared) {
-        for (int64_t b; (b = team.next()) < product.blocks();) arrange_rows(product, rows, arranged, b, b + 1);
-        team.barrier();
-    } else {
-        arrange_rows(product, rows, arranged, 0, 1);
-    }
-    int64_t panels = panel_count(call.input(1).shape[0]);
-    int64_t chunk = rows_per_task(product, panels, team.size), chunks = (product.rows + chunk - 1) / chunk;
+    const Tensor &x = call.input(0), &weight = call.input(1);
+    int64_t all = x.shape[0], panels = panel_count(weight.shape[0]), bytes = panel_bytes(weight.type, x.shape[1]);
+    if (all == 0) return;
+    Rows rows{x.at<char>(), x.strides[0] * (x.type == F32 ? 4 : 2), nullptr, all, x.type};
+    int64_t chunk = rows_of_chunk(call, panels, team.size), chunks = (all + chunk - 1) / chunk, arranged = -1;
+    Product product{};
+    char* memory = team.scratch<char>(team.index * scratch_of_thread(call));
+    float* results = nullptr;
     for (;;) {
         int64_t first, last;
         tasks_of_turn(team.next(), panels * chunks, team.size, first, last);
-        if (first == last) break;
+        if (first == last) return;
         for (int64_t task = first; task < last; task++) {
-            int64_t from = task / panels * chunk, until = from + chunk < product.rows ? from + chunk : product.rows;
-            run_task(call, product, arranged, task % panels, from, until, results);
+            int64_t panel = task % panels, from = task / panels * chunk;
+            if (from != arranged) {
+                product = product_of(call, all - from < chunk ? all - from : chunk);
+                arrange_rows(product, rows.part(from, product.rows), memory);
+                results = reinterpret_cast<float*>(memory + product.bytes());
+                arranged = from;
+            }
+            multiply_panel(product, memory, weight.at<char>() + panel * bytes, results);
+            put_panel(call, panel, from, product.rows, results);
         }
     }
 }
