@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir import dialect
 from ..ir import module as modules
+from ..ir.arrangement import arrangement_of, set_arrangement
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, placement_of, shape_of, tensor
 
@@ -11,11 +12,12 @@ from ..ir.types import dtype_of, placement_of, shape_of, tensor
 def merge_projections(module: ir.Module) -> ir.Module:
     """Join linears of one block that share their input; in place."""
     for block in _blocks(modules.step_block(module)):
-        groups: dict[tuple[ir.Value, int], list[ir.Operation]] = {}
+        groups: dict[tuple[ir.Value, int, str], list[ir.Operation]] = {}
         for view in block.operations:
             operation = view.operation
             if operation.name == "ts.linear":
-                groups.setdefault((operation.operands[0], len(operation.operands)), []).append(operation)
+                layout = ",".join(arrangement_of(_owner(operation.operands[1])))
+                groups.setdefault((operation.operands[0], len(operation.operands), layout), []).append(operation)
         for group in groups.values():
             if len(group) > 1:
                 _merge(group)
@@ -53,7 +55,9 @@ def _join(weights: list[ir.Value]) -> ir.Value:
     kind = tensor(dtype_of(weights[0]), [rows, *shape_of(weights[0])[1:]], placement_of(weights[0]))
     parts = [part for owner in owners for part in modules.text_list(owner, "parameters")]
     sym = modules.text(joined_name([modules.text_attribute(owner, "sym") for owner in owners]))
-    return dialect.Weight(kind, sym, ir.ArrayAttr.get([modules.text(part) for part in parts])).res
+    joined = dialect.Weight(kind, sym, ir.ArrayAttr.get([modules.text(part) for part in parts])).res
+    set_arrangement(_owner(joined), arrangement_of(owners[0]))
+    return joined
 
 
 def _owner(value: ir.Value) -> ir.Operation:

@@ -132,6 +132,16 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": {**_SIZES, "model_type": "starcoder2", "sliding_window": 7, "norm_epsilon": 1e-5},
     # one linear layer whose rows go head by head: q, k and v of the first head, of the second, ...
     "gpt_neox": {**_SIZES, "model_type": "gpt_neox", "rotary_pct": 0.25, "use_parallel_residual": True},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 256,
+        "vocab_size": 160,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    },
     "phi": {**_SIZES, "model_type": "phi", "partial_rotary_factor": 0.5},
     "ernie4_5": {**_SIZES, "model_type": "ernie4_5", "head_dim": 16, "use_bias": True},
     "helium": {**_SIZES, "model_type": "helium", "head_dim": 16},

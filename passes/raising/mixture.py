@@ -7,9 +7,10 @@ from typing import Any
 
 from ...ir import dialect
 from ...ir import module as modules
-from ...ir.arrangement import arranged_shape, arrangement_of, set_arrangement
+from ...ir.arrangement import arrangement_of, set_arrangement
 from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
+from .arranged import arranged_weight
 from .form import Form
 from .pattern import AtenOp, Bind, Number, defining, either, match, op, result
 from .raised import Raised, Raiser, Rule, rows_of
@@ -173,17 +174,6 @@ def _route(indices: ir.Value, weights: ir.Value, raiser: Raiser) -> tuple[ir.Val
     return operation.results[0], operation.results[1]
 
 
-def _arranged(weight: ir.Value, steps: list[str]) -> ir.Value:
-    """The weight with its parameter rearranged first."""
-    owner = weight.owner
-    assert not isinstance(owner, ir.Block)
-    source = owner if isinstance(owner, ir.Operation) else owner.operation
-    kind = tensor(dtype_of(weight), arranged_shape(shape_of(weight), steps))
-    made = dialect.Weight(kind, source.attributes["sym"], source.attributes["parameters"])
-    set_arrangement(made.operation, [*arrangement_of(source), *steps])
-    return made.res
-
-
 def _experts(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target != "tokenspeed.experts.default":
         return None
@@ -199,7 +189,8 @@ def _experts(root: AtenOp, raiser: Raiser) -> Raised | None:
     turned, sorted_halves = ["transpose"] * transposed, ["deinterleave"] * interleaved
     steps: tuple[list[str], ...] = (turned + sorted_halves, turned, sorted_halves, [])
     arranged = [
-        None if item is None else _arranged(item, step) if step else item for item, step in zip(parameters, steps, strict=True)
+        None if item is None else arranged_weight(item, step) if step else item
+        for item, step in zip(parameters, steps, strict=True)
     ]
     biases = [[] if item is None else [item] for item in arranged[2:]]
     numbers = modules.text(activation), modules.number(alpha), modules.number(limit)

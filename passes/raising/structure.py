@@ -10,6 +10,7 @@ from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
+from .arranged import arranged_weight
 from .form import Form
 from .pattern import AtenOp
 from .raised import FLOATING, Raised, Raiser, Rule, rows_of
@@ -36,6 +37,17 @@ def _linear(root: AtenOp, raiser: Raiser) -> Raised | None:
     kind = tensor(dtype_of(x), [None, shape_of(weight)[0]])
     made = dialect.Linear(kind, x, weight, [bias] if bias is not None else []).res
     return Raised(made, Form.at(shape_of(root.result), len(shape_of(root.result)) - 2))
+
+
+def _addmm(root: AtenOp, raiser: Raiser) -> Raised | None:
+    """bias + x @ weight: a linear layer whose weight is kept the other way round (GPT-2's Conv1D)."""
+    if root.target != "aten.addmm.default" or root.keywords or len(shape_of(root.arguments[0])) != 1:
+        return None
+    bias, x, weight = raiser.weight(root.arguments[0]), rows_of(raiser, root.arguments[1]), raiser.weight(root.arguments[2])
+    if bias is None or x is None or weight is None:
+        return None
+    turned = arranged_weight(weight, ["transpose"])
+    return Raised(dialect.Linear(tensor(dtype_of(x), [None, shape_of(turned)[0]]), x, turned, [bias]).res, Form.FLAT)
 
 
 def _scale(root: AtenOp, raiser: Raiser) -> Raised | None:
@@ -129,6 +141,7 @@ def _transpose(root: AtenOp, raiser: Raiser) -> Raised | None:
 STRUCTURE_RULES: tuple[Rule, ...] = (
     _embedding,
     _linear,
+    _addmm,
     _reshape,
     _cut,
     _transpose,
