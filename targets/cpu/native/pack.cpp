@@ -28,8 +28,7 @@ static inline void fetch_ahead(const Source& source, int64_t offset, int64_t byt
 }
 
 template <class From, class As> static void pack_as(const Source& source, int64_t K, uint32_t* to) {
-    constexpr int64_t each = sizeof(As) / sizeof(From);  // elements of the source in a word of the panel, if they are moved as they are
-    constexpr int64_t stride = each > 1 ? each : 1;
+    constexpr int64_t stride = sizeof(As) / sizeof(From);  // elements of the source in a word of the panel
     for (int64_t k = 0; k < K; k += CHUNK) {
         int64_t n = (K - k < CHUNK ? K - k : CHUNK) / stride;
         const As* rows[COLUMNS];
