@@ -117,7 +117,7 @@ ERRORS: tuple[tuple[list[object], int, str], ...] = (
     (["MODEL", "--traffic", "README.txt"], 2, "not a traffic profile"),
     (["MODEL", "--bundle-weights"], 6, "no weights to bundle"),
     (["MODEL", "-o", "no/such/folder/plan.bin"], 74, "no/such/folder"),
-    (["GPT2"], 6, "model type 'gpt2'"),
+    (["MAMBA"], 6, "mamba"),
     (["UNKNOWN"], 6, "lama"),
     (["WRONG"], 6, "cannot build a llama model"),
 )
@@ -131,7 +131,7 @@ def test_errors_have_a_code_a_message_and_no_trace(
 ) -> None:
     (folder / "README.txt").write_text("{}?")
     models: dict[str, dict[str, Any]] = {
-        "GPT2": {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 64},
+        "MAMBA": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64},
         "UNKNOWN": FAMILIES["llama"] | {"model_type": "lama"},
         "WRONG": FAMILIES["llama"] | {"num_attention_heads": 0},
     }
