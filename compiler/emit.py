@@ -36,7 +36,7 @@ from ..plans.schema import (
     TokenizerReference,
 )
 from ..plans.template import instantiate
-from ..targets.cost import cost_of
+from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names
 from ..targets.machine import Machine
 from .frontends.config_fields import read_field
@@ -318,12 +318,11 @@ def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
 
 
 def _attention_width(state: Compilation) -> float:
-    """Query features over all layers: heads * head_dim * layers."""
-    total = 0
+    """`targets.cost.attention_width` over all layers: heads * head_dim * layers where keys and values are cached."""
+    total = 0.0
     for operation, times in _counted(state):
         if operation.name in ATTENTION:
-            cost = cost_of(operation, 1)  # one floating-point operation per feature by its rule
-            total += cost.flops * times
+            total += attention_width(operation) * times
     return total
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from torch import Tensor
@@ -15,38 +17,48 @@ from ..plans.digests import bound_compatibility
 from ..plans.schema import KvGroup, SourceTensor
 from ..plans.template import instantiate
 
-ATTENTION = {"ts.attention", "ts.cached_attention"}
+ATTENTION = {"ts.attention", "ts.cached_attention", "ts.latent_attention"}
 
 
 def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
     """Layers with equal geometry and window, in one group each, ordered by first layer."""
-    found: dict[tuple[int, int, str, int], list[int]] = {}
+    found: dict[_Geometry, list[int]] = {}
     for operation in modules.walk(modules.step_block(module)):
         if operation.name not in ATTENTION:
             continue
-        q = operation.operands[0]
-        geometry = (
-            _kv_heads(operation),
-            shape_of(q)[2] or 0,
-            dtype_of(q),
-            modules.int_attribute(operation, "window"),
-        )
-        found.setdefault(geometry, []).extend(_layers(operation))
+        found.setdefault(_geometry(operation), []).extend(_layers(operation))
     groups = []
-    for (heads, head_dim, dtype, window), layers in sorted(found.items(), key=lambda item: min(item[1])):
-        name = f"window{window}" if window else "full"
+    for geometry, layers in sorted(found.items(), key=lambda item: min(item[1])):
+        window = geometry.window
         groups.append(
             KvGroup(
-                name=name,
-                kind="paged",
+                name="latent" if geometry.kind == "latent" else f"window{window}" if window else "full",
+                kind=geometry.kind,
                 layers=tuple(sorted(layers)),
-                heads=heads,
-                head_dim=head_dim,
-                dtype=dtype,  # pyright: ignore[reportArgumentType]
+                heads=geometry.heads,
+                head_dim=geometry.head_dim,
+                dtype=geometry.dtype,  # pyright: ignore[reportArgumentType]
                 window=window or None,
             )
         )
     return tuple(groups)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    kind: Literal["paged", "latent"]
+    heads: int
+    head_dim: int
+    dtype: str
+    window: int = 0
+
+
+def _geometry(operation: ir.Operation) -> _Geometry:
+    q = operation.operands[0]
+    if operation.name == "ts.latent_attention":
+        latent, rotated = (shape_of(operation.operands[at])[1] or 0 for at in (2, 3))
+        return _Geometry("latent", 1, latent + rotated, dtype_of(q))
+    return _Geometry("paged", _kv_heads(operation), shape_of(q)[2] or 0, dtype_of(q), modules.int_attribute(operation, "window"))
 
 
 def _kv_heads(operation: ir.Operation) -> int:

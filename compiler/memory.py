@@ -8,9 +8,11 @@ from math import prod
 import msgspec
 
 from ..plans.errors import MemoryPlanError
-from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput, calls_of
+from ..plans.kv_caches import block_bytes
+from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
 from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, Weight
 from ..plans.units import format_bytes
+from .function_scratch import function_scratch
 
 BLOCK_TOKENS = 64
 ATTENTION_SCRATCH = 32 << 20
@@ -18,8 +20,8 @@ LIBRARY_SCRATCH = 32 << 20
 
 
 def bytes_per_block(groups: Sequence[KvGroup]) -> int:
-    """Bytes of one KV block over all layers: keys and values."""
-    return sum(2 * len(g.layers) * g.heads * g.head_dim * DTYPE_BYTES[g.dtype] * BLOCK_TOKENS for g in groups)
+    """Bytes of one KV block over all layers."""
+    return sum(block_bytes(group, BLOCK_TOKENS) for group in groups)
 
 
 def fixed_memory(
@@ -40,7 +42,7 @@ def fixed_memory(
         slots=sum(_bytes(item.shape, item.dtype) for item in slots),
         kv=0,
         communication=0,
-        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs) + _experts_scratch(programs, weights),
+        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs) + function_scratch(programs, weights),
         overhead=overhead,
     )
 
@@ -58,20 +60,6 @@ def _largest_result(programs: Sequence[Program]) -> int:
         for buffer in program.buffers:
             shape = [symbols[extent] if isinstance(extent, str) else extent for extent in buffer.shape]
             largest = max(largest, prod(shape) * DTYPE_BYTES[buffer.dtype])
-    return largest
-
-
-def _experts_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> int:
-    """What the function `moe_experts` keeps for one expert: its rows, their columns and results, and sums in float32."""
-    known = {weight.name: weight for weight in weights}
-    largest = 0
-    for program in programs:
-        for call in calls_of(program):
-            if call.function == "moe_experts":
-                down = known[call.inputs[4]]
-                _, hidden, inner = down.shape
-                row = 2 * (hidden + inner) * DTYPE_BYTES[down.dtype] + 4 * (3 * hidden + inner)
-                largest = max(largest, program.buckets[-1].rows * row)
     return largest
 
 

@@ -13,6 +13,7 @@ EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERT_SIZES = {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 56, "moe_shared_expert_intermediate_size": 56}
+_LATENT_SIZES = {"q_lora_rank": 48, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 
 
 def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     if config.get("sliding_window"):
         small["sliding_window"] = WINDOW
     _shrink_experts(config, small)
+    _shrink_latents(config, small)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None
     representatives = _representatives(kinds)
@@ -57,6 +59,17 @@ def _with_fewer_factors(rope: dict[str, Any], head_dim: int) -> dict[str, Any]:
         if isinstance(rope.get(name), list):
             small[name] = rope[name][: len(rope[name]) * HEAD_DIM // head_dim]
     return small
+
+
+def _shrink_latents(config: dict[str, Any], small: dict[str, Any]) -> None:
+    """Multi-head latent attention: ranks, and features with and without rope, all different from each other."""
+    for name, size in _LATENT_SIZES.items():
+        if config.get(name):
+            small[name] = size
+    if config.get("qk_rope_head_dim") and config.get("head_dim") == config["qk_rope_head_dim"]:
+        small["head_dim"] = small["qk_rope_head_dim"]
+    if config.get("qk_head_dim"):
+        small["qk_head_dim"] = small["qk_nope_head_dim"] + small["qk_rope_head_dim"]
 
 
 def _keep_dense_layers(config: dict[str, Any], small: dict[str, Any], representatives: Sequence[int]) -> None:

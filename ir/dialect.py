@@ -216,6 +216,25 @@ class CachedAttention(TsDialect.Operation, name="cached_attention"):
     kv_heads: ir.IntegerAttr
 
 
+class LatentAttention(TsDialect.Operation, name="latent_attention"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) over each row's own sequence.
+
+    Stores latent[rows, r] and the rotated key k_rope[rows, d] of these rows in the latent cache of `layer`. A head's keys are
+    its first rows of kv_b[heads (n + v), r] times the latent, followed by k_rope; its values are its other rows times the latent.
+    Scores are scale x (q_nope, q_rope).k, causal. The result is [rows, heads, v].
+    """
+
+    verify_invariants = _verify
+    res: Result
+    q_nope: Operand
+    q_rope: Operand
+    latent: Operand
+    k_rope: Operand
+    kv_b: Operand
+    layer: ir.StringAttr
+    scale: ir.FloatAttr
+
+
 class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.Pure]):
     """activation(gate) * up."""
 

@@ -134,11 +134,13 @@ def number(value: float) -> ir.FloatAttr:
     return ir.FloatAttr.get(ir.F64Type.get(), value)
 
 
+_KEPT = {"ts.repeat", "ts.yield", "ts.attention", "ts.latent_attention", "ts.rope_kv_write", "func.return"}
+
+
 def erase_unused(block: ir.Block) -> None:
     """Erase pure operations whose results nobody uses, last first."""
     for operation in reversed(list(walk(block))):
-        keeps = operation.name in {"ts.repeat", "ts.yield", "ts.attention", "ts.rope_kv_write", "func.return"}
-        if not keeps and not any(list(result.uses) for result in operation.results):
+        if operation.name not in _KEPT and not any(list(result.uses) for result in operation.results):
             operation.erase()
 
 

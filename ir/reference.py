@@ -17,6 +17,7 @@ from torch.nn import functional
 from . import mixture
 from . import module as modules
 from .aten_reference import run_aten
+from .latent import attend
 from .mlir import ir
 from .types import shape_of
 
@@ -269,8 +270,29 @@ def _cached_attention(operation: ir.Operation, operands: list[Tensor], rows: Ste
     return [_attend(operation, q, sinks, rows, cache, layer)]
 
 
+def _latent_attention(operation: ir.Operation, operands: list[Tensor], rows: StepRows, cache: Cache, layer: int) -> list[Tensor]:
+    q_nope, q_rope, latent, k_rope, kv_b = operands
+    scale = modules.float_attribute(operation, "scale")
+    _store(rows, cache, layer, latent, k_rope)
+    return [
+        torch.cat(
+            [
+                attend(
+                    q_nope[start:stop],
+                    q_rope[start:stop],
+                    *cache[layer, key],
+                    kv_b,
+                    lambda q, k, v: causal_attention(q, k, v, scale, 0),
+                )
+                for key, start, stop in rows.sequences
+            ]
+        )
+    ]
+
+
 _STATEFUL: dict[str, Callable[[ir.Operation, list[Tensor], StepRows, Cache, int], list[Tensor]]] = {
     "ts.attention": _attention,
     "ts.rope_kv_write": _rope_kv_write,
     "ts.cached_attention": _cached_attention,
+    "ts.latent_attention": _latent_attention,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import mixture
+from .latent import latent_shapes
 from .mlir import ir
 from .types import dtype_of, shape_of
 
@@ -156,6 +157,7 @@ RULES: dict[str, Rule] = {
     "ts.activation": _same,
     "ts.scale": _same,
     "ts.softcap": _same,
+    "ts.latent_attention": latent_shapes,
     "ts.moe_route": mixture.route_shapes,
     "ts.moe_experts": mixture.experts_shapes,
     "ts.cast": _same,

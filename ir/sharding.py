@@ -31,6 +31,8 @@ _RULES = {
     "ts.activation": "r ... -> r ...",
     "ts.scale": "r ... -> r ...",
     "ts.softcap": "r ... -> r ...",
+    # the rows of kv_b are its heads' keys and values, head after head
+    "ts.latent_attention": "r h n, r h d, r c, r d, h c -> r h v | r n d c v",
     "ts.moe_route": "r e, e -> r k, r k | e k",
     # experts may be shared out over ranks, each adding its own experts' part; gate and up lie behind each other in one dimension,
     # so cutting that is not a placement

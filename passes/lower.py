@@ -255,6 +255,7 @@ _ATTRIBUTES = {
     "ts.moe_experts": {"activation": modules.text_attribute, "alpha": modules.float_attribute, "limit": modules.float_attribute},
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
+    "ts.latent_attention": {"scale": modules.float_attribute},
 }
 
 
@@ -263,6 +264,9 @@ def _aten_function(operation: ir.Operation) -> str:
     name = function_of(modules.text_attribute(operation, "target"))
     assert name is not None
     return name
+
+
+_SEQUENCES = ("sequence_starts", "context_lengths", "block_tables", "counts")
 
 
 def _caches(layer: str) -> list[str]:
@@ -278,9 +282,8 @@ def _rope_kv_write(
 def _cached_attention(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
-    step = ("sequence_starts", "context_lengths", "block_tables", "counts")
     q, *sinks = inputs
-    return [Call(function, (q, *_caches(layer), *step, *sinks), tuple(outputs), attributes, label)]
+    return [Call(function, (q, *_caches(layer), *_SEQUENCES, *sinks), tuple(outputs), attributes, label)]
 
 
 def _attention(
@@ -292,5 +295,20 @@ def _attention(
     return [store, *_cached_attention(attend, [q, *sinks], outputs, attributes, layer, label)]
 
 
-_CALLS = {"ts.attention": _attention, "ts.rope_kv_write": _rope_kv_write, "ts.cached_attention": _cached_attention}
+def _latent_attention(
+    function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
+) -> list[Call]:
+    write, attend = function.split("+")
+    q_nope, q_rope, latent, k_rope, kv_b = inputs
+    cache = f"kv.latent.{layer}"
+    store = Call(write, (latent, k_rope, "slot_mapping"), (cache,), {}, label)
+    return [store, Call(attend, (q_nope, q_rope, kv_b, cache, *_SEQUENCES), tuple(outputs), attributes, label)]
+
+
+_CALLS = {
+    "ts.attention": _attention,
+    "ts.rope_kv_write": _rope_kv_write,
+    "ts.cached_attention": _cached_attention,
+    "ts.latent_attention": _latent_attention,
+}
 """Operations that also read step inputs and KV caches, which the IR leaves implicit."""

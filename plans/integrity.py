@@ -12,6 +12,7 @@ from math import prod
 
 from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
 from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
+from .kv_caches import block_bytes
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, step_inputs
 from .program_integrity import check_program
@@ -189,7 +190,8 @@ def _check_kv(manifest: Manifest) -> None:
             require_number(getattr(group, field), f"{where}: {field}", 1)
         if group.window is not None:
             require_number(group.window, f"{where}: window", 1)
-        per_block += 2 * len(group.layers) * kv.block_tokens * group.heads * group.head_dim * DTYPE_BYTES[group.dtype]
+        require(group.kind != "latent" or group.heads == 1, f"{where}: heads", "1 of a latent group", group.heads)
+        per_block += block_bytes(group, kv.block_tokens)
     require(kv.bytes_per_block == per_block, "kv.bytes_per_block", per_block, kv.bytes_per_block)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .schema import KvGroup, Manifest, Weight
+from .kv_caches import cache_names
+from .schema import Manifest, Weight
 from .template import instantiate
 
 
@@ -14,12 +15,6 @@ def weight_instances(weight: Weight) -> Iterator[tuple[str, int]]:
         yield weight.name, 0
     for layer in weight.layers:
         yield instantiate(weight.name, layer), layer
-
-
-def kv_cache_names(group: KvGroup) -> Iterator[str]:
-    for layer in group.layers:
-        yield f"kv.k.{layer}"
-        yield f"kv.v.{layer}"
 
 
 def read_only_names(manifest: Manifest) -> Iterator[str]:
@@ -34,4 +29,4 @@ def writable_names(manifest: Manifest) -> Iterator[str]:
     """Slot buffers and KV caches."""
     yield from (item.name for item in manifest.slot_buffers)
     for group in manifest.kv.groups:
-        yield from kv_cache_names(group)
+        yield from cache_names(group)

@@ -109,10 +109,14 @@ class Constant(_Part, frozen=True, kw_only=True):
 
 
 class KvGroup(_Part, frozen=True, kw_only=True):
-    """Layers whose KV caches have one geometry. A K (or V) cache of one layer is [blocks, block_tokens, heads, head_dim]."""
+    """Layers whose KV caches have one geometry. A cache of one layer is [blocks, block_tokens, heads, head_dim].
+
+    "paged" layers have two, of keys and of values; "latent" ones have one, whose rows are a latent followed by the rotated key
+    that all heads share (multi-head latent attention; `heads` is 1).
+    """
 
     name: str
-    kind: Literal["paged"]
+    kind: Literal["paged", "latent"]
     layers: tuple[int, ...]
     heads: int
     head_dim: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..plans.errors import MemoryPlanError
-from ..plans.names import kv_cache_names
+from ..plans.kv_caches import cache_names
 from ..plans.schema import Manifest
 from .host_arrays import HostArray, committed, from_bytes
 from .weights import PlanSource
@@ -56,6 +56,6 @@ def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]
     return {
         name: committed((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
         for group in manifest.kv.groups
-        for name in kv_cache_names(group)
+        for name in cache_names(group)
         if needed is None or name in needed
     }

@@ -85,6 +85,20 @@ def touched_experts(experts: int, top_k: int, rows: int) -> float:
     return experts * (1 - (1 - top_k / experts) ** rows)
 
 
+def _latent_flops(operation: ir.Operation, rows: int) -> float:
+    """Queries into latent space and results out of it."""
+    out, inner = shape_of(operation.operands[4])
+    return 2.0 * rows * (out or 0) * (inner or 0)
+
+
+def attention_width(operation: ir.Operation) -> float:
+    """Products and sums of one row per key, over two: a query's features for attention over keys and values."""
+    if operation.name != "ts.latent_attention":
+        return float(_elements(operation.results[0], 1))
+    (_, heads, rotated), latent = shape_of(operation.operands[1]), shape_of(operation.operands[2])[1] or 0
+    return (heads or 0) * (latent + (rotated or 0) / 2)
+
+
 _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.aten": _aten_flops,
     "ts.linear": _linear_flops,
@@ -96,6 +110,7 @@ _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.rope_kv_write": _per_element(4),
     "ts.attention": _per_element(1),
     "ts.cached_attention": _per_element(1),
+    "ts.latent_attention": _latent_flops,
     "ts.gated_activation": _per_element(5),
     "ts.activation": _per_element(4),
     "ts.scale": _per_element(1),

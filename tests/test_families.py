@@ -32,7 +32,7 @@ from tokenspeed.runtime.goldens import replay_goldens
 from transformers import PreTrainedModel
 
 from .compiler.frontends.tiny_gguf import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAYERS, Tiny
-from .tiny_models import FAMILIES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
+from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
 
 TOLERANCE = 1e-4
 CONTEXT, SEQUENCES, CHUNK = 128, 48, 48
@@ -164,9 +164,9 @@ def test_goldens_hold(family: Compiled) -> None:
     assert outcomes and all(outcome.passed for outcome in outcomes), outcomes
 
 
-@pytest.mark.parametrize("name", MORE_FAMILIES)
+@pytest.mark.parametrize("name", MORE_FAMILIES | MIXTURES)
 def test_more_families(name: str, tmp_path: Path) -> None:
-    model = build(MORE_FAMILIES[name])
+    model = build((MORE_FAMILIES | MIXTURES)[name])
     directory = save(model, tmp_path / "model")
     found = compiled(directory, directory, model)
     assert "ts.aten" not in str(found.state.module)

@@ -52,17 +52,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3": {**_SIZES, "model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": False},
     "mistral": {**_SIZES, "model_type": "mistral", "sliding_window": 5, "head_dim": 16},
-    "qwen3_moe": {
-        **_SIZES,
-        "model_type": "qwen3_moe",
-        "head_dim": 16,
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 24,
-        "norm_topk_prob": True,
-        "tie_word_embeddings": False,
-    },
-    "mixtral": {**_SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 _WINDOW_AND_FULL = ["sliding_attention", "sliding_attention", "full_attention"]
@@ -147,6 +136,60 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "helium": {**_SIZES, "model_type": "helium", "head_dim": 16},
     "arcee": {**_SIZES, "model_type": "arcee"},
 }
+
+_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+# every size differs from the others, the first layer has no experts
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 28,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {**_SIZES, **_EXPERTS, "model_type": "qwen3_moe", "head_dim": 16, "norm_topk_prob": True},
+    "qwen3_moe, some layers dense": {**_SIZES, **_EXPERTS, "model_type": "qwen3_moe", "head_dim": 16, "mlp_only_layers": [1]},
+    "mixtral": {**_SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {**_SIZES, "model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 3},
+    "granitemoe": {**_SIZES, "model_type": "granitemoe", "num_local_experts": 6, "num_experts_per_tok": 2},
+    "gpt_oss": {
+        **_SIZES,
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "sliding_window": 6,
+        "num_hidden_layers": 4,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
+    "glm4_moe": {
+        **_SIZES,
+        "model_type": "glm4_moe",
+        "head_dim": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {**_SIZES, **_LATENT, "model_type": "deepseek_v3", "n_group": 4, "topk_group": 2},
+    "deepseek_v3, rope in halves": {
+        **_SIZES,
+        **_LATENT,
+        "model_type": "deepseek_v3",
+        "rope_interleave": False,
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+}
+"""Mixtures of experts, with multi-head latent attention or without."""
 """Families that add something to those: each is raised in both element types and checked once over all kinds of steps."""
 
 
@@ -181,6 +224,10 @@ def build(config: dict[str, Any], seed: int = 0) -> PreTrainedModel:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
             else:
                 parameter.copy_(0.3 * noise + ("norm" in name))
+        saved = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in saved and buffer.is_floating_point():
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .activations import ACTIVATION_RULES
 from .attention import ATTENTION_RULES
+from .latent import LATENT_RULES
 from .mixture import CAST_RULES, MIXTURE_RULES
 from .norms import NORM_RULES
 from .raised import Rule
@@ -17,6 +18,7 @@ from .structure import STRUCTURE_RULES
 RULES: tuple[Rule, ...] = (
     *NORM_RULES,
     *ROPE_RULES,
+    *LATENT_RULES,
     *ATTENTION_RULES,
     *MIXTURE_RULES,
     *ACTIVATION_RULES,

@@ -107,6 +107,7 @@ class PagedHeads:
         self._k, self._v = (cache.flatten(0, 1).flatten(1) for cache in (k_cache, v_cache))
         # [1, kv heads, tokens, D]: runs of tokens are windows on these
         self._k_runs, self._v_runs = (cache.flatten(0, 1).transpose(0, 1).unsqueeze(0) for cache in (k_cache, v_cache))
+        self._alike = k_cache.data_ptr() == v_cache.data_ptr()
         self._decode_rows: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _fetch(self, keys: Keys, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +116,8 @@ class PagedHeads:
             return self._k_runs.narrow(2, keys.start, keys.count), self._v_runs.narrow(2, keys.start, keys.count)
         windows = self._layout.gathered(keys, sequences, self._heads, self._gather)
         torch.index_select(self._k, 0, keys.indices, out=windows.k)
+        if self._alike:
+            return windows.k_heads, windows.k_heads
         torch.index_select(self._v, 0, keys.indices, out=windows.v)
         return windows.k_heads, windows.v_heads
 

@@ -33,6 +33,11 @@ class _Slots:
             self.slots = torch.from_numpy(self.slots_array)
 
 
+def slots_of(context: Context, slot_mapping: torch.Tensor) -> _Slots:
+    """Which rows a step writes, shared by all layers."""
+    return context.shared(("slots", slot_mapping.data_ptr(), len(slot_mapping)), _Slots, lambda: _Slots(slot_mapping))
+
+
 def kv_write(operands: Operands) -> Launch:
     """(k[R, heads, D], v[R, heads, D], slot_mapping[R] i64) -> k_cache[blocks, block_tokens, heads, D], v_cache: row r goes to
     token slot_mapping[r] of the cache; -1 writes nothing. The rest of the caches stays as it is."""
@@ -91,8 +96,7 @@ def _writes(
     operands.shaped(slot_mapping, len(k))
     paged = k_cache.ndim == 4 and k_cache.shape == v_cache.shape and k_cache.shape[2:] == k.shape[1:]
     operands.require(paged and k_cache.is_contiguous() and v_cache.is_contiguous(), "caches [blocks, block_tokens, heads, D]")
-    key = ("slots", slot_mapping.data_ptr(), len(slot_mapping))
-    slots = operands.context.shared(key, _Slots, lambda: _Slots(slot_mapping))
+    slots = slots_of(operands.context, slot_mapping)
     k_tokens, v_tokens = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     if is_small(k):
         return _small(operands.context, slots, k.numpy(), v.numpy(), k_tokens.numpy(), v_tokens.numpy())

@@ -14,6 +14,7 @@ from .base import Launch, Operands
 from .draw_tokens import draw_tokens
 from .elementwise import add, copy, mul, scale, softcap
 from .kv import kv_write, rope_kv_write
+from .latent import latent_attention, latent_kv_write
 from .layer_norm import layer_norm
 from .linear import linear, linear_onednn
 from .mixture import moe_experts, moe_route
@@ -43,6 +44,8 @@ _FUNCTIONS: dict[str, Function] = {
         copy,
         softcap,
         activation,
+        latent_kv_write,
+        latent_attention,
         gated_activation,
         moe_route,
         moe_experts,

@@ -38,6 +38,13 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     Kernel("aten.linear", "ts.linear", "linear", _unpacked_efficiency, _MEASURED),
     Kernel("torch.attention_with_kv_write", "ts.attention", "kv_write+attention", lambda _rows: 0.5, "set, not measured"),
     Kernel("torch.paged_attention", "ts.cached_attention", "attention", lambda _rows: 0.5, "set, not measured"),
+    Kernel(
+        "torch.latent_attention",
+        "ts.latent_attention",
+        "latent_kv_write+latent_attention",
+        lambda _rows: 0.5,
+        "set, not measured",
+    ),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),

@@ -9,9 +9,11 @@ import pytest
 import torch
 from tokenspeed.compiler.kv_geometry import compatibility, kv_groups
 from tokenspeed.ir import module
+from tokenspeed.plans.kv_caches import block_bytes, cache_names
 from tokenspeed.plans.schema import KvGroup, SourceTensor
 
 from ..ir.modules import HEAD_DIM, KV_HEADS, decoder
+from ..ir.samples import SOUND
 from ..passes.test_fusions import fused
 
 
@@ -39,6 +41,13 @@ def test_windows_make_groups_in_the_order_of_their_first_layers() -> None:
         ("window5", (0, 2, 4), 5),
         ("full", (1, 3, 5), None),
     ]
+
+
+def test_latents_are_a_group_of_one_cache() -> None:
+    sample = next(item for item in SOUND if item.name == "ts.latent_attention")
+    (group,) = kv_groups(module.parse(sample.module()))
+    assert group == KvGroup(name="latent", kind="latent", layers=(0,), heads=1, head_dim=5 + 2, dtype="f32", window=None)
+    assert [*cache_names(group)] == ["kv.latent.0"] and block_bytes(group, 16) == 16 * 7 * 4
 
 
 GROUP = KvGroup(name="full", kind="paged", layers=(0,), heads=2, head_dim=8, dtype="f32", window=None)

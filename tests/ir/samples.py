@@ -22,6 +22,8 @@ REPEAT = (
     "count = 3 : i64, first = 1 : i64, operandSegmentSizes = array<i32: 1>, resultSegmentSizes = array<i32: 1>, stride = 2 : i64"
 )
 
+LATENT = 'layer = "0", scale = 0.5 : f64'
+LATENTS = ("tensor<?x4x8xf32>", "tensor<?x4x2xf32>", "tensor<?x5xf32>", "tensor<?x2xf32>", "tensor<56x5xf32>")
 ROUTE = (
     'group_best = 2 : i64, groups = 2 : i64, normalize = true, scale = 2.5 : f64, scoring = "sigmoid", top_groups = 1 : i64, '
     "top_k = 3 : i64"
@@ -61,6 +63,7 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.activation", (X,), (X,), 'kind = "relu2"'),
     Sample("ts.scale", (X,), (X,), "factor = 0.25 : f64"),
     Sample("ts.softcap", (X3,), (X3,), "cap = 30.0 : f64"),
+    Sample("ts.latent_attention", LATENTS, ("tensor<?x4x6xf32>",), LATENT),
     Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE}, {ROUTE_BY}"),
     Sample("ts.moe_route", (X, "tensor<8xf32>"), (INDICES, "tensor<?x3xbf16>"), f"{ROUTE}, {ROUTE_BIASED}"),
     Sample("ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN), (XB,), f"{EXPERTS}, {EXPERTS_OF}"),
@@ -118,6 +121,11 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.activation", (X,), (X,), 'kind = "tanh"'), "kind is 'tanh', expected one of gelu, gelu_tanh, relu, relu2, silu"),
     (Sample("ts.scale", (X,), (X3,), "factor = 0.25 : f64"), "one shape"),
     (Sample("ts.softcap", (X,), (X,), "cap = 0.0 : f64"), "cap must be above 0"),
+    (Sample("ts.latent_attention", LATENTS, (X3,), LATENT), "result is"),
+    (Sample("ts.latent_attention", (*LATENTS[:2], X3, *LATENTS[3:]), ("tensor<?x4x6xf32>",), LATENT), "expects q_nope"),
+    (Sample("ts.latent_attention", (*LATENTS[:3], X, LATENTS[4]), ("tensor<?x4x6xf32>",), LATENT), "do not fit together"),
+    (Sample("ts.latent_attention", (*LATENTS[:4], "tensor<32x5xf32>"), ("tensor<?x4x6xf32>",), LATENT), "kv_b is"),
+    (Sample("ts.latent_attention", (*LATENTS[:4], "tensor<57x5xf32>"), ("tensor<?x4x6xf32>",), LATENT), "kv_b is"),
     (Sample("ts.moe_route", (X, "tensor<7xf32>"), (INDICES, FACTORS), f"{ROUTE}, {ROUTE_BIASED}"), "bias is"),
     (Sample("ts.moe_route", (X,), (INDICES, "tensor<?x2xf32>"), f"{ROUTE}, {ROUTE_BY}"), "expected twice"),
     (Sample("ts.moe_route", (X,), (INDICES, FACTORS), f"{ROUTE.replace('top_k = 3', 'top_k = 2')}, {ROUTE_BY}"), "top_k is 2"),

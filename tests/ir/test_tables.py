@@ -58,4 +58,4 @@ def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None
     structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "operandSegmentSizes"}
     attributed = {sample.name for sample in SOUND if set(re.findall(r"(\w+) =", sample.attributes)) - structural}
     assert set(lower._ATTRIBUTES) == attributed
-    assert set(lower._CALLS) == {"ts.attention", "ts.cached_attention", "ts.rope_kv_write"}
+    assert set(lower._CALLS) == {"ts.attention", "ts.cached_attention", "ts.latent_attention", "ts.rope_kv_write"}

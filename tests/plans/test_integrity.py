@@ -105,6 +105,7 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("kv.blocks", 0, "kv.blocks"),
     ("kv.bytes_per_block", 1, "kv.bytes_per_block"),
     ("kv.compatibility", "", "kv.compatibility"),
+    ("kv.groups.0.kind", "latent", "kv.groups, all: heads"),
     ("kv.groups.0.window", 0, "kv.groups, all: window"),
     ("kv.groups.0.layers", (0, 7), "kv.groups, all: layers"),
     ("kv.groups", lambda groups: (*groups, replace(groups[0], name="again")), "names of operands"),

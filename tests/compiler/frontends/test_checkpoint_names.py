@@ -21,7 +21,7 @@ from transformers.core_model_loading import (
 )
 from transformers.core_model_loading import Transpose as Swap
 
-from ...tiny_models import FAMILIES, build
+from ...tiny_models import FAMILIES, MIXTURES, build
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
@@ -32,10 +32,12 @@ SMALL: dict[str, Any] = {
     "vocab_size": 32,
 }
 MODELS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": FAMILIES["qwen3_moe"],
-    "mixtral": FAMILIES["mixtral"],
+    "qwen3_moe": MIXTURES["qwen3_moe"],
+    "mixtral": MIXTURES["mixtral"],
     "phimoe": SMALL | {"model_type": "phimoe", "num_local_experts": 3},
     "granitemoe": SMALL | {"model_type": "granitemoe", "num_local_experts": 3},
+    "gpt_oss": MIXTURES["gpt_oss"],
+    "deepseek_v3": MIXTURES["deepseek_v3"],
     "llama": FAMILIES["llama"],
 }
 

@@ -1,0 +1,49 @@
+"""Memory that functions of the allow-list keep for themselves at a program's largest step, by the sizes of their operands.
+
+Functions share it: only one runs at a time, so the largest need of each counts. Attention's is bounded by a constant (memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+from ..plans.program import DTYPE_BYTES, Call, Program, calls_of
+from ..plans.schema import Weight
+
+Shape = tuple[int, ...]
+
+
+def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> int:
+    """Bytes for all functions together."""
+    of_weights = {weight.name: weight.shape for weight in weights}
+    needs: dict[str, int] = {}
+    for program in programs:
+        last = program.buckets[-1]
+        symbols = {"rows": last.rows, "logit_rows": last.logit_rows}
+        shapes: dict[str, Shape] = dict(of_weights)
+        for item in (*program.buffers, *program.views):
+            shapes[item.name] = tuple(symbols[extent] if isinstance(extent, str) else extent for extent in item.shape)
+        types = {buffer.name: DTYPE_BYTES[buffer.dtype] for buffer in program.buffers}
+        for call in calls_of(program):
+            need = _NEEDS.get(call.function)
+            if need is not None:
+                needs[call.function] = max(needs.get(call.function, 0), need(call, shapes, types[call.outputs[0]]))
+    return sum(needs.values())
+
+
+def _experts(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
+    """One expert's rows, their columns and results, and sums in float32."""
+    rows, hidden = shapes[call.inputs[0]]
+    inner = shapes[call.inputs[4]][2]
+    return rows * (2 * (hidden + inner) * size + 4 * (3 * hidden + inner))
+
+
+def _latent(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
+    """Queries and results in latent space, and the product that either is copied from or to."""
+    rows, heads, values = shapes[call.outputs[0]]
+    rotated, latent = shapes[call.inputs[1]][2], shapes[call.inputs[2]][1]
+    return prod((rows, heads, 2 * (latent + rotated) + max(latent, values), size))
+
+
+_NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {"moe_experts": _experts, "latent_attention": _latent}
