@@ -16,9 +16,10 @@ Measure on an otherwise idle machine; figures whose threads had to wait for a co
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -55,7 +56,8 @@ def _arms(options: argparse.Namespace, precision: str, model: Path) -> tuple[lis
     return present, absent
 
 
-def run(options: argparse.Namespace) -> PeersReport:
+def run(options: argparse.Namespace) -> Iterator[PeersReport]:
+    """The report so far, after each model and precision; the last one is whole."""
     surroundings = environment(options.threads)
     works = [Work("decode", batch, options.context) for batch in options.batches]
     works += [Work("prefill", tokens, tokens) for tokens in options.prefill]
@@ -65,19 +67,22 @@ def run(options: argparse.Namespace) -> PeersReport:
         path = checkpoint(model, cache)
         prepared[model] = path, {precision: _arms(options, precision, path) for precision in options.precisions}
     deadline = time.monotonic() + (_QUICK_SECONDS if options.quick else _FULL_SECONDS)
+    starts: dict[str, float] = {}
+    reports: list[ModelReport] = []
     effort = Effort(options.threads, options.rounds, options.steps, options.starts, deadline)
     probe = MachineProbe(options.threads, cache / "logs" / "probe.log")
     try:
-        reports = []
         for model, (path, teams) in prepared.items():
             shape, logs = Shape.of(configuration(path)), cache / "logs" / model
             found: list[ArmReport] = []
+            reports.append(ModelReport(model, options.context, found))
             for present, absent in teams.values():
                 found += [*compare(present, works, shape, effort, probe, logs, _say), *absent]
-            reports.append(ModelReport(model, options.context, found))
+                yield PeersReport(surroundings, options.threads, options.rounds, reports, starts)
     finally:
         probe.close()
-    return PeersReport(surroundings, options.threads, options.rounds, reports, _command_start(options, prepared))
+    starts.update(_command_start(options, prepared))
+    yield PeersReport(surroundings, options.threads, options.rounds, reports, starts)
 
 
 def _command_start(options: argparse.Namespace, prepared: dict[str, tuple[Path, dict]]) -> dict[str, float]:
@@ -128,17 +133,20 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # arms are ended, the JSON file stays
     try:
         if options.install is not None:
             install(options.install.resolve(), _say)
             return 0
         options.peers = options.peers and options.peers.resolve()
-        report = run(options)
+        report = None
+        for report in run(options):
+            if options.json is not None:
+                options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     except TokenspeedError as error:
         _say(f"error: {error}")
         return error.exit_code
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    assert report is not None
     console = Console(width=None if sys.stdout.isatty() else 200)
     for part in tables(report):
         console.print(part, highlight=False, markup=False) if isinstance(part, str) else console.print(part)
