@@ -114,7 +114,9 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     programs = (state.step, state.sample)
     bound = _sources(state, entries)
     inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
-    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, state.machine.overhead_bytes)
+    native = all(program.is_native for program in programs)
+    overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
+    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead)
     block_bytes = bytes_per_block(groups)
     blocks = kv_blocks(fixed, block_bytes, state.options.memory, state.limits, state.max_context)
     manifest = Manifest(

@@ -42,9 +42,16 @@ def fixed_memory(
         slots=sum(_bytes(item.shape, item.dtype) for item in slots),
         kv=0,
         communication=0,
-        workspace=ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs) + function_scratch(programs, weights),
+        workspace=_workspace(programs, weights),
         overhead=overhead,
     )
+
+
+def _workspace(programs: Sequence[Program], weights: Sequence[Weight]) -> int:
+    """Native kernels rearrange at most what a result holds; functions of libraries keep more."""
+    if all(program.is_native for program in programs):
+        return _largest_result(programs)
+    return ATTENTION_SCRATCH + LIBRARY_SCRATCH + _largest_result(programs) + function_scratch(programs, weights)
 
 
 def _bytes(shape: Sequence[int | str], dtype: str) -> int:

@@ -18,6 +18,7 @@ from .executor_interface import Report, RowsFailed, StepResult
 from .expand import Expansion, Extent, Surroundings, operand_names
 from .expansions import Expansions, read_programs
 from .functions.context import Context
+from .host_arrays import release_free_memory
 from .native.runtime import NativeRuntime
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
@@ -70,6 +71,7 @@ def load_executor(
         report("memory")
         native = _native(plan, threads, pin_threads)
         tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
+        release_free_memory()  # loading went through arrays as large as the largest weight
         report("weights")
         context = Context()
         inputs = {**memory.inputs, **memory.constants, **tensors}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -28,6 +30,7 @@ NUMPY_TYPES: dict[str, Any] = {
     "i1": np.bool_,
 }
 _HUGE_PAGE = 2 << 20
+_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,17 @@ def committed(shape: tuple[int, ...], dtype: str) -> HostArray:
     return HostArray(data.view(NUMPY_TYPES[dtype]).reshape(shape), dtype)
 
 
+def committed_together(wanted: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, HostArray]:
+    """`committed` arrays of these shapes and types by name, side by side: each alone would be rounded up to huge pages."""
+    sizes = {name: prod(shape) * DTYPE_BYTES[dtype] for name, (shape, dtype) in wanted.items()}
+    stretch = committed((sum(-(-size // _LINE) * _LINE for size in sizes.values()),), "u8").data
+    made, start = {}, 0
+    for name, (shape, dtype) in wanted.items():
+        made[name] = HostArray(stretch[start : start + sizes[name]].view(NUMPY_TYPES[dtype]).reshape(shape), dtype)
+        start += -(-sizes[name] // _LINE) * _LINE
+    return made
+
+
 def large_bytes(count: int) -> NDArray[np.uint8]:
     """Bytes that begin at a huge page, on huge pages where the system has them; zero until written, not in memory until then.
 
@@ -95,6 +109,13 @@ def large_bytes(count: int) -> NDArray[np.uint8]:
     data = np.frombuffer(memory, np.uint8)
     start = -data.ctypes.data % _HUGE_PAGE
     return data[start : start + count]
+
+
+def release_free_memory() -> None:
+    """Give what the allocator keeps for later back to the system, where its C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def from_bytes(data: memoryview, shape: tuple[int, ...], dtype: str) -> HostArray:

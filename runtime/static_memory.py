@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..plans.errors import MemoryPlanError
 from ..plans.kv_caches import cache_names
 from ..plans.schema import Manifest
-from .host_arrays import HostArray, committed, from_bytes
+from .host_arrays import HostArray, committed, committed_together, from_bytes
 from .weights import PlanSource
 
 
@@ -53,9 +53,11 @@ def _slots(manifest: Manifest) -> dict[str, HostArray]:
 
 
 def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]:
-    return {
-        name: committed((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
-        for group in manifest.kv.groups
-        for name in cache_names(group)
-        if needed is None or name in needed
-    }
+    return committed_together(
+        {
+            name: ((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
+            for group in manifest.kv.groups
+            for name in cache_names(group)
+            if needed is None or name in needed
+        }
+    )

@@ -44,6 +44,7 @@ class Machine:
     """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth", "dispatch" (the
     fixed cost of a call through a library) and, with native kernels, "dispatch.native".
 
+    `overhead_bytes` is what interpreter and libraries take; `native_overhead_bytes` where nothing but native kernels runs.
     `compiler_flags` are what a C++ compiler needs to build native kernels for the instruction set; empty: there are none.
     """
 
@@ -55,6 +56,7 @@ class Machine:
     kernels: tuple[Kernel, ...]
     row_padding: Literal["exact", "bucket"]
     overhead_bytes: int
+    native_overhead_bytes: int
     compiler_flags: tuple[str, ...] = ()
 
     def compute_rate(self, dtype: str) -> Rate:

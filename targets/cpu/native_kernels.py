@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..machine import Kernel
 
-
 _LINEAR_SHARES = ((1, 0.86), (2, 0.84), (4, 0.82), (8, 0.81), (16, 0.68), (32, 0.85), (64, 0.87), (512, 0.98))
 _LINEAR_RECEIPT = "measured in bfloat16 by benchmarks/native_linear.py, 2 cores of an AMD EPYC (Zen 4), loaded, 2026-11-25"
 

@@ -18,15 +18,15 @@ from tokenspeed.compiler.memory import (
 )
 from tokenspeed.passes.schedule import TrafficProfile, schedule
 from tokenspeed.plans.errors import MemoryPlanError
-from tokenspeed.plans.program import Bucket, Buffer, Program, StepInput
+from tokenspeed.plans.program import Bucket, Buffer, Call, Program, StepInput
 from tokenspeed.plans.recipe import Source
 from tokenspeed.plans.schema import Constant, KvGroup, MemoryPlan, Weight
 
 LIMITS = schedule(TrafficProfile(), 1000, 4, 64)
 
 
-def fixed() -> MemoryPlan:
-    program = Program("step", 0, (Buffer("x", "f32", ("rows", 10)), Buffer("logits", "bf16", ("logit_rows", 99))), (), (), (
+def fixed(*calls: Call) -> MemoryPlan:
+    program = Program("step", 0, (Buffer("x", "f32", ("rows", 10)), Buffer("logits", "bf16", ("logit_rows", 99))), (), calls, (
         Bucket(1, 1, (0, 64), 300), Bucket(8, 4, (0, 320), 1112),
     ))  # fmt: skip
     weights = (
@@ -41,8 +41,15 @@ def test_every_purpose_is_counted_once() -> None:
     found = fixed()
     expected = {"weights": 3 * 40 + 80, "constants": 32, "arena": 1112, "inputs": 48, "slots": 28, "kv": 0, "communication": 0}
     assert {name: getattr(found, name) for name in expected} == expected
-    scratch = ATTENTION_SCRATCH + LIBRARY_SCRATCH + max(8 * 10 * 4, 4 * 99 * 2)
-    assert (found.workspace, found.overhead) == (scratch, 1000)
+    assert (found.workspace, found.overhead) == (max(8 * 10 * 4, 4 * 99 * 2), 1000)
+
+
+def test_library_functions_keep_scratch_of_their_own() -> None:
+    """A program without calls counts as native."""
+    assert fixed(Call("linear", ("x",), ("logits",))).workspace == ATTENTION_SCRATCH + LIBRARY_SCRATCH + max(
+        8 * 10 * 4, 4 * 99 * 2
+    )
+    assert fixed(Call("native.linear", ("x",), ("logits",))).workspace == max(8 * 10 * 4, 4 * 99 * 2)
 
 
 def test_a_block_holds_keys_and_values_of_all_layers() -> None:

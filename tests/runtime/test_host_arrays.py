@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenspeed.runtime.device_arrays import TORCH_TYPES
-from tokenspeed.runtime.host_arrays import NUMPY_TYPES, HostArray, committed, large_bytes, narrowed, widened
+from tokenspeed.runtime.host_arrays import NUMPY_TYPES, HostArray, committed, committed_together, large_bytes, narrowed, widened
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -26,6 +26,15 @@ def test_a_tensor_is_the_same_memory() -> None:
         assert array.tensor.dtype == kind and array.tensor.shape == (3, 4) and array.data.dtype == NUMPY_TYPES[dtype]
         array.tensor[1, 2] = 1
         assert np.count_nonzero(array.data) == 1 and array.first(1).data.sum() == 0
+
+
+def test_arrays_made_together_do_not_overlap() -> None:
+    made = committed_together({"a": ((3, 5), "f32"), "b": ((7,), "u8"), "c": ((2, 2), "bf16")})
+    for number, array in enumerate(made.values(), 1):
+        assert not array.data.any() and array.data.ctypes.data % 64 == 0
+        array.data.fill(number)
+    assert [float(array.data.min()) for array in made.values()] == [1, 2, 3]
+    assert [array.shape for array in made.values()] == [(3, 5), (7,), (2, 2)]
 
 
 def test_large_arrays_are_zero_and_writable() -> None:
