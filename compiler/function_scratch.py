@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
-from ..plans.program import DTYPE_BYTES, Call, Program, calls_of
+from ..plans.program import DTYPE_BYTES, Call, Program
 from ..plans.schema import Weight
 
 Shape = tuple[int, ...]
@@ -25,7 +25,7 @@ def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> 
         for item in (*program.buffers, *program.views):
             shapes[item.name] = tuple(symbols[extent] if isinstance(extent, str) else extent for extent in item.shape)
         types = {buffer.name: DTYPE_BYTES[buffer.dtype] for buffer in program.buffers}
-        for call in calls_of(program):
+        for call in program.calls:
             need = _NEEDS.get(call.function)
             if need is not None:
                 needs[call.function] = max(needs.get(call.function, 0), need(call, shapes, types[call.outputs[0]]))

@@ -6,7 +6,6 @@ fixed input buffers of `STEP_INPUTS`; no instruction takes a per-step host scala
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -98,12 +97,6 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_native(self) -> bool:
         """Whether every call is a kernel of the plan's own library."""
         return all(call.function.startswith(NATIVE) for call in self.calls)
-
-
-def calls_of(program: Program) -> Iterator[Call]:
-    """Each call as written, those of a repeat's body once."""
-    for item in program.body:
-        yield from item.body if isinstance(item, Repeat) else (item,)
 
 
 class StepInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
