@@ -30,6 +30,17 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
         blocks=True,
     ),
     Kernel(
+        name="native.moe_experts",
+        operation="ts.moe_experts",
+        function="native.moe_experts",
+        efficiency=lambda _rows: 0.8,
+        receipt="set, not measured",
+        prepack="panel",
+        packs=(3, 4),
+        reads=("panel",),
+        blocks=True,
+    ),
+    Kernel(
         name="native.embedding",
         operation="ts.embedding",
         function="native.embedding",
@@ -43,7 +54,7 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
         _native(f"ts.{name}")
         for name in (
             *("rms_norm", "add_rms_norm", "layer_norm", "rope_table", "rope", "rope_kv_write"),
-            *("gated_activation", "activation", "add", "mul", "scale", "softcap", "gather_rows"),
+            *("gated_activation", "activation", "add", "mul", "scale", "softcap", "gather_rows", "moe_route"),
         )
     ),
     _native("ts.attention", "native.kv_write+native.attention"),

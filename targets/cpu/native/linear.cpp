@@ -1,18 +1,12 @@
 // out[R, N] = x[R, K] . weight[N, K]^T (+ bias[N]); the weight in the PANEL layout. Sums in float32 along K, one after the other.
-#include "gemm.h"
-
-static constexpr int64_t MOST_CHUNK = 240, LEAST_CHUNK = 48;  // rows that a task takes; multiples of CHUNK_STEP
-static constexpr int64_t CHUNK_STEP = 24;                      // a multiple of every most_rows
-static constexpr int64_t CHUNK_BYTES = 512 << 10;              // of arranged activations, which then stay in the second-level cache
+#include "gemm_tasks.h"
 
 static Product product_of(const Call& call, int64_t rows) {
     return product_of(call.input(0).type, call.input(1).type, rows, call.input(0).shape[1]);
 }
 
 static int64_t most_rows_of_chunk(const Call& call) {
-    Product product = product_of(call, CHUNK_STEP);
-    int64_t rows = CHUNK_BYTES / product.bytes() * CHUNK_STEP;
-    return rows > MOST_CHUNK ? MOST_CHUNK : rows < LEAST_CHUNK ? LEAST_CHUNK : rows;
+    return most_rows_of_chunk(call.input(0).type, call.input(1).type, call.input(0).shape[1]);
 }
 
 // Fewer where that gives every thread something to do.
@@ -20,29 +14,6 @@ static int64_t rows_of_chunk(const Call& call, int64_t panels, int32_t threads) 
     int64_t rows = most_rows_of_chunk(call), all = call.input(0).shape[0];
     while (rows > LEAST_CHUNK && panels * ((all + rows - 1) / rows) < 4 * threads) rows -= CHUNK_STEP;
     return rows;
-}
-
-template <class T> static void put_rows(const float* from, int64_t rows, const float* bias, T* to, int64_t stride, int columns) {
-    for (int64_t r = 0; r < rows; r++, from += COLUMNS, to += stride) {
-        for (int c = 0; c < columns; c += WIDTH) {
-            Vec value = load(from + c);
-            if (bias) value = value + load(bias + c);
-            if (columns - c >= WIDTH) store(to + c, value); else store_some(to + c, value, columns - c);
-        }
-    }
-}
-
-// Tasks [first, last) of the `turn`-th turn: at first each thread gets a long run of panels side by side, which memory reads fastest,
-// then ever shorter ones, so that no thread waits for another that lost its core (guided self-scheduling, Polychronopoulos 1987).
-static void tasks_of_turn(int64_t turn, int64_t total, int64_t threads, int64_t& first, int64_t& last) {
-    int64_t start = 0, size = 0;
-    for (;; turn -= threads, start += threads * size) {
-        size = (total - start) / (2 * threads);
-        if (size < 1) size = 1;
-        if (turn < threads || size == 1) break;
-    }
-    first = start + turn * size < total ? start + turn * size : total;
-    last = first + size < total ? first + size : total;
 }
 
 // Of each thread: the activations of one chunk, arranged, and their products with one panel.
@@ -63,10 +34,7 @@ static void put_panel(const Call& call, int64_t panel, int64_t from, int64_t row
     alignas(64) float addend[COLUMNS];
     const float* bias = nullptr;
     if (call.inputs > 2) {
-        const Tensor& given = call.input(2);
-        for (int c = 0; c < COLUMNS; c++) {
-            addend[c] = c >= count ? 0 : given.type == F32 ? *given.at<float>(first + c) : to_float(*given.at<bf16>(first + c));
-        }
+        read_bias(call.input(2), first, count, addend);
         bias = addend;
     }
     if (out.type == F32) put_rows(results, rows, bias, out.at<float>(from, first), out.strides[0], count);
@@ -115,7 +83,7 @@ CHECK(linear) {
         return "x[rows, K], weight[N, K] and out[rows, N]";
     if (call.inputs == 3) {
         const Tensor& bias = call.input(2);
-        if (!is_float(bias) || bias.rank != 1 || bias.shape[0] != weight.shape[0]) return "bias[N], float32 or bfloat16";
+        if (!is_float(bias) || bias.rank != 1 || bias.strides[0] != 1 || bias.shape[0] != weight.shape[0]) return "bias[N], float32 or bfloat16";
     }
     return nullptr;
 }
