@@ -73,7 +73,9 @@ def users_of(operation: ir.Operation) -> list[tuple[ir.Operation, int]]:
 
 def _is_matrix(weight: ir.Operation) -> bool:
     users = users_of(weight)
-    return bool(users) and all(position in _MATRIX_OPERANDS.get(user.name, ()) for user, position in users)
+    matrices = bool(users) and all(position in _MATRIX_OPERANDS.get(user.name, ()) for user, position in users)
+    # a router is small, and its rounding would send rows to other experts
+    return matrices and not any(reader.name == "ts.moe_route" for user, _ in users for reader, _ in users_of(user))
 
 
 def _choice(weight: ir.Operation, wanted: Quantization, is_head: bool, encodings: Encodings) -> tuple[str, str]:

@@ -228,6 +228,6 @@ def test_attributes_travel() -> None:
 def test_every_target_lowers_alike_but_for_its_kernels() -> None:
     parsed: ir.Module = fused(decoder(dtype="bf16"))
     machine = find_target("cpu-neon")
-    select(parsed, machine, LOADS)
+    select(parsed, machine, LOADS, NO_NATIVE)
     functions = {call.function for call in flat(lower(parsed, machine))}
     assert "linear_onednn" in functions and "linear" not in functions
