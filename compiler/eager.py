@@ -37,5 +37,5 @@ def eager_logits(
             f"transformers cannot run its own {config.get('model_type')} model",
             where="proof on a miniature in float32",
             got=f"{type(error).__name__}: {lines[0][:300] if lines else ''}",
-            fix="choose one of the model types that docs/model-table.md lists as raised or fallback",
+            fix="choose one of the model types that docs/models.md lists",
         ) from error

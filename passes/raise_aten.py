@@ -134,7 +134,7 @@ class _Driver:
             where=(modules.label_of(root.operation) if root else "") or "the traced model",
             expected="operations that work token by token, and attention through transformers' attention interface",
             got=reason,
-            fix="choose one of the model types that docs/model-table.md lists as raised or fallback",
+            fix="choose one of the model types that docs/models.md lists",
         )
 
     def _only_logit_rows(self, logits: ir.Value) -> ir.Value:
