@@ -36,7 +36,7 @@ PROMPTS = (
 def plan(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("plan") / "smollm2.bin"
     # a chunk of 8 tokens: prompts are prefilled in pieces, next to other requests' decode rows
-    options = CompileOptions(dtype="f32", max_context=512, prefill_chunk=8, bundle_weights=True)
+    options = CompileOptions(dtype="f32", max_context=512, prefill_chunk=8, bundle_weights=True, quantize="none")
     with context():
         state = compile_model(open_model(smollm2_path), options, lambda _phase, _state: None)
     assert state.manifest is not None

@@ -85,10 +85,10 @@ def test_latency(plan_path: Path) -> None:
         assert point["measured_over_predicted"] > 0 < point["speed_of_light"]
         assert set(point["breakdown"]["parts"]) == {"fill", "expand", "model", "sample", "result"}
     launches = {item["function"]: item["launches"] for item in one["breakdown"]["functions"]}
-    assert launches["native.attention"] == 3 and launches["draw_tokens"] == 1
+    assert launches["native.attention"] == 3 and launches["native.draw_tokens"] == 1
     # a prompt of 100 tokens takes two chunks, and only the second one samples
     launches = {item["function"]: item["launches"] for item in prompt["breakdown"]["functions"]}
-    assert launches["native.attention"] == 3 and launches["draw_tokens"] == 0.5
+    assert launches["native.attention"] == 3 and launches["native.draw_tokens"] == 0.5
     done = run("latency", plan_path, *common)
     assert done.exit_code == 0 and "measured/predicted" in done.stdout and "linear" in done.stdout
 
