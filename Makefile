@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/fetch_smollm2.py .cache/models
-	$(BIN)/tokenspeed-compile $(MODEL) --output $(PLAN) --dtype f32 --bundle-weights
+	$(BIN)/tokenspeed-compile $(MODEL) --output $(PLAN) --dtype f32 --quantize none --bundle-weights
 	$(BIN)/tokenspeed-run $(PLAN) --prompt "The three primary colors are" --max-tokens 32 --temperature 0
 	printf 'What is the capital of France?\n' | $(BIN)/tokenspeed-run $(PLAN) --chat --max-tokens 48 --temperature 0
 
