@@ -145,9 +145,9 @@ def test_errors_have_a_code_a_message_and_no_trace(
 
 
 def test_memory_that_is_too_small_says_by_how_much(config: Path, folder: Path) -> None:
-    result = run(config, "--memory", "100MiB", "--json")
+    result = run(config, "--memory", "40MiB", "--json")
     error = json.loads(result.stderr.splitlines()[-1])
-    assert error["error"] == "MemoryPlanError" and error["got"] == "100.00 MiB"
+    assert error["error"] == "MemoryPlanError" and error["got"] == "40.00 MiB"
     assert "weights" in error["expected"] and "arena" in error["expected"] and "too much" in error["what"]
 
 
