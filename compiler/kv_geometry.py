@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import torch
 from torch import Tensor
 
 from ..ir import module as modules
@@ -84,7 +85,8 @@ def compatibility(
     for source in sorted(sources, key=lambda source: source.name):
         digest.update(msgspec.json.encode((source.name, source.encoding, source.shape)))
     for name, value in sorted(constants.items()):
-        digest.update(name.encode() + value.numpy().tobytes())
+        exact = value.float() if value.dtype == torch.bfloat16 else value  # numpy has no bfloat16
+        digest.update(name.encode() + exact.numpy().tobytes())
     shape_only = digest.hexdigest()
     bound = bool(sources) and all(source.digest for source in sources)
     return bound_compatibility(shape_only, sources) if bound else shape_only

@@ -321,7 +321,8 @@ def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
     """The configuration with what it leaves to transformers filled in: sizes, and what differs from layer to layer."""
-    sizes = {name: getattr(typed, name) for name in _SIZES if name in {*vars(typed), *typed.attribute_map}}
+    held = vars(typed)  # asking for a field that differs from layer to layer is an error in some configurations
+    sizes = {name: held[own] for name in _SIZES if (own := typed.attribute_map.get(name, name)) in held}
     lists = {name: list(getattr(typed, name)) for name in _per_layer_lists(typed, _depth(typed))}
     return {**sizes, **config, **{name: value for name, value in lists.items() if config.get(name) is None}}
 
