@@ -44,7 +44,7 @@ from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
 from .goldens import make_golden
 from .identity import compiler_digest, library_versions
-from .kv_geometry import ATTENTION, compatibility, kv_groups
+from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .options import DEFAULT_CONTEXT, CompileOptions
 
@@ -109,9 +109,9 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     """The manifest (its entry table still empty) and the container's entries."""
     assert state.step is not None and state.sample is not None
     entries: dict[str, Any] = {}
-    groups = kv_groups(state.module)
     constants = _constants(state, entries)
     programs = (state.step, state.sample)
+    groups = ordered(kv_groups(state.module), programs)
     bound = _sources(state, entries)
     inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
     native = all(program.is_native for program in programs)

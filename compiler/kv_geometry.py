@@ -15,6 +15,8 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
 from ..plans.digests import bound_compatibility
+from ..plans.kv_caches import cache_names, caches_of_libraries
+from ..plans.program import Program
 from ..plans.schema import KvGroup, SourceTensor
 from ..plans.template import instantiate
 
@@ -43,6 +45,17 @@ def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
             )
         )
     return tuple(groups)
+
+
+def ordered(groups: Sequence[KvGroup], programs: Sequence[Program]) -> tuple[KvGroup, ...]:
+    """The groups with the block order that suits what the programs run on them: head-major, in which the keys of a head are one
+    stream, where the plan's own kernels alone touch the caches."""
+    of_libraries = {cache for program in programs for cache, _ in caches_of_libraries(program)}
+
+    def is_ours(group: KvGroup) -> bool:
+        return group.kind == "paged" and of_libraries.isdisjoint(cache_names(group))
+
+    return tuple(msgspec.structs.replace(group, block_order="head_major") if is_ours(group) else group for group in groups)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def _kv_table(kv: dict[str, Any]) -> Table:
         window = f", window {group['window']}" if group["window"] else ""
         values[group["name"]] = (
             f"{len(group['layers'])} layers, {group['heads']} heads of {group['head_dim']}, {group['dtype']}{window}"
+            f", {group['block_order'].replace('_', '-')}"
         )
     return _pairs("KV cache", values)
 

@@ -191,6 +191,8 @@ def _check_kv(manifest: Manifest) -> None:
         if group.window is not None:
             require_number(group.window, f"{where}: window", 1)
         require(group.kind != "latent" or group.heads == 1, f"{where}: heads", "1 of a latent group", group.heads)
+        ordered = group.kind == "paged" or group.block_order == "token_major"
+        require(ordered, f"{where}: block_order", "token_major of a latent group", group.block_order)
         per_block += block_bytes(group, kv.block_tokens)
     require(kv.bytes_per_block == per_block, "kv.bytes_per_block", per_block, kv.bytes_per_block)
 

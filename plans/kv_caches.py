@@ -1,11 +1,14 @@
-"""The KV caches of a group: their names and sizes (docs/plan-format.md, "KV groups")."""
+"""The KV caches of a group: their names, sizes and order in memory (docs/plan-format.md, "KV groups")."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .program import DTYPE_BYTES
+from .program import DTYPE_BYTES, NATIVE, Program, Repeat
 from .schema import KvGroup
+from .template import instantiate
+
+_PREFIX = "kv."
 
 
 def cache_names(group: KvGroup) -> Iterator[str]:
@@ -22,3 +25,20 @@ def block_bytes(group: KvGroup, block_tokens: int) -> int:
     """Bytes of one block over all layers of the group."""
     caches = sum(1 for _ in cache_names(group))
     return caches * block_tokens * group.heads * group.head_dim * DTYPE_BYTES[group.dtype]
+
+
+def caches_of_libraries(program: Program) -> Iterator[tuple[str, str]]:
+    """(cache, function) for each cache that a function reads or writes which is not a kernel of the plan's own library. Such
+    functions take token-major blocks only."""
+    for item in program.body:
+        calls, layers = (item.body, _layers(item)) if isinstance(item, Repeat) else ((item,), range(1))
+        for call in calls:
+            if call.function.startswith(NATIVE):
+                continue
+            for name in (*call.inputs, *call.outputs):
+                if name.startswith(_PREFIX):
+                    yield from ((instantiate(name, layer), call.function) for layer in layers)
+
+
+def _layers(repeat: Repeat) -> range:
+    return range(repeat.first, repeat.first + repeat.count * repeat.stride, repeat.stride)

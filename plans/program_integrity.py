@@ -9,6 +9,7 @@ from math import prod
 
 from .container import ALIGNMENT
 from .findings import MAX_NUMBER, require, require_number, require_unique
+from .kv_caches import cache_names, caches_of_libraries
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
 from .schema import Manifest, ProgramReference
@@ -33,6 +34,7 @@ def check_program(manifest: Manifest, program: Program) -> None:
         _check_arena(program, bucket, f"{where}, bucket of {bucket.rows} rows")
         _check_views(program, bucket, f"{where}, bucket of {bucket.rows} rows")
     _check_operands(manifest, program, where)
+    _check_block_orders(manifest, program, where)
 
 
 def extents(shape: Sequence[Dimension], bucket: Bucket) -> tuple[int, ...]:
@@ -121,6 +123,20 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
         require(bool(call.outputs), f"{at}: outputs", "at least one", "none")
         _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")
         _check_resolves(call.outputs, writable, indices, f"{at}: outputs", "a view, buffer, slot buffer or KV cache")
+
+
+def _check_block_orders(manifest: Manifest, program: Program, where: str) -> None:
+    """Functions of libraries get no head-major cache: they would read it as if it were token-major."""
+    head_major = {name for group in manifest.kv.groups if group.block_order == "head_major" for name in cache_names(group)}
+    if not head_major:
+        return
+    for cache, function in caches_of_libraries(program):
+        require(
+            cache not in head_major,
+            f"{where}, {function}",
+            f"token_major blocks (kv.groups: block_order) of {cache}",
+            "head_major",
+        )
 
 
 def _operand_count(item: Call | Repeat) -> int:

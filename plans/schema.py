@@ -109,10 +109,11 @@ class Constant(_Part, frozen=True, kw_only=True):
 
 
 class KvGroup(_Part, frozen=True, kw_only=True):
-    """Layers whose KV caches have one geometry. A cache of one layer is [blocks, block_tokens, heads, head_dim].
+    """Layers whose KV caches have one geometry. A cache of one layer is [blocks, block_tokens, heads, head_dim], dense.
 
     "paged" layers have two, of keys and of values; "latent" ones have one, whose rows are a latent followed by the rotated key
-    that all heads share (multi-head latent attention; `heads` is 1).
+    that all heads share (multi-head latent attention; `heads` is 1). In a "head_major" block the heads lie one after the other,
+    each with all its tokens: [blocks, heads, block_tokens, head_dim] in memory, the shape as seen by functions unchanged.
     """
 
     name: str
@@ -122,6 +123,7 @@ class KvGroup(_Part, frozen=True, kw_only=True):
     head_dim: int
     dtype: DType
     window: int | None = None
+    block_order: Literal["token_major", "head_major"] = "token_major"
 
 
 class KvGeometry(_Part, frozen=True, kw_only=True):

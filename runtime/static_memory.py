@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..plans.errors import MemoryPlanError
 from ..plans.kv_caches import cache_names
-from ..plans.schema import Manifest
+from ..plans.schema import KvGroup, Manifest
 from .host_arrays import HostArray, committed, committed_together, from_bytes
 from .weights import PlanSource
 
@@ -53,11 +53,18 @@ def _slots(manifest: Manifest) -> dict[str, HostArray]:
 
 
 def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]:
-    return committed_together(
-        {
-            name: ((manifest.kv.blocks, manifest.kv.block_tokens, group.heads, group.head_dim), group.dtype)
-            for group in manifest.kv.groups
-            for name in cache_names(group)
-            if needed is None or name in needed
-        }
-    )
+    """Every cache as [blocks, block_tokens, heads, head_dim], whatever the order of its blocks in memory."""
+    kv = manifest.kv
+    group_of = {name: group for group in kv.groups for name in cache_names(group) if needed is None or name in needed}
+    wanted = {name: (_in_memory(group, kv.blocks, kv.block_tokens), group.dtype) for name, group in group_of.items()}
+    made = committed_together(wanted)
+    return {name: _tokens_first(array) if group_of[name].block_order == "head_major" else array for name, array in made.items()}
+
+
+def _in_memory(group: KvGroup, blocks: int, block_tokens: int) -> tuple[int, ...]:
+    inside = (group.heads, block_tokens) if group.block_order == "head_major" else (block_tokens, group.heads)
+    return blocks, *inside, group.head_dim
+
+
+def _tokens_first(array: HostArray) -> HostArray:
+    return HostArray(array.data.transpose(0, 2, 1, 3), array.dtype)

@@ -55,8 +55,9 @@ def _check(operands: Operands, window: int, softcap: float) -> None:
     operands.floating(q, k_cache, v_cache, out, *sinks)
     operands.typed(torch.int32, starts, lengths, tables, counts)
     operands.require(q.ndim == 3 and q.stride(2) == 1 and q.shape == out.shape, "q[R, h, D] and an output of its shape")
-    paged = k_cache.ndim == 4 and k_cache.shape == v_cache.shape and k_cache.is_contiguous() and v_cache.is_contiguous()
+    paged = k_cache.ndim == 4 and k_cache.shape == v_cache.shape
     operands.require(paged and min(k_cache.shape) > 0, "two caches [blocks, block_tokens, kv heads, D]")
+    operands.require(k_cache.is_contiguous() and v_cache.is_contiguous(), "caches of token_major blocks")
     operands.require(k_cache.shape[3] == q.shape[2] and q.shape[1] % k_cache.shape[2] == 0, "heads a multiple of kv heads")
     operands.require(tables.ndim == 2 and lengths.ndim == 1 and starts.ndim == 1, "the step inputs of attention")
     operands.require(len(starts) == len(lengths) + 1 and len(tables) == len(lengths), "the step inputs of attention")

@@ -95,7 +95,8 @@ def _writes(
     operands.require(k.ndim == 3 and k.shape == v.shape, "k and v of one shape [R, heads, D]")
     operands.shaped(slot_mapping, len(k))
     paged = k_cache.ndim == 4 and k_cache.shape == v_cache.shape and k_cache.shape[2:] == k.shape[1:]
-    operands.require(paged and k_cache.is_contiguous() and v_cache.is_contiguous(), "caches [blocks, block_tokens, heads, D]")
+    operands.require(paged, "caches [blocks, block_tokens, heads, D]")
+    operands.require(k_cache.is_contiguous() and v_cache.is_contiguous(), "caches of token_major blocks")
     slots = slots_of(operands.context, slot_mapping)
     k_tokens, v_tokens = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     if is_small(k):

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import torch
-from tokenspeed.compiler.kv_geometry import compatibility, kv_groups
+from tokenspeed.compiler.kv_geometry import compatibility, kv_groups, ordered
 from tokenspeed.ir import module
 from tokenspeed.plans.kv_caches import block_bytes, cache_names
+from tokenspeed.plans.program import Call, Program, Repeat
 from tokenspeed.plans.schema import KvGroup, SourceTensor
 
 from ..ir.modules import HEAD_DIM, KV_HEADS, decoder
@@ -60,6 +61,7 @@ def test_compatibility_changes_with_what_keys_and_values_depend_on_and_with_noth
     assert base == compatibility([GROUP], [SOURCE], {"inv_freq": torch.tensor([1.0, 0.5])}, "LlamaForCausalLM")
     other = [
         compatibility([msgspec.structs.replace(GROUP, dtype="bf16")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([msgspec.structs.replace(GROUP, block_order="head_major")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([msgspec.structs.replace(GROUP, window=4)], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([GROUP], [msgspec.structs.replace(SOURCE, shape=(3, 2))], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([GROUP], [msgspec.structs.replace(SOURCE, digest="0" * 64)], FREQUENCIES, "LlamaForCausalLM"),
@@ -70,3 +72,29 @@ def test_compatibility_changes_with_what_keys_and_values_depend_on_and_with_noth
     assert len({base, *other}) == len(other) + 1
     two = [msgspec.structs.replace(SOURCE, name=name) for name in "ba"]
     assert compatibility([GROUP], two, {}, "x") == compatibility([GROUP], two[::-1], {}, "x"), "order does not matter"
+
+
+def program(*body: Call | Repeat) -> Program:
+    return Program(name="step", rank=0, buffers=(), views=(), body=body, buckets=())
+
+
+def writes(function: str, *caches: str) -> Call:
+    return Call(function, ("k", "v", "slot_mapping"), caches)
+
+
+def test_heads_come_first_where_the_plan_s_own_kernels_alone_touch_the_caches() -> None:
+    groups = (
+        msgspec.structs.replace(GROUP, name="even", layers=(0, 2)),
+        msgspec.structs.replace(GROUP, name="odd", layers=(1, 3)),
+        KvGroup(name="latent", kind="latent", layers=(4,), heads=1, head_dim=8, dtype="f32"),
+    )
+    native = Repeat(0, 4, 1, (writes("native.kv_write", "kv.k.{i}", "kv.v.{i}"),))
+    latent = writes("native.latent_kv_write", "kv.latent.4")
+
+    def orders(*body: Call | Repeat) -> list[str]:
+        return [group.block_order for group in ordered(groups, (program(*body), program()))]
+
+    assert orders(native, latent) == ["head_major", "head_major", "token_major"]
+    assert orders(native, writes("attention", "kv.v.3")) == ["head_major", "token_major", "token_major"]
+    assert orders(native, Repeat(0, 1, 1, (writes("copy", "kv.k.{i+1}"),))) == ["head_major", "token_major", "token_major"]
+    assert orders(Repeat(0, 2, 2, (writes("attention", "kv.k.{i}"),)), native) == ["token_major", "head_major", "token_major"]

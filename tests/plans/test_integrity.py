@@ -12,7 +12,7 @@ from tokenspeed.plans.integrity import check_manifest, check_program, ranks
 from tokenspeed.plans.program import Bucket, Buffer, Call, Program, Repeat, View
 from tokenspeed.plans.recipe import Blocks, Cast, Concat, Dequantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from tokenspeed.plans.recipe_shapes import infer
-from tokenspeed.plans.schema import Entry, KernelLibrary, Manifest
+from tokenspeed.plans.schema import Entry, KernelLibrary, KvGroup, Manifest
 from tokenspeed.tests.plans.sample_plan import HIDDEN, sample_entries, sample_manifest, sample_program, sample_sampler
 
 replace = msgspec.structs.replace
@@ -242,6 +242,27 @@ def test_native_calls_must_be_kernels_of_the_library() -> None:
         with pytest.raises(PlanError, match="contradicts itself") as refused:
             check_program(manifest, program)
         assert "native.linear" in refused.value.where
+
+
+def test_head_major_blocks_are_for_kernels_of_the_library_alone() -> None:
+    manifest = with_kernels(replace(LIBRARY, kernels=("kv_write", "attention")))
+    head_major = edited(manifest, "kv.groups.0.block_order", "head_major")
+    check_manifest(head_major)
+    ours = sample_program()
+    for at, name in ((1, "kv_write"), (2, "attention")):
+        with pytest.raises(PlanError, match="head_major") as refused:
+            check_program(head_major, ours)
+        assert refused.value.where == f"program step, {name}"
+        ours = edited(ours, f"body.1.body.{at}.function", f"native.{name}")
+    check_program(head_major, ours)
+    check_program(manifest, sample_program())
+
+
+def test_latents_have_one_block_order() -> None:
+    group = KvGroup(name="latent", kind="latent", layers=(0, 1), heads=1, head_dim=64, dtype="f32", block_order="head_major")
+    with pytest.raises(PlanError) as refused:
+        check_manifest(edited(sound_manifest(), "kv.groups", (group,)))
+    assert refused.value.where == "kv.groups, latent: block_order"
 
 
 def test_block_types_need_panels() -> None:

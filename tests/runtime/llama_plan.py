@@ -225,6 +225,12 @@ def plan_of(shape: Llama, **changes: Any) -> MemoryPlan:
     )
 
 
+def head_major(kv: KvGeometry) -> KvGeometry:
+    """The same caches with each block's heads one after the other."""
+    groups = tuple(msgspec.structs.replace(group, block_order="head_major") for group in kv.groups)
+    return msgspec.structs.replace(kv, groups=groups)
+
+
 def random_sources(shape: Llama, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
 

@@ -17,7 +17,7 @@ from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.scheduling.step import StepBatch
 
-from .llama_plan import Llama, MemoryPlan, exact_logits, plan_of, random_sources, write_safetensors
+from .llama_plan import Llama, MemoryPlan, exact_logits, head_major, plan_of, random_sources, write_safetensors
 
 BLOCKS = 8
 NOTHING = np.empty(0, np.int32)
@@ -200,6 +200,7 @@ def with_moved_logits() -> MemoryPlan:
         with_offset(4),
         with_moved_logits(),
         plan_of(Llama(), functions_version=2),
+        plan_of(Llama(), kv=head_major(Llama().manifest().kv)),
         plan_of(Llama(), slot_buffers=(Buffer("last_tokens", "i32", (4,)),)),
     ],
 )

@@ -7,29 +7,31 @@
 struct Splits {
     int64_t first, last, size;  // visible positions [first, last)
     int64_t count;
-    static constexpr int64_t MOST = 16;
+    static constexpr int64_t GRAIN = 64, LEAST = 256, MOST = 16;
 
     template <class T> Splits(const Attention<T>& attention, int64_t sequence) {
-        constexpr int64_t GRAIN = 64;
         last = attention.lengths[sequence];
         first = attention.first_visible(last - 1);
         int64_t least = (last - first + MOST - 1) / MOST;
-        size = least < 2 * GRAIN ? 2 * GRAIN : (least + GRAIN - 1) / GRAIN * GRAIN;
+        size = least < LEAST ? LEAST : (least + GRAIN - 1) / GRAIN * GRAIN;
         int64_t origin = first / GRAIN * GRAIN;
         count = (last - origin + size - 1) / size;
     }
-    int64_t begin(int64_t split) const { return split ? first / 64 * 64 + split * size : first; }
+    int64_t begin(int64_t split) const { return split ? first / GRAIN * GRAIN + split * size : first; }
     int64_t end(int64_t split) const { return split + 1 < count ? begin(split + 1) : last; }
 };
 
 // The step's decode work. Long sequences are shared out split by split and merged in a second round, the others go to one
 // thread for each of `parts` ranges of kv heads.
-template <class T> struct DecodeStep {
+template <class T, int HEAD_DIM> struct DecodeStep {
     static constexpr int64_t MOST_SHARED = 17, SLOTS = MOST_SHARED * (Splits::MOST + 1);
 
     const Attention<T>& attention;
-    Decode<T> decode;
+    Decode<T, HEAD_DIM> decode;
     int64_t sequences, tokens = 0, shared = 0, parts = 1, tasks = 0;
+
+    // A step of no work, for its sizes.
+    explicit DecodeStep(const Attention<T>& a) : attention(a), decode(a), sequences(0) {}
 
     DecodeStep(const Attention<T>& a, int threads) : attention(a), decode(a), sequences(a.counts[1]) {
         for (int64_t s = 0; s < sequences; s++) tokens += visible(s);
@@ -48,17 +50,34 @@ template <class T> struct DecodeStep {
     bool is_shared(int64_t s) const { return visible(s) * (MOST_SHARED - 1) > tokens && Splits(attention, s).count > 1; }
 
     // A partial result of one split: all heads' sums, then their largest scores and totals.
-    int64_t slot_floats() const { return attention.heads * (decode.padded + 2); }
-    float* sums(float* slot, int64_t head) const { return slot + head * decode.padded; }
-    Partial* partials(float* slot) const { return reinterpret_cast<Partial*>(slot + attention.heads * decode.padded); }
+    int64_t slot_floats() const { return attention.heads * (decode.padded() + 2); }
+    float* sums(float* slot, int64_t head) const { return slot + head * decode.padded(); }
+    Partial* partials(float* slot) const { return reinterpret_cast<Partial*>(slot + attention.heads * decode.padded()); }
 
     // Where a thread is in the list of tasks, which it takes in order: `before` pieces and `slot` slots come before `sequence`.
     struct Cursor {
         int64_t sequence = 0, before = 0, slot = 0;
     };
 
-    // Task number `task`. `slots` are the team's, `own` is two slots and the queries of a group for this thread.
-    void run(int64_t task, Cursor& at, float* slots, float* own) const {
+    // What a thread works with: its queries, scores and weights, and two slots.
+    struct Own {
+        DecodeSpace<T> space;
+        float *slot, *later;
+
+        Own(const DecodeStep& step, char* memory) {
+            int64_t group = step.attention.group, stretch = group * Decode<T, HEAD_DIM>::PADDED_STRETCH;
+            take(memory, space.queries, group * step.decode.padded());
+            take(memory, space.scores, stretch);
+            take(memory, space.weights, stretch);
+            take(memory, slot, step.slot_floats());
+            take(memory, later, step.slot_floats());
+            end = memory;
+        }
+        char* end;
+    };
+
+    // Task number `task`. `slots` are the team's.
+    void run(int64_t task, Cursor& at, float* slots, const Own& own) const {
         int64_t part = task % parts, piece = task / parts;
         for (;; at.sequence++) {
             bool is = is_shared(at.sequence);
@@ -69,30 +88,34 @@ template <class T> struct DecodeStep {
         }
         Splits splits(attention, at.sequence);
         int64_t from = attention.kv_heads * part / parts, to = attention.kv_heads * (part + 1) / parts, split = piece - at.before;
+        bool is = is_shared(at.sequence);
+        int64_t begin = splits.begin(is ? split : 0), end = splits.end(is ? split : 0);
+        decode.first_keys(at.sequence, begin, end, from).ask_all();
         for (int64_t kv_head = from; kv_head < to; kv_head++) {
-            if (is_shared(at.sequence)) one_split(at.sequence, splits, split, kv_head, slots + (at.slot + split) * slot_floats(), own);
-            else all_splits(at.sequence, splits, kv_head, own);
+            Ahead then;
+            if (kv_head + 1 < to) then = decode.first_keys(at.sequence, begin, end, kv_head + 1);
+            if (is) one_split(at.sequence, splits, split, kv_head, slots + (at.slot + split) * slot_floats(), own.space, then);
+            else all_splits(at.sequence, splits, kv_head, own, then);
         }
     }
 
-    T* queries_in(float* own) const { return reinterpret_cast<T*>(own + 2 * slot_floats()); }
-
-    void one_split(int64_t s, const Splits& splits, int64_t split, int64_t kv_head, float* slot, float* own) const {
+    void one_split(int64_t s, const Splits& splits, int64_t split, int64_t kv_head, float* slot, const DecodeSpace<T>& space, const Ahead& then) const {
         int64_t head = kv_head * attention.group;
-        decode.take_queries(attention.starts[s], kv_head, queries_in(own));
-        decode.run(s, splits.begin(split), splits.end(split), kv_head, queries_in(own), partials(slot) + head, sums(slot, head));
+        decode.take_queries(attention.starts[s], kv_head, space.queries);
+        decode.run(s, splits.begin(split), splits.end(split), kv_head, space, then, partials(slot) + head, sums(slot, head));
     }
 
-    void all_splits(int64_t s, const Splits& splits, int64_t kv_head, float* own) const {
-        float* later = own + slot_floats();
-        one_split(s, splits, 0, kv_head, own, own);
+    void all_splits(int64_t s, const Splits& splits, int64_t kv_head, const Own& own, const Ahead& then) const {
         int64_t head = kv_head * attention.group;
-        for (int64_t split = 1; split < splits.count; split++) {
-            one_split(s, splits, split, kv_head, later, own);
+        for (int64_t split = 0; split < splits.count; split++) {
+            bool more = split + 1 < splits.count;
+            Ahead next = more ? decode.first_keys(s, splits.begin(split + 1), splits.end(split + 1), kv_head) : then;
+            one_split(s, splits, split, kv_head, split ? own.later : own.slot, own.space, next);
+            if (split == 0) continue;
             for (int64_t h = head; h < head + attention.group; h++)
-                decode.merge(partials(own)[h], sums(own, h), partials(later)[h], sums(later, h));
+                decode.merge(partials(own.slot)[h], sums(own.slot, h), partials(own.later)[h], sums(own.later, h));
         }
-        for (int64_t h = head; h < head + attention.group; h++) decode.write(attention.starts[s], h, partials(own)[h], sums(own, h));
+        for (int64_t h = head; h < head + attention.group; h++) decode.write(attention.starts[s], h, partials(own.slot)[h], sums(own.slot, h));
     }
 
     // Merges the splits of head `task` of the shared sequences.
@@ -136,37 +159,50 @@ template <class T> struct PrefillStep {
     }
 };
 
-template <class T> struct ScratchPlan {
-    int64_t slots, own, prefill;  // bytes: shared partial results, and those and prefill's of each thread
+// Bytes of scratch: partial results that threads share, then what each thread has of its own for decoding and for prefill.
+template <class T, int HEAD_DIM> struct ScratchPlan {
+    using Step = DecodeStep<T, HEAD_DIM>;
+    int64_t slots, own, prefill;
 
-    explicit ScratchPlan(const Attention<T>& attention) {
-        Decode<T> decode(attention);
-        int64_t slot = attention.heads * (decode.padded + 2) * 4;
-        slots = in_lines(DecodeStep<T>::SLOTS * slot);
-        own = in_lines(2 * slot + attention.group * decode.padded * static_cast<int64_t>(sizeof(T)));
-        Prefill<T>(attention, nullptr, prefill);
+    explicit ScratchPlan(const Step& step) {
+        slots = (Step::SLOTS * step.slot_floats() * 4 + 63) / 64 * 64;
+        own = typename Step::Own(step, nullptr).end - static_cast<char*>(nullptr);
+        Prefill<T>(step.attention, nullptr, prefill);
     }
-    static int64_t in_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
     int64_t bytes(int threads) const { return slots + (own + prefill) * threads; }
 };
 
-template <class T> static void attend(const Call& call, Team& team) {
-    Attention<T> attention(call);
-    ScratchPlan<T> plan(attention);
+template <int HEAD_DIM, class T> static int64_t scratch_bytes(const Attention<T>& attention, int threads) {
+    return ScratchPlan<T, HEAD_DIM>(DecodeStep<T, HEAD_DIM>(attention)).bytes(threads);
+}
+
+template <int HEAD_DIM, class T> static void attend(const Attention<T>& attention, Team& team) {
+    DecodeStep<T, HEAD_DIM> decode(attention, team.size);
+    ScratchPlan<T, HEAD_DIM> plan(decode);
     float* slots = team.scratch<float>();
-    char* own = team.scratch<char>(plan.slots + team.index * (plan.own + plan.prefill));
-    DecodeStep<T> decode(attention, team.size);
+    char* memory = team.scratch<char>(plan.slots + team.index * (plan.own + plan.prefill));
+    typename DecodeStep<T, HEAD_DIM>::Own own(decode, memory);
     PrefillStep<T> chunks(attention);
     int64_t bytes, prefill_tasks = chunks.tasks(), tasks = prefill_tasks + decode.tasks;
-    Prefill<T> prefill(attention, own + plan.own, bytes);
-    typename DecodeStep<T>::Cursor cursor;
+    Prefill<T> prefill(attention, memory + plan.own, bytes);
+    typename DecodeStep<T, HEAD_DIM>::Cursor cursor;
     for (int64_t task; (task = team.next()) < tasks;) {
         if (task < prefill_tasks) chunks.run(task, prefill);
-        else decode.run(task - prefill_tasks, cursor, slots, reinterpret_cast<float*>(own));
+        else decode.run(task - prefill_tasks, cursor, slots, own);
     }
     if (!decode.shared) return;
     team.barrier();
     for (int64_t task; (task = team.next()) < decode.shared * attention.heads;) decode.merge(task, slots);
+}
+
+// Calls run(attention, size): size.value is the size of a head where kernels are made for it, else 0.
+template <class Run> static void for_kinds(const Call& call, Run run) {
+    auto for_sizes = [&](auto attention) {
+        if (attention.head_dim == 64) run(attention, Count<64>{});
+        else if (attention.head_dim == 128) run(attention, Count<128>{});
+        else run(attention, Count<0>{});
+    };
+    if (call.input(0).type == F32) for_sizes(Attention<float>(call)); else for_sizes(Attention<bf16>(call));
 }
 
 CHECK(attention) {
@@ -180,9 +216,9 @@ CHECK(attention) {
     const Tensor* caches[] = {&k, &v};
     for (const Tensor* cache : caches) {
         if (cache->rank != 4 || cache->shape[3] != q.shape[2]) return "caches [blocks, block_tokens, kv heads, D]";
-        if (!is_dense(*cache) || cache->strides[0] != cache->shape[1] * cache->strides[1]) return "dense caches";
+        if (cache->layout != ROW_MAJOR || cache->strides[3] != 1) return "caches with features side by side";
         for (int i = 0; i < 4; i++)
-            if (cache->shape[i] != k.shape[i] || cache->shape[i] < 1) return "caches of one shape";
+            if (cache->shape[i] != k.shape[i] || cache->shape[i] < 1 || cache->strides[i] != k.strides[i]) return "caches of one shape and order";
     }
     if (q.shape[1] < 1 || q.shape[1] % k.shape[2]) return "heads a multiple of kv heads";
     const Tensor &starts = call.input(3), &lengths = call.input(4), &tables = call.input(5), &counts = call.input(6);
@@ -198,9 +234,10 @@ CHECK(attention) {
     return nullptr;
 }
 SCRATCH(attention) {
-    if (call.input(0).type == F32) return ScratchPlan<float>(Attention<float>(call)).bytes(threads);
-    return ScratchPlan<bf16>(Attention<bf16>(call)).bytes(threads);
+    int64_t bytes = 0;
+    for_kinds(call, [&](const auto& attention, auto size) { bytes = scratch_bytes<size.value>(attention, threads); });
+    return bytes;
 }
 KERNEL(attention, "scale:number window:integer=0 softcap:number=0") {
-    if (call.input(0).type == F32) attend<float>(call, team); else attend<bf16>(call, team);
+    for_kinds(call, [&](const auto& attention, auto size) { attend<size.value>(attention, team); });
 }

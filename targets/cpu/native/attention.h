@@ -49,8 +49,29 @@ template <class T> struct Attention {
     }
 };
 
+template <int value_> struct Count { static constexpr int value = value_; };
+
 static inline float exponential(float x) {
     alignas(64) float values[WIDTH];
     store(values, exponential(all(x)));
     return values[0];
+}
+
+// Softmax sums of one query head: the largest score, the sum of e^(score - largest), and that of the values so weighted.
+struct Partial {
+    float largest, total;
+};
+
+// What weighted values are multiplied with in the end: a sink takes part in the total only.
+template <class T> static float share_of(const Attention<T>& attention, int64_t head, const Partial& partial) {
+    if (!attention.sinks) return 1.0f / partial.total;
+    float sink = attention.sink(head), most = partial.largest > sink ? partial.largest : sink;
+    float keep = exponential(partial.largest - most);
+    return keep / (partial.total * keep + exponential(sink - most));
+}
+
+// Gives `items` room for `count` of them from `at` on, in whole cache lines.
+template <class Item> static inline void take(char*& at, Item*& items, int64_t count) {
+    items = reinterpret_cast<Item*>(at);
+    at += (count * static_cast<int64_t>(sizeof(Item)) + 63) / 64 * 64;
 }

@@ -89,147 +89,248 @@ template <> struct Unit<bf16, true> {
 };
 #endif
 
-// Softmax sums of one query head: the largest score, the sum of e^(score - largest), and that of the values so weighted.
-struct Partial {
-    float largest, total;
+// Neighbouring tokens of one block: where the first one's keys (or values) of a head lie, and how many there are.
+template <class T> struct Piece {
+    const T* rows;
+    int count;
 };
 
-template <class T> struct Decode {
+// Rows that are worked on next, asked for row by row meanwhile: memory is then never idle, also where a block ends.
+struct Ahead {
+    const char* rows = nullptr;
+    int64_t stride = 0, bytes = 0;  // from a row to the next, and of a row
+    int count = 0;
+
+    void ask(int from, int to) const {
+        if (to > count) to = count;
+        for (int row = from; row < to; row++)
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + row * stride + at);
+    }
+    void ask_all() const { ask(0, count); }
+};
+
+// Where a thread keeps what it works on: for each head of a group a query, a score (then a weight) for each token of a stretch,
+// and the partial result.
+template <class T> struct DecodeSpace {
+    T* queries;
+    float* scores;
+    T* weights;
+};
+
+// HEAD_DIM is the size of a head, 0 where it is known at run time only.
+template <class T, int HEAD_DIM> struct Decode {
     using U = Unit<T, IN_PAIRS<T>>;
-    static constexpr int TOKENS = 64;  // at a time
+    static constexpr int AT_ONCE = WIDTH == 16 ? 4 : 2;                     // heads
+    static constexpr int SUMS = WIDTH == 16 ? 16 : 8;                       // vectors kept in registers
+    static constexpr int STRETCH = 256, PADDED_STRETCH = STRETCH + WIDTH;  // tokens between two looks at the largest score
     const Attention<T>& attention;
-    int64_t units, padded;  // a head's row in units; its elements, padded to whole units
+    int64_t run_time_units;
 
-    explicit Decode(const Attention<T>& a)
-        : attention(a), units((a.head_dim + U::SPAN - 1) / U::SPAN), padded(units * U::SPAN) {}
+    explicit Decode(const Attention<T>& a) : attention(a), run_time_units((a.head_dim + U::SPAN - 1) / U::SPAN) {}
 
-    // Dot products of `count` tokens' keys (at most WIDTH, side by side in the result) with H heads' queries.
-    template <int H> void dots(const T* keys, int count, const T* queries, Vec (&result)[H]) const {
-        Vec groups[H][WIDTH / 4];
-        int64_t whole = attention.head_dim / U::SPAN;
-        int rest = static_cast<int>(attention.head_dim - whole * U::SPAN);
-        for (int four = 0; four < WIDTH / 4; four++) {
-            if (4 * four >= count) {
-                for (int h = 0; h < H; h++) groups[h][four] = zero();
-                continue;
-            }
-            const T* rows[4];
-            for (int t = 0; t < 4; t++) {
-                int token = 4 * four + t < count ? 4 * four + t : count - 1;  // what lies beyond is masked by the caller
-                rows[t] = keys + token * attention.token_stride;
-            }
-            Vec sums[H][4];
-            for (int h = 0; h < H; h++)
-                for (int t = 0; t < 4; t++) sums[h][t] = zero();
-            for (int64_t u = 0; u < whole; u++) {
-                U key[4] = {U::of(rows[0] + u * U::SPAN), U::of(rows[1] + u * U::SPAN), U::of(rows[2] + u * U::SPAN),
-                            U::of(rows[3] + u * U::SPAN)};
-                for (int h = 0; h < H; h++) {
-                    U query = U::of(queries + h * padded + u * U::SPAN);
-                    for (int t = 0; t < 4; t++) sums[h][t] = key[t].dot(query, sums[h][t]);
-                }
-            }
-            if (rest) {
-                for (int t = 0; t < 4; t++) {
-                    U key = U::some(rows[t] + whole * U::SPAN, rest);
-                    for (int h = 0; h < H; h++) sums[h][t] = key.dot(U::of(queries + h * padded + whole * U::SPAN), sums[h][t]);
-                }
-            }
-            for (int h = 0; h < H; h++) groups[h][four] = sums_of_fours(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
-        }
-        for (int h = 0; h < H; h++) result[h] = sum_groups(groups[h]);
-    }
+    int64_t units() const { return HEAD_DIM ? HEAD_DIM / U::SPAN : run_time_units; }  // of a head's row
+    int64_t padded() const { return units() * U::SPAN; }
+    int64_t head_dim() const { return HEAD_DIM ? HEAD_DIM : attention.head_dim; }
 
-    static U value(const T* p, int n) { return n == U::SPAN ? U::of(p) : U::some(p, n); }
-
-    // sums[h] = sums[h] * factor[h] + weights[h] . values over `count` tokens.
-    template <int H> void weigh(const T* values, int count, const T (&weights)[H][TOKENS + 2], const float* factor, float* sums) const {
-        int64_t stride = attention.token_stride;
-        for (int64_t u = 0; u < units; u++) {
-            int64_t left = attention.head_dim - u * U::SPAN;
-            int lanes = left < U::SPAN ? static_cast<int>(left) : U::SPAN;
-            const T* column = values + u * U::SPAN;
-            float* place = sums + u * U::SPAN;
-            Vec sum[H][U::VECTORS];
-            for (int h = 0; h < H; h++)
-                for (int i = 0; i < U::VECTORS; i++) sum[h][i] = load(place + h * padded + i * WIDTH) * all(factor[h]);
-            int t = 0;
-            if constexpr (IN_PAIRS<T>) {
-                for (; t < count; t += 2) {
-                    U first = value(column + t * stride, lanes);
-                    U second = t + 1 < count ? value(column + (t + 1) * stride, lanes) : U::nothing();
-                    Vec low, high;
-                    U::add_pair(first, second, low, high);
-                    for (int h = 0; h < H; h++) {
-                        float both;
-                        __builtin_memcpy(&both, &weights[h][t], 4);
-                        sum[h][0] = U::weigh(sum[h][0], low, all(both));
-                        sum[h][1] = U::weigh(sum[h][1], high, all(both));
-                    }
-                }
-            } else {
-                for (; t < count; t++) {
-                    U token = value(column + t * stride, lanes);
-                    for (int h = 0; h < H; h++) token.add_to(sum[h], all(to_float(weights[h][t])));
-                }
-            }
-            for (int h = 0; h < H; h++)
-                for (int i = 0; i < U::VECTORS; i++) store(place + h * padded + i * WIDTH, sum[h][i]);
-        }
-    }
-
-    // H heads against `count` neighbouring tokens of one block, added to their partial results.
-    template <int H> void attend(const T* keys, const T* values, int count, const T* queries, Partial* partial, float* sums) const {
-        alignas(64) float scores[H][TOKENS];
-        T weights[H][TOKENS + 2];
-        Vec most[H];
-        for (int h = 0; h < H; h++) most[h] = all(NO_SCORE);
-        for (int t = 0; t < count; t += WIDTH) {
-            Vec found[H];
-            int lanes = count - t < WIDTH ? count - t : WIDTH;
-            dots<H>(keys + t * attention.token_stride, lanes, queries, found);
+    // Dot products of four keys with H heads' queries: in each group of four lanes sums of parts of each.
+    template <int H> void dots(const T* const (&rows)[4], const T* queries, Vec (&result)[H]) const {
+        Vec sums[H][4];
+        for (int h = 0; h < H; h++)
+            for (int t = 0; t < 4; t++) sums[h][t] = zero();
+        int64_t whole = head_dim() / U::SPAN;
+        for (int64_t u = 0; u < whole; u++) {
+            U key[4] = {U::of(rows[0] + u * U::SPAN), U::of(rows[1] + u * U::SPAN), U::of(rows[2] + u * U::SPAN),
+                        U::of(rows[3] + u * U::SPAN)};
             for (int h = 0; h < H; h++) {
-                store(scores[h] + t, attention.score(found[h]));
-                for (int i = lanes; i < WIDTH; i++) scores[h][t + i] = -__builtin_inff();
-                most[h] = vmax(most[h], load(scores[h] + t));
+                U query = U::of(queries + h * padded() + u * U::SPAN);
+                for (int t = 0; t < 4; t++) sums[h][t] = key[t].dot(query, sums[h][t]);
             }
         }
-        float factor[H];
-        for (int h = 0; h < H; h++) {
-            float before = partial[h].largest, after = largest(most[h]);
-            if (after < before) after = before;
-            factor[h] = after == before ? 1.0f : exponential(before - after);
-            Vec total = zero();
-            for (int t = 0; t < count; t += WIDTH) {
-                Vec weight = rounded<T>(exponential(load(scores[h] + t) - all(after)));
-                total = total + weight;
-                store(weights[h] + t, weight);
+        int rest = static_cast<int>(head_dim() - whole * U::SPAN);
+        if (rest) {
+            for (int t = 0; t < 4; t++) {
+                U key = U::some(rows[t] + whole * U::SPAN, rest);
+                for (int h = 0; h < H; h++) sums[h][t] = key.dot(U::of(queries + h * padded() + whole * U::SPAN), sums[h][t]);
             }
-            partial[h] = {after, partial[h].total * factor[h] + sum(total)};
         }
-        weigh<H>(values, count, weights, factor, sums);
+        for (int h = 0; h < H; h++) result[h] = sums_of_fours(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
     }
 
-    // Positions [first, last) of a sequence for the heads of one group. `sums`[group][padded] and `partial`[group] start as nothing.
-    void run(int64_t sequence, int64_t first, int64_t last, int64_t kv_head, const T* queries, Partial* partial, float* sums) const {
-        int64_t group = attention.group;
-        for (int64_t at = 0; at < group * padded; at += WIDTH) store(sums + at, zero());
-        for (int64_t h = 0; h < group; h++) partial[h] = {NO_SCORE, 0};
-        for (int64_t position = first; position < last;) {
-            int64_t end = (position / attention.block_tokens + 1) * attention.block_tokens;
-            if (end > last) end = last;
-            if (end > position + TOKENS) end = position + TOKENS;
-            const T* keys = attention.token(attention.k_cache, sequence, position, kv_head);
-            const T* values = attention.token(attention.v_cache, sequence, position, kv_head);
-            int count = static_cast<int>(end - position);
-            int64_t h = 0;
-            for (; h + 4 <= group; h += 4) attend<4>(keys, values, count, queries + h * padded, partial + h, sums + h * padded);
-            switch (group - h) {
-                case 3: attend<3>(keys, values, count, queries + h * padded, partial + h, sums + h * padded); break;
-                case 2: attend<2>(keys, values, count, queries + h * padded, partial + h, sums + h * padded); break;
-                case 1: attend<1>(keys, values, count, queries + h * padded, partial + h, sums + h * padded); break;
+    // Dot products of a piece's keys with H heads' queries, into rows of `scores`.
+    template <int H> void dots(Piece<T> keys, const T* queries, float* scores, const Ahead& ahead) const {
+        for (int first = 0; first < keys.count; first += WIDTH) {
+            Vec groups[H][WIDTH / 4];
+            for (int four = 0; four < WIDTH / 4; four++) {
+                int token = first + 4 * four;
+                ahead.ask(token, token + 4);
+                const T* rows[4];
+                for (int t = 0; t < 4; t++)  // what lies beyond is written over, or hidden
+                    rows[t] = keys.rows + (token + t < keys.count ? token + t : keys.count - 1) * attention.token_stride;
+                Vec found[H];
+                dots<H>(rows, queries, found);
+                for (int h = 0; h < H; h++) groups[h][four] = found[h];
             }
-            position = end;
+            for (int h = 0; h < H; h++) store(scores + h * PADDED_STRETCH + first, sum_groups(groups[h]));
+        }
+        ahead.ask((keys.count + WIDTH - 1) / WIDTH * WIDTH, ahead.count);
+    }
+
+    // Dot products of one head with `count` tokens become weights; what the head has summed up is made to fit them.
+    void weigh(float* scores, int count, T* weights, Partial& partial, float* sums) const {
+        Vec most = all(NO_SCORE);
+        for (int t = 0; t < count; t += WIDTH) {
+            Vec score = attention.score(load(scores + t));
+            if (count - t < WIDTH) score = first_of(count - t, score);
+            store(scores + t, score);
+            most = vmax(most, score);
+        }
+        float before = partial.largest, after = largest(most);
+        if (after > before) {
+            float factor = exponential(before - after);
+            partial = {after, partial.total * factor};
+            for (int64_t at = 0; at < padded(); at += WIDTH) store(sums + at, load(sums + at) * all(factor));
+        } else {
+            after = before;
+        }
+        Vec total = zero();
+        for (int t = 0; t < count; t += WIDTH) {
+            Vec weight = rounded<T>(exponential(load(scores + t) - all(after)));
+            total = total + weight;
+            store(weights + t, weight);
+        }
+        partial.total += sum(total);
+    }
+    static Vec first_of(int count, Vec score) {
+        alignas(64) float lanes[WIDTH];
+        store(lanes, score);
+        for (int i = count; i < WIDTH; i++) lanes[i] = -__builtin_inff();
+        return load(lanes);
+    }
+
+    // How many units of H heads' sums are kept in registers at once.
+    template <int H> static constexpr int units_at_once() {
+        int units = 1;
+        while (HEAD_DIM && 2 * units * H * U::VECTORS <= SUMS && 2 * units <= HEAD_DIM / U::SPAN) units *= 2;
+        return units;
+    }
+
+    // sums[h] += weights[h] . values of a piece
+    template <int H> void add_values(Piece<T> values, const T* weights, float* sums, const Ahead& ahead) const {
+        constexpr int COLUMNS = units_at_once<H>();
+        add_columns<H, COLUMNS>(values, 0, weights, sums, ahead);
+        for (int64_t u = COLUMNS; u < units(); u += COLUMNS) add_columns<H, COLUMNS>(values, u, weights, sums, Ahead());
+        ahead.ask(values.count, ahead.count);
+    }
+
+    // The same for COLUMNS units from `unit` on.
+    template <int H, int COLUMNS>
+    void add_columns(Piece<T> values, int64_t unit, const T* weights, float* sums, const Ahead& ahead) const {
+        int64_t stride = attention.token_stride, left = head_dim() - unit * U::SPAN;
+        int lanes = HEAD_DIM || left >= U::SPAN ? U::SPAN : static_cast<int>(left);
+        const T* column = values.rows + unit * U::SPAN;
+        float* place = sums + unit * U::SPAN;
+        Vec sum[H][COLUMNS][U::VECTORS];
+        for_sums<H, COLUMNS>([&](int h, int u, int i) { sum[h][u][i] = load(place + h * padded() + u * U::SPAN + i * WIDTH); });
+        int t = 0;
+        if constexpr (IN_PAIRS<T>) {
+            for (; t < values.count; t += 2) {
+                ahead.ask(t, t + 2);
+                Vec pairs[COLUMNS][U::VECTORS];
+                for (int u = 0; u < COLUMNS; u++) {
+                    const T* row = column + t * stride + u * U::SPAN;
+                    U second = t + 1 < values.count ? part(row + stride, lanes) : U::nothing();
+                    U::add_pair(part(row, lanes), second, pairs[u][0], pairs[u][1]);
+                }
+                for (int h = 0; h < H; h++) {
+                    float both;
+                    __builtin_memcpy(&both, weights + h * PADDED_STRETCH + t, 4);
+                    for (int u = 0; u < COLUMNS; u++)
+                        for (int i = 0; i < U::VECTORS; i++) sum[h][u][i] = U::weigh(sum[h][u][i], pairs[u][i], all(both));
+                }
+            }
+        } else {
+            for (; t < values.count; t++) {
+                ahead.ask(t, t + 1);
+                for (int u = 0; u < COLUMNS; u++) {
+                    U value = part(column + t * stride + u * U::SPAN, lanes);
+                    for (int h = 0; h < H; h++) value.add_to(sum[h][u], all(to_float(weights[h * PADDED_STRETCH + t])));
+                }
+            }
+        }
+        for_sums<H, COLUMNS>([&](int h, int u, int i) { store(place + h * padded() + u * U::SPAN + i * WIDTH, sum[h][u][i]); });
+    }
+    static U part(const T* p, int lanes) { return HEAD_DIM || lanes == U::SPAN ? U::of(p) : U::some(p, lanes); }
+    template <int H, int COLUMNS, class Body> static void for_sums(Body body) {
+        for (int h = 0; h < H; h++)
+            for (int u = 0; u < COLUMNS; u++)
+                for (int i = 0; i < U::VECTORS; i++) body(h, u, i);
+    }
+
+    // body(H, first head) over a group's heads, H of them at once.
+    template <class Body> void for_heads(Body body) const {
+        int64_t h = 0;
+        for (; h + AT_ONCE <= attention.group; h += AT_ONCE) body(Count<AT_ONCE>{}, h);
+        switch (attention.group - h) {
+            case 3: if constexpr (AT_ONCE > 3) body(Count<3>{}, h); return;
+            case 2: if constexpr (AT_ONCE > 2) body(Count<2>{}, h); return;
+            case 1: return body(Count<1>{}, h);
+        }
+    }
+
+    // The tokens from `position` on that lie in one block and before `last`.
+    Piece<T> piece(const Tensor& cache, int64_t sequence, int64_t kv_head, int64_t position, int64_t last) const {
+        int64_t left = attention.block_tokens - position % attention.block_tokens;
+        if (left > last - position) left = last - position;
+        return {attention.token(cache, sequence, position, kv_head), static_cast<int>(left < STRETCH ? left : STRETCH)};
+    }
+    Ahead ahead(Piece<T> piece) const {
+        int64_t size = sizeof(T);
+        return {reinterpret_cast<const char*>(piece.rows), attention.token_stride * size, head_dim() * size, piece.count};
+    }
+
+    Ahead first_keys(int64_t sequence, int64_t first, int64_t last, int64_t kv_head) const {
+        return ahead(piece(attention.k_cache, sequence, kv_head, first, last));
+    }
+
+    // Positions [first, last) of a sequence for the heads of one group, whose queries are in `space`. `then` is what is worked on
+    // next. `sums`[group][padded] and `partial`[group] start as nothing.
+    void run(int64_t sequence, int64_t first, int64_t last, int64_t kv_head, const DecodeSpace<T>& space, const Ahead& then,
+             Partial* partial, float* sums) const {
+        const Tensor &k_cache = attention.k_cache, &v_cache = attention.v_cache;
+        for (int64_t at = 0; at < attention.group * padded(); at += WIDTH) store(sums + at, zero());
+        for (int64_t h = 0; h < attention.group; h++) partial[h] = {NO_SCORE, 0};
+        for (int64_t start = first; start < last;) {
+            int64_t end = start + STRETCH < last ? start + STRETCH : last;
+            Piece<T> keys = piece(k_cache, sequence, kv_head, start, end), values = piece(v_cache, sequence, kv_head, start, end);
+            for (int64_t at = start; at < end;) {
+                int64_t next = at + keys.count;
+                Piece<T> following = next < end ? piece(k_cache, sequence, kv_head, next, end) : values;
+                Ahead asked = ahead(following);
+                for_heads([&](auto heads, int64_t h) {
+                    dots<heads.value>(keys, space.queries + h * padded(), space.scores + h * PADDED_STRETCH + (at - start), asked);
+                    asked = Ahead();
+                });
+                at = next;
+                keys = following;
+            }
+            for (int64_t h = 0; h < attention.group; h++) {
+                int64_t row = h * PADDED_STRETCH;
+                weigh(space.scores + row, static_cast<int>(end - start), space.weights + row, partial[h], sums + h * padded());
+            }
+            for (int64_t at = start; at < end;) {
+                int64_t next = at + values.count;
+                Ahead asked = then;
+                Piece<T> following = {nullptr, 0};
+                if (next < end) asked = ahead(following = piece(v_cache, sequence, kv_head, next, end));
+                else if (next < last) asked = ahead(piece(k_cache, sequence, kv_head, next, next + STRETCH < last ? next + STRETCH : last));
+                for_heads([&](auto heads, int64_t h) {
+                    add_values<heads.value>(values, space.weights + h * PADDED_STRETCH + (at - start), sums + h * padded(), asked);
+                    asked = Ahead();
+                });
+                at = next;
+                values = following;
+            }
+            start = end;
         }
     }
 
@@ -238,34 +339,26 @@ template <class T> struct Decode {
         float most = partial.largest > later.largest ? partial.largest : later.largest;
         float keep = exponential(partial.largest - most), take = exponential(later.largest - most);
         partial = {most, partial.total * keep + later.total * take};
-        for (int64_t at = 0; at < padded; at += WIDTH) store(sums + at, load(sums + at) * all(keep) + load(later_sums + at) * all(take));
+        for (int64_t at = 0; at < padded(); at += WIDTH) store(sums + at, load(sums + at) * all(keep) + load(later_sums + at) * all(take));
     }
 
     void write(int64_t row, int64_t head, const Partial& partial, const float* sums) const {
         float share = share_of(attention, head, partial);
         T* out = attention.out.template at<T>(row, head);
-        for (int64_t u = 0; u < units; u++) {
-            int64_t left = attention.head_dim - u * U::SPAN;
+        for (int64_t u = 0; u < units(); u++) {
+            int64_t left = head_dim() - u * U::SPAN;
             Vec sum[U::VECTORS];
             for (int i = 0; i < U::VECTORS; i++) sum[i] = load(sums + u * U::SPAN + i * WIDTH) * all(share);
             U::write(sum, out + u * U::SPAN, left < U::SPAN ? static_cast<int>(left) : U::SPAN);
         }
     }
 
-    // What weighted values are multiplied with in the end: a sink takes part in the total only.
-    static float share_of(const Attention<T>& attention, int64_t head, const Partial& partial) {
-        if (!attention.sinks) return 1.0f / partial.total;
-        float sink = attention.sink(head), most = partial.largest > sink ? partial.largest : sink;
-        float keep = exponential(partial.largest - most);
-        return keep / (partial.total * keep + exponential(sink - most));
-    }
-
     // The queries of a group, each padded with zeros to whole units.
     void take_queries(int64_t row, int64_t kv_head, T* queries) const {
         for (int64_t h = 0; h < attention.group; h++) {
             const T* from = attention.q.template at<T>(row, kv_head * attention.group + h);
-            copy_bytes(queries + h * padded, from, attention.head_dim * sizeof(T));
-            for (int64_t i = attention.head_dim; i < padded; i++) queries[h * padded + i] = 0;
+            copy_bytes(queries + h * padded(), from, head_dim() * sizeof(T));
+            for (int64_t i = head_dim(); i < padded(); i++) queries[h * padded() + i] = 0;
         }
     }
 };

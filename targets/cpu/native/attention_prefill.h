@@ -57,10 +57,6 @@ template <class T> struct Prefill {
         take(at, position, tiles * LANES);
         bytes = at - memory;
     }
-    template <class Item> static void take(char*& at, Item*& items, int64_t count) {
-        items = reinterpret_cast<Item*>(at);
-        at += (count * static_cast<int64_t>(sizeof(Item)) + 63) / 64 * 64;
-    }
 
     // One tile of the set at work: `lanes` pairs are real, in `vectors` vectors.
     struct Tile {
@@ -275,7 +271,7 @@ template <class T> struct Prefill {
         for (int lane = 0; lane < tile.lanes; lane++) {
             int64_t head = kv_head * attention.group + (first + lane) % attention.group;
             int at = tile.index * LANES + lane;
-            share[lane] = Decode<T>::share_of(attention, head, {largest[at], total[at]});
+            share[lane] = share_of(attention, head, {largest[at], total[at]});
         }
         for (int v = 0; v < tile.vectors; v++) {
             int lanes = tile.lanes - v * WIDTH < WIDTH ? tile.lanes - v * WIDTH : WIDTH;
@@ -302,7 +298,6 @@ template <class T> struct Prefill {
             case 4: if constexpr (VECTORS > 2) return body(Count<4>{}); else return;
         }
     }
-    template <int value_> struct Count { static constexpr int value = value_; };
 
     // Set `set` of a sequence's rows x group pairs, for one kv head.
     void run(int64_t sequence, int64_t kv_head, int64_t set) {

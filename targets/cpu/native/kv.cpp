@@ -1,4 +1,5 @@
-// Writing keys and values into the paged KV cache [blocks, block_tokens, kv heads, D], alone and together with rope.
+// Writing keys and values into the paged KV cache [blocks, block_tokens, kv heads, D], alone and together with rope. Tokens or heads
+// may be the outer dimension of a block in memory: strides say.
 #include "rope.h"
 
 static const char* check_caches(const Tensor& k, const Tensor& v, const Tensor& slots, const Tensor& k_cache, const Tensor& v_cache) {
@@ -11,7 +12,7 @@ static const char* check_caches(const Tensor& k, const Tensor& v, const Tensor& 
     const Tensor* caches[] = {&k_cache, &v_cache};
     for (const Tensor* cache : caches) {
         if (cache->rank != 4 || cache->shape[2] != k.shape[1] || cache->shape[3] != k.shape[2]) return "caches [blocks, block_tokens, heads, D]";
-        if (!is_dense(*cache) || cache->strides[0] != cache->shape[1] * cache->strides[1]) return "dense caches";
+        if (cache->layout != ROW_MAJOR || cache->strides[3] != 1) return "caches with features side by side";
         if (cache->shape[0] != k_cache.shape[0] || cache->shape[1] != k_cache.shape[1]) return "caches of one shape";
     }
     return nullptr;
@@ -19,7 +20,7 @@ static const char* check_caches(const Tensor& k, const Tensor& v, const Tensor& 
 
 // Where head `head` of token `slot` lies: tokens are numbered through all blocks.
 template <class T> static T* cached(const Tensor& cache, int64_t slot, int64_t head) {
-    return static_cast<T*>(cache.data) + slot * cache.strides[1] + head * cache.strides[2];
+    return cache.at<T>(slot / cache.shape[1], slot % cache.shape[1], head);
 }
 
 template <class T> static void kv_write(const Call& call, Team& team) {

@@ -35,6 +35,7 @@ class Step:
     sinks: torch.dtype | None = None
     padded: int = 0
     dtype: torch.dtype = f32
+    block_order: str = "token_major"
 
     def __post_init__(self) -> None:
         self.contexts = self.decode + [context for context, _ in self.chunks]
@@ -50,7 +51,7 @@ class Step:
         # q and out are windows of wider rows
         whole = random(self.rows + self.padded, self.heads[0] + 2, size, seed=99, dtype=self.dtype)
         self.q = whole[:, 1:-1]
-        self.caches = [poisoned(blocks, self.block_tokens, kv_heads, size, dtype=self.dtype) for _ in range(2)]
+        self.caches = [self.cache(blocks) for _ in range(2)]
         used = 0
         for sequence, count in enumerate(needed):
             self.tables[sequence, :count] = order[used : used + count]
@@ -59,6 +60,12 @@ class Step:
             block = self.tables[sequence, place // self.block_tokens].long()
             for cache, source in zip(self.caches, (self.keys, self.values), strict=True):
                 cache[block, place % self.block_tokens] = source[sequence]
+
+    def cache(self, blocks: int) -> torch.Tensor:
+        kv_heads, size = self.heads[1], self.head_dim
+        if self.block_order == "head_major":
+            return poisoned(blocks, kv_heads, self.block_tokens, size, dtype=self.dtype).transpose(1, 2)
+        return poisoned(blocks, self.block_tokens, kv_heads, size, dtype=self.dtype)
 
     def inputs(self) -> list[Operand]:
         starts, lengths = torch.full((SEQUENCES + 1,), -9, dtype=torch.int32), torch.full((SEQUENCES,), -9, dtype=torch.int32)
@@ -118,6 +125,7 @@ chunks = st.integers(1, 200).flatmap(lambda context: st.tuples(st.just(context),
     softcap=st.sampled_from([0.0, 0.0, 1.5]),
     sinks=st.sampled_from([None, f32, bf16]),
     padded=st.integers(0, 2),
+    block_order=st.sampled_from(["token_major", "head_major"]),
 )
 def test_attention(
     machine: str,
@@ -132,9 +140,12 @@ def test_attention(
     softcap: float,
     sinks: torch.dtype | None,
     padded: int,
+    block_order: str,
 ) -> None:
     sinks = sinks if sinks == dtype else f32 if sinks is not None else None
-    Step(decode, chunks, heads, head_dim, block_tokens, window, softcap, sinks, padded, dtype).check(machine, threads)
+    Step(decode, chunks, heads, head_dim, block_tokens, window, softcap, sinks, padded, dtype, block_order).check(
+        machine, threads
+    )
 
 
 @on_every_machine
@@ -157,6 +168,16 @@ def test_results_depend_on_neither_the_threads_nor_the_other_sequences(dtype: to
         assert torch.equal(alone.run(machine)[0], found[0][0])
 
 
+@pytest.mark.parametrize("dtype", [f32, bf16])
+@pytest.mark.parametrize("heads", [(9, 3), (8, 1)])
+def test_the_order_of_blocks_in_memory_changes_no_bit(dtype: torch.dtype, heads: tuple[int, int]) -> None:
+    for machine in MACHINES:
+        token_major, head_major = (
+            Step([700, 300, 5], [(130, 70)], heads, dtype=dtype, block_order=order) for order in ("token_major", "head_major")
+        )
+        assert torch.equal(token_major.run(machine), head_major.run(machine))
+
+
 @on_every_machine
 def test_large_scores(machine: str) -> None:
     for dtype in (f32, bf16):
@@ -169,11 +190,12 @@ def test_wrong_operands_are_refused() -> None:
     machine, step = next(iter(MACHINES)), Step([5], [])
     out = poisoned(1, 4, 64)
     q, k, v, starts, lengths, tables, counts = step.inputs()
-    assert isinstance(k, torch.Tensor) and isinstance(tables, torch.Tensor)
+    assert isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor) and isinstance(tables, torch.Tensor)
     sinks = torch.zeros(3)
     for inputs in (
         [q, k, v, starts, lengths, tables],
         [q, k.transpose(0, 1), v, starts, lengths, tables, counts],
+        [q, k, v.transpose(1, 2).contiguous().transpose(1, 2), starts, lengths, tables, counts],
         [q, k, k[:, :32], starts, lengths, tables, counts],
         [q, k.to(bf16), v, starts, lengths, tables, counts],
         [q, k, v, lengths, lengths, tables, counts],

@@ -94,6 +94,7 @@ def test_rope_rounds_as_eager_models_do(machine: str) -> None:
     heads=st.integers(1, 3),
     head_dim=st.sampled_from([4, 64, 100]),
     interleaved=st.booleans(),
+    head_major=st.booleans(),
 )
 def test_kv_writes(
     machine: str,
@@ -104,6 +105,7 @@ def test_kv_writes(
     heads: int,
     head_dim: int,
     interleaved: bool,
+    head_major: bool,
 ) -> None:
     mapping = torch.tensor(slots + [-1] * padding, dtype=torch.int64)
     rows, q_heads = len(mapping), 2 * heads
@@ -111,7 +113,10 @@ def test_kv_writes(
     cos, sin = random(rows, head_dim, seed=1, dtype=dtype), random(rows, head_dim, seed=2, dtype=dtype)
     tolerance = 2e-5 if dtype == f32 else 0.2
     for name in ("kv_write", "rope_kv_write"):
-        caches = [poisoned(8, 4, heads, head_dim, dtype=dtype) for _ in range(2)]
+        inside = (heads, 4) if head_major else (4, heads)
+        caches = [poisoned(8, *inside, head_dim, dtype=dtype) for _ in range(2)]
+        if head_major:
+            caches = [cache.transpose(1, 2) for cache in caches]
         out, expected = poisoned(rows, q_heads, head_dim, dtype=dtype), k.double()
         if name == "kv_write":
             call(machine, name, [k, v, mapping], [*caches], threads)
@@ -139,7 +144,7 @@ def test_wrong_operands_are_refused() -> None:
         (slots.int(), cache),
         (slots[:1], cache),
         (slots, random(5, 4, 2, 4)),
-        (slots, cache.transpose(0, 1)),
+        (slots, random(5, 4, 4, 3).transpose(2, 3)),
     ):
         with pytest.raises(PlanError):
             call(machine, "kv_write", [x, x, mapping], [target, target])
