@@ -26,6 +26,7 @@ struct Splits {
 template <class T, int HEAD_DIM> struct DecodeStep {
     static constexpr int64_t MOST_SHARED = 17, SLOTS = MOST_SHARED * (Splits::MOST + 1);
 
+    using Ahead = typename Decode<T, HEAD_DIM>::Ahead;
     const Attention<T>& attention;
     Decode<T, HEAD_DIM> decode;
     int64_t sequences, tokens = 0, shared = 0, parts = 1, tasks = 0;

@@ -5,6 +5,14 @@
 #include "rope.h"
 #include "transpose.h"
 
+// Processors with AMX take half as many vector products in pairs as single ones, in the same time: there pairs gain nothing, and
+// cost shuffles.
+#if defined(__AMX_BF16__)
+template <class T> constexpr bool DECODES_IN_PAIRS = false;
+#else
+template <class T> constexpr bool DECODES_IN_PAIRS = IN_PAIRS<T>;
+#endif
+
 // SPAN neighbouring elements of a row as a kernel takes them. Sums over tokens of such units are VECTORS vectors of floats,
 // whose order of columns is undone when the result is written.
 template <class T, bool pairs> struct Unit;
@@ -95,36 +103,48 @@ template <class T> struct Piece {
     int count;
 };
 
-// Rows that are worked on next, asked for row by row meanwhile: memory is then never idle, also where a block ends.
-struct Ahead {
-    const char* rows = nullptr;
-    int64_t stride = 0, bytes = 0;  // from a row to the next, and of a row
+// Rows that are worked on next, asked for a few at a time meanwhile: memory is then never idle, also where a block ends. They go to
+// the second cache: in the first one they would push out what is worked on. LINES is how many cache lines a row touches, 0 where
+// that is known at run time only.
+template <int LINES> struct Ahead {
+    static constexpr int SECOND_CACHE = 2;  // of __builtin_prefetch
+    const char* row = nullptr;
+    int64_t stride = 0, lines = 0;
     int count = 0;
 
-    void ask(int from, int to) const {
-        if (to > count) to = count;
-        for (int row = from; row < to; row++)
-            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + row * stride + at);
+    void ask(int rows) {
+        if (rows > count) rows = count;
+        count -= rows;
+        for (; rows > 0; rows--, row += stride)
+            for (int64_t line = 0; line < (LINES ? LINES : lines); line++) __builtin_prefetch(row + 64 * line, 0, SECOND_CACHE);
     }
-    void ask_all() const { ask(0, count); }
+    void ask_all() { ask(count); }
 };
+
+// Weights as the products with values want them.
+template <class T, bool pairs> struct WeightOf { using Type = float; };
+template <class T> struct WeightOf<T, true> { using Type = T; };
+template <class T> using Weight = typename WeightOf<T, DECODES_IN_PAIRS<T>>::Type;
 
 // Where a thread keeps what it works on: for each head of a group a query, a score (then a weight) for each token of a stretch,
 // and the partial result.
 template <class T> struct DecodeSpace {
     T* queries;
     float* scores;
-    T* weights;
+    Weight<T>* weights;
 };
 
 // HEAD_DIM is the size of a head, 0 where it is known at run time only.
 template <class T, int HEAD_DIM> struct Decode {
-    using U = Unit<T, IN_PAIRS<T>>;
+    using U = Unit<T, DECODES_IN_PAIRS<T>>;
+    using Weight = ::Weight<T>;
     static constexpr int AT_ONCE = WIDTH == 16 ? 4 : 2;                     // heads
     static constexpr int SUMS = WIDTH == 16 ? 16 : 8;                       // vectors kept in registers
     static constexpr int STRETCH = 256, PADDED_STRETCH = STRETCH + WIDTH;  // tokens between two looks at the largest score
     const Attention<T>& attention;
     int64_t run_time_units;
+
+    using Ahead = ::Ahead<HEAD_DIM * static_cast<int>(sizeof(T)) / 64>;
 
     explicit Decode(const Attention<T>& a) : attention(a), run_time_units((a.head_dim + U::SPAN - 1) / U::SPAN) {}
 
@@ -157,26 +177,31 @@ template <class T, int HEAD_DIM> struct Decode {
     }
 
     // Dot products of a piece's keys with H heads' queries, into rows of `scores`.
-    template <int H> void dots(Piece<T> keys, const T* queries, float* scores, const Ahead& ahead) const {
+    template <int H> void dots(Piece<T> keys, const T* queries, float* scores, Ahead ahead) const {
+        int64_t stride = attention.token_stride;
         for (int first = 0; first < keys.count; first += WIDTH) {
             Vec groups[H][WIDTH / 4];
             for (int four = 0; four < WIDTH / 4; four++) {
-                int token = first + 4 * four;
-                ahead.ask(token, token + 4);
-                const T* rows[4];
-                for (int t = 0; t < 4; t++)  // what lies beyond is written over, or hidden
-                    rows[t] = keys.rows + (token + t < keys.count ? token + t : keys.count - 1) * attention.token_stride;
+                int left = keys.count - first - 4 * four;
+                if (left <= 0) {
+                    for (int h = 0; h < H; h++) groups[h][four] = zero();
+                    continue;
+                }
+                ahead.ask(4);
+                const T* row = keys.rows + (first + 4 * four) * stride;
+                const T* rows[4] = {row, row + stride, row + 2 * stride, row + 3 * stride};
+                for (int t = left; t < 4; t++) rows[t] = row;  // its score is written over, or hidden
                 Vec found[H];
                 dots<H>(rows, queries, found);
                 for (int h = 0; h < H; h++) groups[h][four] = found[h];
             }
             for (int h = 0; h < H; h++) store(scores + h * PADDED_STRETCH + first, sum_groups(groups[h]));
         }
-        ahead.ask((keys.count + WIDTH - 1) / WIDTH * WIDTH, ahead.count);
+        ahead.ask_all();
     }
 
     // Dot products of one head with `count` tokens become weights; what the head has summed up is made to fit them.
-    void weigh(float* scores, int count, T* weights, Partial& partial, float* sums) const {
+    void weigh(float* scores, int count, Weight* weights, Partial& partial, float* sums) const {
         Vec most = all(NO_SCORE);
         for (int t = 0; t < count; t += WIDTH) {
             Vec score = attention.score(load(scores + t));
@@ -215,16 +240,17 @@ template <class T, int HEAD_DIM> struct Decode {
     }
 
     // sums[h] += weights[h] . values of a piece
-    template <int H> void add_values(Piece<T> values, const T* weights, float* sums, const Ahead& ahead) const {
+    template <int H> void add_values(Piece<T> values, const Weight* weights, float* sums, Ahead ahead) const {
         constexpr int COLUMNS = units_at_once<H>();
         add_columns<H, COLUMNS>(values, 0, weights, sums, ahead);
-        for (int64_t u = COLUMNS; u < units(); u += COLUMNS) add_columns<H, COLUMNS>(values, u, weights, sums, Ahead());
-        ahead.ask(values.count, ahead.count);
+        Ahead nothing;
+        for (int64_t u = COLUMNS; u < units(); u += COLUMNS) add_columns<H, COLUMNS>(values, u, weights, sums, nothing);
+        ahead.ask_all();
     }
 
     // The same for COLUMNS units from `unit` on.
     template <int H, int COLUMNS>
-    void add_columns(Piece<T> values, int64_t unit, const T* weights, float* sums, const Ahead& ahead) const {
+    void add_columns(Piece<T> values, int64_t unit, const Weight* weights, float* sums, Ahead& ahead) const {
         int64_t stride = attention.token_stride, left = head_dim() - unit * U::SPAN;
         int lanes = HEAD_DIM || left >= U::SPAN ? U::SPAN : static_cast<int>(left);
         const T* column = values.rows + unit * U::SPAN;
@@ -232,9 +258,9 @@ template <class T, int HEAD_DIM> struct Decode {
         Vec sum[H][COLUMNS][U::VECTORS];
         for_sums<H, COLUMNS>([&](int h, int u, int i) { sum[h][u][i] = load(place + h * padded() + u * U::SPAN + i * WIDTH); });
         int t = 0;
-        if constexpr (IN_PAIRS<T>) {
+        if constexpr (DECODES_IN_PAIRS<T>) {
             for (; t < values.count; t += 2) {
-                ahead.ask(t, t + 2);
+                ahead.ask(2);
                 Vec pairs[COLUMNS][U::VECTORS];
                 for (int u = 0; u < COLUMNS; u++) {
                     const T* row = column + t * stride + u * U::SPAN;
@@ -250,10 +276,10 @@ template <class T, int HEAD_DIM> struct Decode {
             }
         } else {
             for (; t < values.count; t++) {
-                ahead.ask(t, t + 1);
+                ahead.ask(1);
                 for (int u = 0; u < COLUMNS; u++) {
                     U value = part(column + t * stride + u * U::SPAN, lanes);
-                    for (int h = 0; h < H; h++) value.add_to(sum[h][u], all(to_float(weights[h * PADDED_STRETCH + t])));
+                    for (int h = 0; h < H; h++) value.add_to(sum[h][u], all(weights[h * PADDED_STRETCH + t]));
                 }
             }
         }
@@ -285,7 +311,7 @@ template <class T, int HEAD_DIM> struct Decode {
     }
     Ahead ahead(Piece<T> piece) const {
         int64_t size = sizeof(T);
-        return {reinterpret_cast<const char*>(piece.rows), attention.token_stride * size, head_dim() * size, piece.count};
+        return {reinterpret_cast<const char*>(piece.rows), attention.token_stride * size, (head_dim() * size + 63) / 64, piece.count};
     }
 
     Ahead first_keys(int64_t sequence, int64_t first, int64_t last, int64_t kv_head) const {
@@ -322,7 +348,7 @@ template <class T, int HEAD_DIM> struct Decode {
                 Ahead asked = then;
                 Piece<T> following = {nullptr, 0};
                 if (next < end) asked = ahead(following = piece(v_cache, sequence, kv_head, next, end));
-                else if (next < last) asked = ahead(piece(k_cache, sequence, kv_head, next, next + STRETCH < last ? next + STRETCH : last));
+                else if (next < last) asked = first_keys(sequence, next, last, kv_head);
                 for_heads([&](auto heads, int64_t h) {
                     add_values<heads.value>(values, space.weights + h * PADDED_STRETCH + (at - start), sums + h * padded(), asked);
                     asked = Ahead();
