@@ -44,7 +44,7 @@ from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
 from .goldens import make_golden
 from .identity import compiler_digest, library_versions
-from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered
+from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered, state_groups
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .options import DEFAULT_CONTEXT, CompileOptions
 
@@ -111,12 +111,12 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     entries: dict[str, Any] = {}
     constants = _constants(state, entries)
     programs = (state.step, state.sample)
-    groups = ordered(kv_groups(state.module), programs)
+    groups, states = ordered(kv_groups(state.module), programs), state_groups(state.module, state.limits.max_sequences)
     bound = _sources(state, entries)
     inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
     native = all(program.is_native for program in programs)
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
-    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead)
+    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states)
     block_bytes = bytes_per_block(groups)
     blocks = kv_blocks(fixed, block_bytes, state.options.memory, state.limits, state.max_context)
     manifest = Manifest(
@@ -138,8 +138,9 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
             block_tokens=BLOCK_TOKENS,
             blocks=blocks,
             bytes_per_block=block_bytes,
-            compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture),
+            compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture, states),
             groups=groups,
+            states=states,
         ),
         schedule=state.limits,
         memory=with_kv(fixed, block_bytes, blocks),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from ..plans.program import DTYPE_BYTES, Call, Program
+from ..plans.recurrence_body import decode_body, peak_bytes
 from ..plans.schema import Weight
 
 Shape = tuple[int, ...]
@@ -21,7 +22,7 @@ def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> 
     for program in programs:
         last = program.buckets[-1]
         symbols = {"rows": last.rows, "logit_rows": last.logit_rows}
-        shapes: dict[str, Shape] = dict(of_weights)
+        shapes: dict[str, Shape] = {**of_weights, "logit_rows": (last.logit_rows,)}
         for item in (*program.buffers, *program.views):
             shapes[item.name] = tuple(symbols[extent] if isinstance(extent, str) else extent for extent in item.shape)
         types = {buffer.name: DTYPE_BYTES[buffer.dtype] for buffer in program.buffers}
@@ -46,4 +47,14 @@ def _latent(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
     return prod((rows, heads, 2 * (latent + rotated) + max(latent, values), size))
 
 
-_NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {"moe_experts": _experts, "latent_attention": _latent}
+def _recurrence(call: Call, shapes: Mapping[str, Shape], _size: int) -> int:
+    """What one turn reads and makes: a row of each sequence."""
+    (sequences,) = shapes["logit_rows"]
+    return peak_bytes(decode_body(call.attributes.get("body"), call.label), sequences)
+
+
+_NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {
+    "moe_experts": _experts,
+    "latent_attention": _latent,
+    "recurrence": _recurrence,
+}

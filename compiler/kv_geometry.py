@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.recurrence import state_arguments
 from ..ir.types import dtype_of, shape_of
 from ..plans.digests import bound_compatibility
+from ..plans.errors import ModelError
 from ..plans.kv_caches import cache_names, caches_of_libraries
 from ..plans.program import Program
-from ..plans.schema import KvGroup, SourceTensor
+from ..plans.schema import KvGroup, SourceTensor, StateGroup
 from ..plans.template import instantiate
 
 ATTENTION = {"ts.attention", "ts.cached_attention", "ts.latent_attention"}
@@ -44,6 +46,31 @@ def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
                 window=window or None,
             )
         )
+    return tuple(groups)
+
+
+def state_groups(module: ir.Module, slots: int) -> tuple[StateGroup, ...]:
+    """Layers with equal recurrent states, in one group each, ordered by first layer.
+
+    Raises ModelError for a layer with two recurrences.
+    """
+    found: dict[tuple[tuple[tuple[int, ...], str], ...], list[int]] = {}
+    for operation in modules.walk(modules.step_block(module)):
+        if operation.name == "ts.recurrence":
+            states = state_arguments(operation)
+            geometry = tuple((tuple(size or 0 for size in shape_of(state)[1:]), dtype_of(state)) for state in states)
+            found.setdefault(geometry, []).extend(_layers(operation))
+    layers = [layer for group in found.values() for layer in group]
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if twice:
+        raise ModelError(
+            "a layer has several recurrent parts", where=f"layer {twice[0]}", expected="one for each layer", got=str(twice)
+        )
+    groups = []
+    for number, (geometry, group) in enumerate(sorted(found.items(), key=lambda item: min(item[1]))):
+        shapes, dtypes = (tuple(part) for part in zip(*geometry, strict=True))
+        name = f"state{number}" if number else "state"
+        groups.append(StateGroup(name=name, layers=tuple(sorted(group)), slots=slots, shapes=shapes, dtypes=dtypes))
     return tuple(groups)
 
 
@@ -90,11 +117,17 @@ def _layers(operation: ir.Operation) -> list[int]:
 
 
 def compatibility(
-    groups: Sequence[KvGroup], sources: Sequence[SourceTensor], constants: dict[str, Tensor], architecture: str
+    groups: Sequence[KvGroup],
+    sources: Sequence[SourceTensor],
+    constants: dict[str, Tensor],
+    architecture: str,
+    states: Sequence[StateGroup] = (),
 ) -> str:
     """The seed of prefix hashes: what keys and values depend on, and nothing else. A recompile keeps it."""
     digest = hashlib.sha256(architecture.encode())
     digest.update(msgspec.json.encode(tuple(groups)))
+    for group in states:
+        digest.update(msgspec.json.encode((group.layers, group.shapes, group.dtypes)))
     for source in sorted(sources, key=lambda source: source.name):
         digest.update(msgspec.json.encode((source.name, source.encoding, source.shape)))
     for name, value in sorted(constants.items()):

@@ -8,9 +8,9 @@ from math import prod
 import msgspec
 
 from ..plans.errors import MemoryPlanError
-from ..plans.kv_caches import block_bytes
+from ..plans.kv_caches import block_bytes, state_bytes
 from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
-from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, Weight
+from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, StateGroup, Weight
 from ..plans.units import format_bytes
 from .function_scratch import function_scratch
 
@@ -31,6 +31,7 @@ def fixed_memory(
     inputs: Sequence[StepInput],
     slots: Sequence[Buffer],
     overhead: int,
+    states: Sequence[StateGroup] = (),
 ) -> MemoryPlan:
     """Everything but the KV pool."""
     arena = max(bucket.arena_bytes for program in programs for bucket in program.buckets)
@@ -44,6 +45,7 @@ def fixed_memory(
         communication=0,
         workspace=_workspace(programs, weights),
         overhead=overhead,
+        states=sum(map(state_bytes, states)),
     )
 
 
@@ -80,8 +82,8 @@ def kv_blocks(fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: S
         traffic = limits.traffic
         live = traffic["concurrency"] * (traffic["prompt_tokens"] + traffic["output_tokens"])
         return max(least, -(-int(2 * live) // BLOCK_TOKENS))
-    blocks = (memory - fixed.total) // block_bytes
-    if blocks < least:
+    blocks = (memory - fixed.total) // block_bytes if block_bytes else least * limits.max_sequences
+    if blocks < least or fixed.total > memory:
         needed = fixed.total + least * block_bytes
         parts = {name: getattr(fixed, name) for name in fixed.__struct_fields__}
         raise MemoryPlanError(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attributes import text_attribute
 from .mlir import ir
-from .module import text_attribute
 
 _TYPES = {"i64": torch.int64, "i32": torch.int32, "u8": torch.uint8, "i1": torch.bool}
 _FLOATING = {"f64", "f32", "bf16", "f16"}

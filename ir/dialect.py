@@ -13,6 +13,9 @@ Tensor: TypeAlias = ir.RankedTensorType
 Operand: TypeAlias = ext.Operand[ir.RankedTensorType]
 Result: TypeAlias = ext.Result[ir.RankedTensorType]
 
+RECURRENCE_OPERANDS, RECURRENT_STATES = 40, 8
+"""The most operands and states that a recurrence may have."""
+
 
 class TsDialect(ext.Dialect, name="ts"):
     """LLM-level tensor operations on flat rows."""
@@ -233,6 +236,46 @@ class LatentAttention(TsDialect.Operation, name="latent_attention"):
     kv_b: Operand
     layer: ir.StringAttr
     scale: ir.FloatAttr
+
+
+def _groups(name: str, count: int) -> dict[str, object]:
+    """Fields of operands that may each be absent and each have a type of their own."""
+    return {f"{name}{at}": Sequence[Operand] for at in range(count)}
+
+
+class Recurrence(TsDialect.Operation, name="recurrence"):
+    """Carries states of fixed size along each sequence: its rows in order, each with the state that the row before left.
+
+    The body is one step, over one row of each of several sequences: arguments are the operands (first `rows` values of rows, then
+    what is the same for all rows) and the states [rows, ...]; it ends in `ts.step` with the result and the new states. States are
+    kept by `layer` and by sequence; at position 0 they are zero.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    __annotations__ |= _groups("operand", RECURRENCE_OPERANDS)
+    layer: ir.StringAttr
+    rows: ir.IntegerAttr
+    body: ext.Region
+
+
+class Step(TsDialect.Operation, name="step", traits=[ir.IsTerminatorTrait]):
+    """Ends a recurrence's body with the rows' result and their new states."""
+
+    out: Operand
+    __annotations__ |= _groups("state", RECURRENT_STATES)
+
+
+def recurrence(kind: ir.Type, operands: list[ir.Value], rows: int, layer: str) -> ir.Operation:
+    """Build `ts.recurrence`, its body still without a block."""
+    groups = [[operand] for operand in operands] + [[]] * (RECURRENCE_OPERANDS - len(operands))
+    i64 = ir.IntegerType.get_signless(64)
+    return Recurrence(kind, *groups, ir.StringAttr.get(layer), ir.IntegerAttr.get(i64, rows)).operation
+
+
+def step(out: ir.Value, states: list[ir.Value]) -> ir.Operation:
+    """Build `ts.step`."""
+    return Step(out, *[[state] for state in states], *[[]] * (RECURRENT_STATES - len(states))).operation
 
 
 class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.Pure]):

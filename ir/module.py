@@ -100,11 +100,14 @@ def body_of(repeat: ir.Operation) -> ir.Block:
 
 
 def walk(block: ir.Block) -> Iterator[ir.Operation]:
-    """All operations in program order, a repeat before its body. A list is taken per block, so the caller may erase."""
+    """All operations in program order, a repeat before its body. A list is taken per block, so the caller may erase.
+
+    The body of a recurrence is left out: it says what that one operation does.
+    """
     for view in list(block.operations):
         operation = view.operation
         yield operation
-        for region in operation.regions:
+        for region in () if operation.name == "ts.recurrence" else operation.regions:
             for inner in region.blocks:
                 yield from walk(inner)
 
@@ -134,7 +137,7 @@ def number(value: float) -> ir.FloatAttr:
     return ir.FloatAttr.get(ir.F64Type.get(), value)
 
 
-_KEPT = {"ts.repeat", "ts.yield", "ts.attention", "ts.latent_attention", "ts.rope_kv_write", "func.return"}
+_KEPT = {"ts.repeat", "ts.yield", "ts.attention", "ts.latent_attention", "ts.recurrence", "ts.rope_kv_write", "func.return"}
 
 
 def erase_unused(block: ir.Block) -> None:

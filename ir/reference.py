@@ -19,6 +19,7 @@ from . import module as modules
 from .aten_reference import run_aten
 from .latent import attend
 from .mlir import ir
+from .recurrence import States, recur
 from .types import shape_of
 
 
@@ -56,7 +57,7 @@ Cache = dict[tuple[int, int], tuple[Tensor, Tensor]]
 
 @dataclass
 class Interpreter:
-    """Runs a module's step function; keeps each sequence's keys and values between steps.
+    """Runs a module's step function; keeps each sequence's keys, values and recurrent states between steps.
 
     `instantiate(template, index)` fills a layer index into a name. `truncate` runs every repeat once (its first index).
     """
@@ -67,6 +68,7 @@ class Interpreter:
     dtype: torch.dtype
     truncate: bool = False
     cache: Cache = field(default_factory=dict)
+    states: States = field(default_factory=dict)
 
     def step(self, module: ir.Module, rows: StepRows) -> Tensor:
         """Logits [logit rows, vocabulary] of one step."""
@@ -104,6 +106,9 @@ class Interpreter:
         if name == "ts.moe_experts":
             return [mixture.experts(operation, operands[:3], lambda at, expert: self.weights.part(operands[at], expert))]
         operands = [self.weights.full(value) if isinstance(value, str) else value for value in operands]
+        if name == "ts.recurrence":
+            layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
+            return [recur(operation, operands, rows.sequences, rows.positions, self.states, layer, self.dtype)]
         if name in _STATEFUL:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
             return _STATEFUL[name](operation, operands, rows, self.cache, layer)

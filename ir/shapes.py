@@ -7,6 +7,7 @@ from collections.abc import Callable
 from . import mixture
 from .latent import latent_shapes
 from .mlir import ir
+from .recurrence import check_recurrence
 from .types import dtype_of, shape_of
 
 ACTIVATIONS = {"silu", "gelu", "gelu_tanh", "relu", "relu2"}
@@ -272,6 +273,8 @@ def check(operation: ir.Operation) -> str | None:
     """What is wrong with the operation's shapes, element types or attributes, or None."""
     if operation.name == "ts.repeat":
         return _repeat(operation)
+    if operation.name == "ts.recurrence":
+        return check_recurrence(operation)
     rule = RULES[operation.name]
     operands, results = list(operation.operands), list(operation.results)
     problem = rule([shape_of(value) for value in operands], [shape_of(value) for value in results])

@@ -62,7 +62,7 @@ class ShardingRule:
 
 def rule_of(operation: ir.Operation) -> ShardingRule:
     """The operation's rule at the ranks it has."""
-    if operation.name == "ts.aten" or (operation.name == "ts.reshape" and max(_ranks(operation)) > 3):
+    if operation.name in {"ts.aten", "ts.recurrence"} or (operation.name == "ts.reshape" and max(_ranks(operation)) > 3):
         # nothing is known of where its dimensions go, so none may be cut
         names = [tuple(f"{value}.{at}" for at in range(rank)) for value, rank in enumerate(_ranks(operation))]
         return ShardingRule(tuple(names[:-1]), (names[-1],), frozenset(name for part in names for name in part))

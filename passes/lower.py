@@ -10,10 +10,14 @@ from math import prod
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.recurrence import state_arguments
 from ..ir.types import dtype_of, shape_of
 from ..plans.aten_functions import function_of
+from ..plans.kv_caches import state_name
 from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, View
+from ..plans.recurrence_body import RECURRENCE_INPUTS, encode_body
 from ..targets.machine import Machine
+from .lower_recurrence import body_of_recurrence
 from .select import kernel_named
 
 LOGITS = "logits"
@@ -92,6 +96,9 @@ class _Lowering:
         if build is None:
             return [Call(function, tuple(inputs), tuple(outputs), _attributes(operation), label)]
         layer = modules.text_attribute(operation, "layer")
+        if operation.name == "ts.recurrence":
+            states = range(len(state_arguments(operation)))
+            outputs += [state_name(layer, number) for number in states]
         return build(function, inputs, outputs, _attributes(operation), layer, label)
 
     def _leaf(self, operation: ir.Operation) -> list[Call]:
@@ -256,6 +263,7 @@ _ATTRIBUTES = {
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
     "ts.latent_attention": {"scale": modules.float_attribute},
+    "ts.recurrence": {"body": lambda operation, _name: encode_body(body_of_recurrence(operation))},
 }
 
 
@@ -305,7 +313,14 @@ def _latent_attention(
     return [store, Call(attend, (q_nope, q_rope, kv_b, cache, *_SEQUENCES), tuple(outputs), attributes, label)]
 
 
+def _recurrence(
+    function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], _layer: str, label: str
+) -> list[Call]:
+    return [Call(function, (*inputs, *RECURRENCE_INPUTS), tuple(outputs), attributes, label)]
+
+
 _CALLS = {
+    "ts.recurrence": _recurrence,
     "ts.attention": _attention,
     "ts.rope_kv_write": _rope_kv_write,
     "ts.cached_attention": _cached_attention,

@@ -11,6 +11,7 @@ from .raising.fallback import fall_back
 from .raising.form import Form
 from .raising.pattern import AtenOp
 from .raising.raised import Raised
+from .raising.recurrence import raise_recurrence
 from .raising.rules import RULES
 from .rowwise.call import MixesTokens
 
@@ -62,6 +63,8 @@ class _Driver:
                 self._raise_operation(AtenOp(operation))
             elif operation.name == "ts.repeat":
                 self._raise_repeat(operation)
+            elif operation.name == "ts.recurrence":
+                self._raise_recurrence(operation)
             elif operation.name in {"ts.yield", "func.return"}:
                 return [self._needed(value).value for value in operation.operands]
             else:
@@ -112,6 +115,13 @@ class _Driver:
         for before, after, found in zip(source.results, repeat.results, entering, strict=True):
             self.done[before] = Raised(after, found.form)
 
+    def _raise_recurrence(self, source: ir.Operation) -> None:
+        try:
+            self.done[source.results[0]] = raise_recurrence(source, self)
+        except MixesTokens as error:
+            label = modules.label_of(source)
+            raise self._refusal(label, str(error)) from None
+
     def _copy_leaf(self, operation: ir.Operation) -> None:
         """Weights and constants as they are; step inputs without their batch dimension of one."""
         sym = modules.text(modules.text_attribute(operation, "sym"))
@@ -129,9 +139,12 @@ class _Driver:
         if found is not None and found.form.axis is not None:
             return found
         root, reason = self.refused.get(value, (None, "a value that does not depend on tokens"))
-        raise ModelError(
+        raise self._refusal(modules.label_of(root.operation) if root else "", reason)
+
+    def _refusal(self, where: str, reason: str) -> ModelError:
+        return ModelError(
             f"model type {self.model_type!r} computes something that cannot run on rows of packed sequences",
-            where=(modules.label_of(root.operation) if root else "") or "the traced model",
+            where=where or "the traced model",
             expected="operations that work token by token, and attention through transformers' attention interface",
             got=reason,
             fix="choose one of the model types that docs/models.md lists",

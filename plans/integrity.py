@@ -12,11 +12,11 @@ from math import prod
 
 from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
 from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
-from .kv_caches import block_bytes
+from .kv_caches import block_bytes, state_bytes
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, step_inputs
 from .program_integrity import check_program
-from .schema import FORMAT_MAJOR, FORMAT_MINOR, Manifest
+from .schema import FORMAT_MAJOR, FORMAT_MINOR, Manifest, StateGroup
 from .template import is_templated
 from .weight_integrity import check_weights
 
@@ -25,6 +25,7 @@ __all__ = ["check_manifest", "check_program", "ranks"]
 IDENTITY_TOKENS = 64
 MAX_LAYERS = 4096
 MAX_RANKS = 65536
+MAX_STATES = 64
 MAX_INSTANCES = 4_000_000
 REQUIRED_RATES = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s"}
 
@@ -111,7 +112,19 @@ def _check_names(manifest: Manifest) -> None:
     )
     for group in manifest.kv.groups:
         _check_layers(group.layers, f"kv.groups, {group.name}: layers", manifest)
+    for group in manifest.kv.states:
+        _check_states(group, manifest)
     require_unique([*read_only_names(manifest), *writable_names(manifest)], "names of operands")
+
+
+def _check_states(group: StateGroup, manifest: Manifest) -> None:
+    where = f"kv.states, {group.name}"
+    _check_layers(group.layers, f"{where}: layers", manifest)
+    require_number(group.slots, f"{where}: slots", manifest.schedule.max_sequences)
+    require(0 < len(group.shapes) <= MAX_STATES, f"{where}: shapes", f"1 to {MAX_STATES} states", len(group.shapes))
+    require(len(group.shapes) == len(group.dtypes), f"{where}: dtypes", f"{len(group.shapes)} types", len(group.dtypes))
+    for shape in group.shapes:
+        require_shape(shape, f"{where}: shapes")
 
 
 def _check_layers(layers: tuple[int, ...], where: str, manifest: Manifest) -> None:
@@ -194,6 +207,7 @@ def _check_kv(manifest: Manifest) -> None:
         ordered = group.kind == "paged" or group.block_order == "token_major"
         require(ordered, f"{where}: block_order", "token_major of a latent group", group.block_order)
         per_block += block_bytes(group, kv.block_tokens)
+    require_unique((group.name for group in kv.states), "kv.states")
     require(kv.bytes_per_block == per_block, "kv.bytes_per_block", per_block, kv.bytes_per_block)
 
 
@@ -203,6 +217,8 @@ def _check_memory(manifest: Manifest) -> None:
         require_number(getattr(memory, field), f"memory.{field}")
     pool = manifest.kv.blocks * manifest.kv.bytes_per_block
     require(memory.kv == pool, "memory.kv", f"{pool} (blocks x bytes_per_block)", memory.kv)
+    states = sum(state_bytes(group) for group in manifest.kv.states)
+    require(memory.states == states, "memory.states", f"{states}, the bytes of kv.states", memory.states)
     weights = [weight.bytes for weight in manifest.weights for _ in range(len(weight.layers) or 1)]
     _check_sum(memory.weights, weights, "memory.weights")
     arrays = {"constants": manifest.constants, "inputs": manifest.step_inputs, "slots": manifest.slot_buffers}

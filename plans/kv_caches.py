@@ -1,11 +1,12 @@
-"""The KV caches of a group: their names, sizes and order in memory (docs/plan-format.md, "KV groups")."""
+"""The KV caches and recurrent states of a group: their names, sizes and order in memory (docs/plan-format.md, "KV groups")."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from .program import DTYPE_BYTES, NATIVE, Program, Repeat
-from .schema import KvGroup
+from .schema import KvGroup, StateGroup
 from .template import instantiate
 
 _PREFIX = "kv."
@@ -19,6 +20,22 @@ def cache_names(group: KvGroup) -> Iterator[str]:
         else:
             yield f"kv.k.{layer}"
             yield f"kv.v.{layer}"
+
+
+def state_name(layer: int | str, number: int) -> str:
+    """State `number` of a layer, which may be a template."""
+    return f"kv.state.{layer}.{number}"
+
+
+def state_arrays(group: StateGroup) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of every array of the group."""
+    for layer in group.layers:
+        for number, (shape, dtype) in enumerate(zip(group.shapes, group.dtypes, strict=True)):
+            yield state_name(layer, number), (group.slots, *shape), dtype
+
+
+def state_bytes(group: StateGroup) -> int:
+    return sum(prod(shape) * DTYPE_BYTES[dtype] for _, shape, dtype in state_arrays(group))
 
 
 def block_bytes(group: KvGroup, block_tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .kv_caches import cache_names
+from .kv_caches import cache_names, state_arrays
 from .schema import Manifest, Weight
 from .template import instantiate
 
@@ -26,7 +26,9 @@ def read_only_names(manifest: Manifest) -> Iterator[str]:
 
 
 def writable_names(manifest: Manifest) -> Iterator[str]:
-    """Slot buffers and KV caches."""
+    """Slot buffers, KV caches and recurrent states."""
     yield from (item.name for item in manifest.slot_buffers)
     for group in manifest.kv.groups:
         yield from cache_names(group)
+    for states in manifest.kv.states:
+        yield from (name for name, _, _ in state_arrays(states))

@@ -12,6 +12,7 @@ from .findings import MAX_NUMBER, require, require_number, require_unique
 from .kv_caches import cache_names, caches_of_libraries
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
 from .template import instantiate, is_templated
 
@@ -121,6 +122,8 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
             named = call.function.removeprefix(NATIVE)
             require(named in kernels, at, "a kernel of the plan's library", repr(named))
         require(bool(call.outputs), f"{at}: outputs", "at least one", "none")
+        if call.function == RECURRENCE:
+            check_recurrence(manifest, call, indices, at)
         _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")
         _check_resolves(call.outputs, writable, indices, f"{at}: outputs", "a view, buffer, slot buffer or KV cache")
 

@@ -126,9 +126,21 @@ class KvGroup(_Part, frozen=True, kw_only=True):
     block_order: Literal["token_major", "head_major"] = "token_major"
 
 
+class StateGroup(_Part, frozen=True, kw_only=True):
+    """Layers whose recurrent states are alike. State n of a layer is an array [slots, *shapes[n]], one entry for each sampling slot,
+    of fixed size whatever a sequence's length: it is in no block, and prefixes cannot share it."""
+
+    name: str
+    layers: tuple[int, ...]
+    slots: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[DType, ...]
+
+
 class KvGeometry(_Part, frozen=True, kw_only=True):
     """`identity_tokens` is what a prefix hash covers; `block_tokens`, the physical block, divides it. `compatibility` seeds the
-    hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the pool's size.
+    hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the pool's size. `states` are what
+    recurrent layers keep instead of keys and values, or besides.
     """
 
     identity_tokens: int
@@ -137,6 +149,12 @@ class KvGeometry(_Part, frozen=True, kw_only=True):
     bytes_per_block: int
     compatibility: str
     groups: tuple[KvGroup, ...]
+    states: tuple[StateGroup, ...] = ()
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether cached blocks hold all that a sequence needs to go on behind them; recurrent states are not in them."""
+        return not self.states
 
 
 class Schedule(_Part, frozen=True, kw_only=True):
@@ -162,6 +180,7 @@ class MemoryPlan(_Part, frozen=True, kw_only=True):
     communication: int
     workspace: int
     overhead: int
+    states: int = 0
 
     @property
     def total(self) -> int:

@@ -1,11 +1,11 @@
-"""All memory of a plan but its weights, allocated once: arena, step inputs, slot buffers, constants, KV caches."""
+"""All memory of a plan but its weights, allocated once: arena, step inputs, slot buffers, constants, KV caches, recurrent states."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..plans.errors import MemoryPlanError
-from ..plans.kv_caches import cache_names
+from ..plans.kv_caches import cache_names, state_arrays
 from ..plans.schema import KvGroup, Manifest
 from .host_arrays import HostArray, committed, committed_together, from_bytes
 from .weights import PlanSource
@@ -13,7 +13,7 @@ from .weights import PlanSource
 
 @dataclass(frozen=True)
 class StaticMemory:
-    """`state` holds what programs may write besides the arena: slot buffers and KV caches."""
+    """`state` holds what programs may write besides the arena: slot buffers, KV caches and recurrent states."""
 
     arena: HostArray
     inputs: dict[str, HostArray]
@@ -22,7 +22,7 @@ class StaticMemory:
 
 
 def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
-    """Allocate as `manifest.memory` plans; of the KV caches only those in `needed` when it is given.
+    """Allocate as `manifest.memory` plans; of KV caches and states only those in `needed` when it is given.
 
     Raises MemoryPlanError when the machine has not that much.
     """
@@ -32,14 +32,14 @@ def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
             arena=committed((manifest.memory.arena,), "u8"),
             inputs={item.name: committed(item.shape, item.dtype) for item in manifest.step_inputs},
             constants={item.name: from_bytes(plan.entry(item.entry), item.shape, item.dtype) for item in manifest.constants},
-            state={**_slots(manifest), **_caches(manifest, needed)},
+            state={**_slots(manifest), **_caches(manifest, needed), **_states(manifest, needed)},
         )
     except (OSError, MemoryError) as error:
         memory = manifest.memory
         raise MemoryPlanError(
             "The plan's memory cannot be allocated.",
             where="memory",
-            expected=f"{memory.arena + memory.inputs + memory.slots + memory.constants + memory.kv} bytes besides the weights",
+            expected=f"{memory.arena + memory.inputs + memory.slots + memory.constants + memory.kv + memory.states} bytes besides the weights",
             got=str(error).splitlines()[0] if str(error) else "too little memory",
             fix="free memory, or compile the plan for less (tokenspeed-compile --memory)",
         ) from None
@@ -59,6 +59,11 @@ def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]
     wanted = {name: (_in_memory(group, kv.blocks, kv.block_tokens), group.dtype) for name, group in group_of.items()}
     made = committed_together(wanted)
     return {name: _tokens_first(array) if group_of[name].block_order == "head_major" else array for name, array in made.items()}
+
+
+def _states(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]:
+    arrays = (array for group in manifest.kv.states for array in state_arrays(group))
+    return committed_together({name: (shape, dtype) for name, shape, dtype in arrays if needed is None or name in needed})
 
 
 def _in_memory(group: KvGroup, blocks: int, block_tokens: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..ir.mlir import ir
+from ..ir.recurrence import state_arguments, step_block
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
 from ..plans.weight_layout import stored_bytes
@@ -117,10 +118,26 @@ _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.softcap": _per_element(3),
     "ts.moe_route": lambda operation, rows: 8.0 * _elements(operation.operands[0], rows),
     "ts.moe_experts": _experts_flops,
+    "ts.recurrence": lambda operation, rows: _recurrence_flops(operation, rows),
     "ts.cast": _per_element(1),
     "ts.add": _per_element(1),
     "ts.mul": _per_element(1),
 }
+
+
+def _recurrence_flops(operation: ir.Operation, rows: int) -> float:
+    return sum(_aten_flops(inside, rows) for inside in _body_of(operation) if inside.name == "ts.aten")
+
+
+def _body_of(operation: ir.Operation) -> list[ir.Operation]:
+    return [view.operation for view in step_block(operation).operations]
+
+
+def _state_bytes(operation: ir.Operation, rows: int) -> int:
+    """Bytes of states that are read and written, and of what the body's calls make, write and read again."""
+    states = sum(_size(value, rows) for value in state_arguments(operation))
+    made = sum(_size(inside.results[0], rows) for inside in _body_of(operation) if inside.name == "ts.aten")
+    return 2 * (states + made)
 
 
 def cost_of(operation: ir.Operation, rows: int) -> Cost:
@@ -134,6 +151,8 @@ def cost_of(operation: ir.Operation, rows: int) -> Cost:
         return Cost(flops, 0, 2 * _size(operation.results[0], rows))
     if operation.name == "ts.aten":
         moved += 2 * _size(operation.results[0], rows)  # its result is copied to its place
+    if operation.name == "ts.recurrence":
+        moved += _state_bytes(operation, rows)
     if operation.name == "ts.moe_experts":
         experts, top_k = shape_of(operation.operands[3])[0] or 0, shape_of(operation.operands[1])[1] or 0
         return Cost(flops, weights * touched_experts(experts, top_k, rows) / experts, moved)

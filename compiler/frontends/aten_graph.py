@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from ...plans.errors import ModelError
 from .trace import TracedModel
@@ -90,6 +90,16 @@ def clean(traced: TracedModel) -> AtenGraph:
     Raises ModelError if a layer hands on more than one tensor, or what enters it cannot be told.
     """
     graph = traced.exported.graph
+    calls, replaced = without_identities(graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    logits: Any = output.args[0][0]
+    inputs = tuple(node for node in graph.nodes if node.op == "placeholder")
+    cut = AtenGraph(Segment(()), (), Segment(()), inputs, logits, replaced)
+    return _cut(traced, cut, _reachable(calls, cut))
+
+
+def without_identities(graph: Graph) -> tuple[list[Node], dict[Node, Node]]:
+    """The calls that compute something, in order, and what stands for those that do not."""
     replaced: dict[Node, Node] = {}
     calls: list[Node] = []
     for node in graph.nodes:
@@ -100,11 +110,7 @@ def clean(traced: TracedModel) -> AtenGraph:
             replaced[node] = source
         else:
             calls.append(node)
-    output = next(node for node in graph.nodes if node.op == "output")
-    logits: Any = output.args[0][0]
-    inputs = tuple(node for node in graph.nodes if node.op == "placeholder")
-    cut = AtenGraph(Segment(()), (), Segment(()), inputs, logits, replaced)
-    return _cut(traced, cut, _reachable(calls, cut))
+    return calls, replaced
 
 
 def _reachable(calls: list[Node], graph: AtenGraph) -> list[Node]:

@@ -17,6 +17,8 @@ from ...ir.types import tensor
 from ...plans.errors import ModelError
 from ...plans.template import shift
 from .aten_graph import AtenGraph, Segment, clean, module_path, result_of, target_name, value_of
+from .recurrence import STEP_ROWS, Mixer
+from .recurrent_step import is_of_rows, split_step
 from .repeats import RepeatedPattern, fold
 from .trace import TracedModel, placeholder_targets
 
@@ -40,9 +42,10 @@ def import_model(traced: TracedModel) -> ir.Module:
     return _Importer(traced).run()
 
 
-def _type_of(node: Node) -> ir.RankedTensorType:
+def _type_of(node: Node, rows: int = -1) -> ir.RankedTensorType:
+    """The node's type; `rows` is a size that stands for rows, beside those that the trace left open."""
     value = value_of(node)
-    shape = [size if isinstance(size, int) else None for size in value.shape]
+    shape = [size if isinstance(size, int) and size != rows else None for size in value.shape]
     return tensor(_DTYPE_NAMES[value.dtype], shape)
 
 
@@ -101,6 +104,9 @@ class _Importer:
             if target_name(node) == "tokenspeed.attention.default":
                 self._emit_attention(node, values, layer)
                 continue
+            if target_name(node) == "tokenspeed.recurrence.default":
+                self._emit_recurrence(node, values, layer)
+                continue
             call, output = result_of(node)
             found = node.meta.get("val")
             if isinstance(found, (tuple, list, int, torch.SymInt)):
@@ -120,17 +126,32 @@ class _Importer:
             if not isinstance(found, torch.Tensor):
                 raise ModelError(
                     f"model type {self.traced.config['model_type']!r} uses an operation that is not recognised yet",
-                    where=self._templated(module_path(node), layer) or "the traced model",
+                    where=self._label(node, layer) or "the traced model",
                     expected="operations that give tensors",
                     got=target_name(call),
                     fix="choose a model of one of the families in docs/models.md",
                 )
-            op = dialect.aten(_type_of(node), operands, target_name(call), text)
-            other = [str(size) for size in found.shape if not isinstance(size, int) and not self._is_tokens(size)]
+            op = dialect.aten(self._type(node), operands, target_name(call), text)
+            other = [str(size) for size in found.shape if self._is_open(size) and not self._is_tokens(size)]
             if other:
                 op.attributes["other_sizes"] = modules.text(", ".join(other))  # the type only says that they are dynamic
-            modules.set_label(op, self._templated(module_path(node), layer))
+            modules.set_label(op, self._label(node, layer))
             values[node] = op.results[0]
+
+    def _type(self, node: Node) -> ir.RankedTensorType:
+        return _type_of(node)
+
+    def _label(self, node: Node, layer: tuple[int, int] | None) -> str:
+        return self._templated(module_path(node), layer)
+
+    def _emit_recurrence(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> None:
+        """The mixer's step: what needs no state before and behind the recurrence, over all rows, and the rest as its body."""
+        if layer is None:
+            raise ModelError("a recurrence outside of the layers is not supported", where=module_path(node))
+        given: Any = node.args[0]
+        rows = [self._value(source, values, layer) for source in given]
+        inner = _StepImporter(self.traced, self.traced.mixers[int(node.args[2])])  # pyright: ignore[reportArgumentType]
+        values[node] = inner.emit(rows, _type_of(node), layer, self._label(node, layer))
 
     def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> None:
         if layer is None:
@@ -160,7 +181,14 @@ class _Importer:
             return {"dtype": _DTYPE_NAMES[item]}
         if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return self._number(item)
+        return self._plain(item)
+
+    def _plain(self, item: Any) -> Any:
         return item
+
+    def _is_open(self, size: Any) -> bool:
+        """Whether a size is not a number of the model."""
+        return not isinstance(size, int)
 
     def _number(self, value: Any) -> Any:
         """A number of the trace: a constant, the number of tokens, or an expression that is not taken for it."""
@@ -197,3 +225,56 @@ class _Importer:
             return name
         kind, offset = layer
         return name.replace(f"{self.traced.layers_path}.{kind}", f"{self.traced.layers_path}.{shift('{i}', offset)}", 1)
+
+
+class _StepImporter(_Importer):
+    """Imports the step of one mixer into the layer that has it."""
+
+    def __init__(self, traced: TracedModel, mixer: Mixer) -> None:
+        self.traced, self.mixer = traced, mixer
+        self.step = split_step(mixer)
+        self.graph = self.step.graph
+        found = placeholder_targets(mixer.step)
+        self.targets = {name: (kind, f"{mixer.path}.{target}") for name, (kind, target) in found.items()}
+
+    def emit(self, rows: list[ir.Value], kind: ir.Type, layer: tuple[int, int], label: str) -> ir.Value:
+        """The result as the model has it, [1, tokens, width], from its `rows` [1, tokens, ...]."""
+        step = self.step
+        values: Environment = {node: self._turned(value, self._type(node)) for node, value in zip(step.rows, rows, strict=True)}
+        self._emit(Segment(step.before), values, layer)
+        operands = [self._value(node, values, layer) for node in step.operands]
+        of_rows = sum(is_of_rows(node) for node in step.operands)
+        operation = dialect.recurrence(self._type(step.result), operands, of_rows, shift("{i}", layer[1]))
+        modules.set_label(operation, label)
+        arguments = [*step.operands, *step.states]
+        body = ir.Block.create_at_start(operation.regions[0], [self._type(node) for node in arguments])
+        inner: Environment = dict(zip(arguments, body.arguments, strict=True))
+        with ir.InsertionPoint(body):
+            self._emit(Segment(step.inside), inner, layer)
+            dialect.step(inner[step.result], [inner[node] for node in step.new_states])
+        values[step.result] = operation.results[0]
+        self._emit(Segment(step.after), values, layer)
+        return self._turned(values[step.out], kind)
+
+    def _type(self, node: Node) -> ir.RankedTensorType:
+        return _type_of(node, STEP_ROWS)
+
+    def _plain(self, item: Any) -> Any:
+        if isinstance(item, int) and not isinstance(item, bool) and item and item % STEP_ROWS == 0:
+            return {"symbol": "tokens" if item == STEP_ROWS else f"{item // STEP_ROWS}*rows"}
+        return item
+
+    def _is_open(self, size: Any) -> bool:
+        return size % STEP_ROWS == 0
+
+    def _is_tokens(self, value: Any) -> bool:
+        return value == STEP_ROWS
+
+    def _turned(self, value: ir.Value, kind: ir.Type) -> ir.Value:
+        """[1, tokens, ...] as [rows, 1, ...], or back."""
+        arguments = json.dumps({"args": [{"operand": 0}, 0, 1], "kwargs": {}})
+        return dialect.aten(kind, [value], "aten.transpose.int", arguments).results[0]
+
+    def _label(self, node: Node, layer: tuple[int, int] | None) -> str:
+        inside = module_path(node)
+        return self._templated(f"{self.mixer.path}.{inside}" if inside else self.mixer.path, layer)

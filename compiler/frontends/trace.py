@@ -25,6 +25,7 @@ from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
+from .recurrence import Mixer, extract_mixers, has_recurrence
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -140,7 +141,8 @@ class TracedModel:
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
     `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
     name to the one it shares; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are
-    called and cut up in checkpoints; `context` is the longest sequence that rope was fixed for.
+    called and cut up in checkpoints; `context` is the longest sequence that rope was fixed for. `mixers` are the recurrent parts,
+    which the exported graph names by position.
     """
 
     exported: ExportedProgram
@@ -154,6 +156,7 @@ class TracedModel:
     dtype: str
     names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
     context: int = 0
+    mixers: tuple[Mixer, ...] = ()
 
 
 class _Logits(torch.nn.Module):
@@ -344,6 +347,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
+        mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
@@ -361,7 +365,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
                 fix="choose one of the families that docs/models.md lists",
             ) from error
     architecture = type(model).__name__
-    return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context)
+    return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers)
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:

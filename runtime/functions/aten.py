@@ -38,10 +38,10 @@ def aten_function(name: str) -> Callable[[Operands], Launch] | None:
 
 def _prepare(operands: Operands, function: Any) -> Launch:
     operands.take(len(operands.inputs), 1)
-    *layouts, layout = _layouts(operands)
+    *layouts, layout = layouts_of(operands)
     out = arrange(operands, operands.outputs[0], layout)
     inputs = [arrange(operands, tensor, how) for tensor, how in zip(operands.inputs, layouts, strict=True)]
-    arguments, keywords, result = _arguments(operands, inputs, layouts)
+    arguments, keywords, result = arguments_of(operands, inputs, layouts)
     _check(operands, function, (arguments, keywords, result), out)
 
     def run() -> None:
@@ -51,7 +51,7 @@ def _prepare(operands: Operands, function: Any) -> Launch:
     return run
 
 
-def _layouts(operands: Operands) -> list[str]:
+def layouts_of(operands: Operands) -> list[str]:
     given = operands.attributes.get("layouts")
     left, arrow, right = given.partition("->") if isinstance(given, str) else ("", "", "")
     layouts = [part.strip() for part in left.split(",")] if left.strip() else []
@@ -71,7 +71,7 @@ def arrange(operands: Operands, tensor: torch.Tensor, layout: str) -> torch.Tens
     return moved.unsqueeze(0) if layout != letters else moved
 
 
-def _arguments(
+def arguments_of(
     operands: Operands, inputs: list[torch.Tensor], layouts: list[str]
 ) -> tuple[list[Any], dict[str, Any], int | None]:
     text = operands.attributes.get("arguments")
@@ -123,7 +123,7 @@ def _check(operands: Operands, function: Any, call: Arguments, out: torch.Tensor
     """
     shapes = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in (*operands.inputs, out))
     key = ("aten", operands.function, str(operands.attributes), shapes)
-    problem = operands.context.shared(key, _Checked, lambda: _Checked(_problem(function, call, out))).problem
+    problem = operands.context.shared(key, _Checked, lambda: _Checked(problem_of(function, call, out))).problem
     if problem:
         operands.refuse(f"a call that gives {out.dtype} {list(out.shape)}", problem)
 
@@ -133,7 +133,7 @@ class _Checked:
         self.problem = problem
 
 
-def _problem(function: Any, call: Arguments, out: torch.Tensor) -> str:
+def problem_of(function: Any, call: Arguments, out: torch.Tensor) -> str:
     arguments, keywords, result = call
     on_meta = _on_meta(arguments), _on_meta(keywords)
     if any(argument.name == "device" for argument in function._schema.arguments):

@@ -19,6 +19,7 @@ from .layer_norm import layer_norm
 from .linear import linear, linear_onednn
 from .mixture import moe_experts, moe_route
 from .norms import add_rms_norm, rms_norm
+from .recurrence import recurrence
 from .record_tokens import record_tokens
 from .rope import rope, rope_table
 from .token_logprobs import token_logprobs
@@ -54,6 +55,7 @@ _FUNCTIONS: dict[str, Function] = {
         rope_kv_write,
         attention,
         gather_rows,
+        recurrence,
         adjust_logits,
         draw_tokens,
         token_logprobs,

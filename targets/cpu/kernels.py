@@ -45,6 +45,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
         lambda _rows: 0.5,
         "set, not measured",
     ),
+    # one row of each sequence at a time, each call of the body an ATen call
+    Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),
