@@ -116,6 +116,8 @@ class _Driver:
             self.done[before] = Raised(after, found.form)
 
     def _raise_recurrence(self, source: ir.Operation) -> None:
+        for value in list(source.operands)[: modules.int_attribute(source, "rows")]:
+            self._needed(value)
         try:
             self.done[source.results[0]] = raise_recurrence(source, self)
         except MixesTokens as error:

@@ -19,9 +19,7 @@ def check_recurrence(manifest: Manifest, call: Call, layers: range | None, where
     require(len(call.inputs) == expected, f"{where}: inputs", f"{expected} inputs", len(call.inputs))
     ending = call.inputs[-len(RECURRENCE_INPUTS) :]
     require(ending == RECURRENCE_INPUTS, f"{where}: inputs", f"{', '.join(RECURRENCE_INPUTS)} at the end", ending)
-    require(
-        len(call.outputs) == 1 + len(body.states), f"{where}: outputs", f"{1 + len(body.states)} outputs", len(call.outputs)
-    )
+    require(len(call.outputs) == 1 + len(body.states), f"{where}: outputs", f"{1 + len(body.states)} outputs", len(call.outputs))
     arrays = {name: (shape[1:], dtype) for group in manifest.kv.states for name, shape, dtype in state_arrays(group)}
     for name, state in zip(call.outputs[1:], body.states, strict=True):
         for layer in layers or (0,):

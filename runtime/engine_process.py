@@ -18,7 +18,7 @@ from .engine_channel import EngineChannel
 from .executor_interface import Executor, Report
 from .openmp import bound_spinning
 from .protocol import EngineFailed, Ready
-from .scheduling.kv import KvManager
+from .scheduling.kv import manager_of
 from .scheduling.request import SchedulerLimits
 from .scheduling.scheduler import Scheduler
 from .startup_clock import StartupClock
@@ -104,7 +104,7 @@ def _check_same_plan(plan: Plan, options: EngineOptions) -> None:
 
 def _loop(plan: Plan, executor: Executor, channel: EngineChannel, *, overlap: bool) -> EngineLoop:
     manifest = plan.manifest
-    kv = KvManager(manifest.kv.blocks, manifest.kv.block_tokens, manifest.kv.identity_tokens, manifest.kv.compatibility)
+    kv = manager_of(manifest.kv)
     limits = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context)
     return EngineLoop(Scheduler(limits, kv), executor, channel, manifest.model.end_tokens, overlap=overlap)
 

@@ -68,7 +68,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             expected="a file config.json",
             fix="give the directory that holds config.json, or a .gguf file",
         )
-    config = read_json(path)
+    config = _with_numbers(read_json(path))
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(
@@ -89,6 +89,17 @@ def _read_config(path: Path) -> dict[str, Any]:
             fix="use the unquantized checkpoint, or a GGUF file of the same model",
         )
     return config
+
+
+def _with_numbers(item: Any) -> Any:
+    """A configuration with the numbers that JSON has no spelling for, which transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(item, list):
+        return [_with_numbers(part) for part in item]
+    if not isinstance(item, dict):
+        return item
+    if item.keys() == {"__float__"} and item["__float__"] in {"Infinity", "-Infinity", "NaN"}:
+        return float(item["__float__"])
+    return {name: _with_numbers(part) for name, part in item.items()}
 
 
 def _require_known_type(config: dict[str, Any], model_type: str, path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ...plans.errors import ModelError
-from .scatters import WITHOUT_SCATTERS
+from .decompositions import DECOMPOSITIONS
 
 STEP_ROWS = 1_000_003
 """Rows that steps are exported with: a number that is no size of a model, so that it stands for rows wherever it turns up. Mapping
@@ -211,11 +211,11 @@ def _exported(path: str, module: torch.nn.Module, call: _Call, held: DynamicCach
 def _export(path: str, module: torch.nn.Module, step: _Step, given: tuple[Any, ...]) -> ExportedProgram:
     """The step, mapped over rows; as it is where its code cannot be mapped (some writes in place cannot)."""
     try:
-        return torch.export.export(step, given, strict=False).run_decompositions(WITHOUT_SCATTERS)
+        return torch.export.export(step, given, strict=False).run_decompositions(DECOMPOSITIONS)
     except Exception:  # torch.export raises whatever the traced code raises
         step.mapped = False
     try:
-        return torch.export.export(step, given, strict=False).run_decompositions(WITHOUT_SCATTERS)
+        return torch.export.export(step, given, strict=False).run_decompositions(DECOMPOSITIONS)
     except Exception as error:  # as above
         lines = str(error).strip().splitlines() or [""]
         raise _refusal(path, module, f"{type(error).__name__}: {lines[0][:200]}") from error

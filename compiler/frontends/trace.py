@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
+from .decompositions import DECOMPOSITIONS
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .recurrence import Mixer, extract_mixers, has_recurrence
@@ -353,7 +354,7 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
         try:
             exported = torch.export.export(
                 _Logits(model), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
-            ).run_decompositions({})
+            ).run_decompositions(DECOMPOSITIONS)
         except ModelError:
             raise
         except Exception as error:  # torch.export raises whatever the traced code raises

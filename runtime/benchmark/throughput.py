@@ -20,7 +20,7 @@ from ..engine import EngineLoop
 from ..executor import load_executor
 from ..executor_interface import Executor, StepResult
 from ..protocol import SamplingParameters, Submit
-from ..scheduling.kv import KvManager
+from ..scheduling.kv import manager_of
 from ..scheduling.request import Outcome, Request, SchedulerLimits
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.step import IntArray, StepBatch
@@ -149,7 +149,7 @@ def run_closed_loop(manifest: Manifest, executor: Executor, options: ThroughputO
     """The measurement, with an executor that is loaded; the common prefix is computed, and sizes are met, in a round before."""
     surroundings = environment(torch.get_num_threads())
     timed = TimedExecutor(executor)
-    kv = KvManager(manifest.kv.blocks, manifest.kv.block_tokens, manifest.kv.identity_tokens, manifest.kv.compatibility)
+    kv = manager_of(manifest.kv)
     scheduler = TimedScheduler(SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), kv)
 
     def serve(name: str, count: int) -> ClosedLoop:

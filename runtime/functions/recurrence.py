@@ -167,7 +167,9 @@ def _prepared(call: BodyCall, given: Operands) -> Callable[[Sequence[Any], int],
 
     def run(values: Sequence[Any], rows: int) -> Tensor:
         operands = [values[number] if place is None else place(values[number]) for number, place in placed]
-        made = function(*[fill(operands, rows) for fill in arguments], **{name: fill(operands, rows) for name, fill in keywords.items()})
+        made = function(
+            *[fill(operands, rows) for fill in arguments], **{name: fill(operands, rows) for name, fill in keywords.items()}
+        )
         made = made if result is None else made[result]
         return made if back is None else back(made)
 

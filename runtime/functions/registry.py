@@ -19,8 +19,8 @@ from .layer_norm import layer_norm
 from .linear import linear, linear_onednn
 from .mixture import moe_experts, moe_route
 from .norms import add_rms_norm, rms_norm
-from .recurrence import recurrence
 from .record_tokens import record_tokens
+from .recurrence import recurrence
 from .rope import rope, rope_table
 from .token_logprobs import token_logprobs
 from .tokens import embedding, gather_rows, take_last_tokens

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ...plans.errors import PlanError
+from ...plans.schema import KvGeometry
 from .blocks import CachedBlock, FreeBlock, Handle, SealedBlock, Unit, WritableBlock, seal
 from .errors import IntegrityError, OutOfBlocks
 from .prefix import TOKEN_BYTES, chain_seed
@@ -42,12 +43,14 @@ class KvManager:
     """A pool of `blocks` physical blocks of `block_tokens` tokens; a prefix hash covers `identity_tokens` tokens.
 
     `compatibility` is the digest of all that makes KV interchangeable (weights, dtype, geometry, rope). Raises PlanError when
-    the numbers make no sense. Steps are completed in order: a block released while a launched step may still touch it is
+    the numbers make no sense. With `share` false no prefix is ever found or kept: blocks alone are not what a sequence needs to go on
+    where another one was (recurrent states are by slot, and no block holds them). Steps are completed in order: a block released while a launched step may still touch it is
     set aside until `complete_step` of that step.
     """
 
-    def __init__(self, blocks: int, block_tokens: int, identity_tokens: int, compatibility: str) -> None:
+    def __init__(self, blocks: int, block_tokens: int, identity_tokens: int, compatibility: str, share: bool = True) -> None:
         _check_geometry(blocks, block_tokens, identity_tokens)
+        self.shares = share
         self.blocks, self.block_tokens, self.identity_tokens = blocks, block_tokens, identity_tokens
         self.unit_blocks = identity_tokens // block_tokens
         self.compatibility = compatibility
@@ -86,6 +89,8 @@ class KvManager:
 
     def lookup(self, digests: Sequence[bytes], tokens: bytes) -> Hits:
         """The longest cached prefix of a chain (its seed, then one digest per unit); changes nothing. O(units of the hit)."""
+        if not self.shares:
+            return Hits([], 0)
         size, units, idle = self.identity_tokens * TOKEN_BYTES, [], 0
         for number, digest in enumerate(digests[1:]):
             unit = self._index.get(digest)
@@ -119,7 +124,8 @@ class KvManager:
         sealed = seal(blocks.writable[: self.unit_blocks], digest, parent, tokens)
         del blocks.writable[: self.unit_blocks]
         blocks.sealed.append(sealed)
-        self._index.setdefault(digest, sealed.unit)
+        if self.shares:
+            self._index.setdefault(digest, sealed.unit)
 
     def release(self, blocks: SequenceBlocks, last_step: int) -> None:
         """The sequence gives all its blocks back; `last_step` is the last launched step that touches them (-1: none)."""
@@ -167,7 +173,7 @@ class KvManager:
 
     def _keep_or_free(self, cached: CachedBlock) -> None:
         unit = cached.unit
-        if self._index.setdefault(unit.digest, unit) is unit:
+        if self.shares and self._index.setdefault(unit.digest, unit) is unit:
             self._cached[unit.digest] = cached
         else:
             self._free.extend(reversed(cached.evict()))
@@ -214,6 +220,12 @@ class KvManager:
             _require(unit.digest == digest, f"unit at {unit.indices} is indexed under another digest")
             _require(unit in users or digest in self._cached, f"indexed unit at {unit.indices} is neither sealed nor cached")
         _require(all(step > self._completed_step for step in self._retiring), "blocks retire on a step that is complete")
+
+
+def manager_of(geometry: KvGeometry) -> KvManager:
+    """The manager of a plan's blocks."""
+    numbers = geometry.blocks, geometry.block_tokens, geometry.identity_tokens
+    return KvManager(*numbers, geometry.compatibility, share=geometry.shares_prefixes)
 
 
 def _require(condition: bool, message: str) -> None:
