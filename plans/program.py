@@ -48,8 +48,8 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="call", 
     """One pure function of the versioned allow-list, writing into its outputs.
 
     Operands name, in this order of resolution: a view or buffer of this program, a step input, a slot buffer, a
-    constant, a weight, a KV cache (`kv.k.{i}`, `kv.v.{i}`, `kv.latent.{i}`), a recurrent state (`kv.state.{i}.0`, ...). Inside a `Repeat`, `{i}`, `{i+1}`, ... stand for
-    the layer index.
+    constant, a weight, a KV cache (`kv.k.{i}`, `kv.v.{i}`, `kv.latent.{i}`), a
+    recurrent state (`kv.state.{i}.0`, ...). Inside a `Repeat`, `{i}`, `{i+1}`, ... stand for the layer index.
     `label` is the module path this instruction came from, for people.
     """
 

@@ -127,8 +127,8 @@ class KvGroup(_Part, frozen=True, kw_only=True):
 
 
 class StateGroup(_Part, frozen=True, kw_only=True):
-    """Layers whose recurrent states are alike. State n of a layer is an array [slots, *shapes[n]], one entry for each sampling slot,
-    of fixed size whatever a sequence's length: it is in no block, and prefixes cannot share it."""
+    """Layers whose recurrent states are alike. State n of a layer is an array [slots, *shapes[n]]: one entry for each sampling
+    slot, of fixed size whatever a sequence's length: it is in no block, and prefixes cannot share it."""
 
     name: str
     layers: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""All memory of a plan but its weights, allocated once: arena, step inputs, slot buffers, constants, KV caches, recurrent states."""
+"""All memory of a plan but its weights, allocated once: arena, step inputs, slots, constants, KV caches, states."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def allocate(plan: PlanSource, needed: set[str] | None = None) -> StaticMemory:
         )
     except (OSError, MemoryError) as error:
         memory = manifest.memory
+        wanted = memory.arena + memory.inputs + memory.slots + memory.constants + memory.kv + memory.states
         raise MemoryPlanError(
             "The plan's memory cannot be allocated.",
             where="memory",
-            expected=f"{memory.arena + memory.inputs + memory.slots + memory.constants + memory.kv + memory.states} bytes besides the weights",
+            expected=f"{wanted} bytes besides the weights",
             got=str(error).splitlines()[0] if str(error) else "too little memory",
             fix="free memory, or compile the plan for less (tokenspeed-compile --memory)",
         ) from None

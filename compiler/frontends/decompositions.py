@@ -1,4 +1,4 @@
-"""Operations that an exported graph is freed of: writes into part of a tensor, as cuts and joins; other names of one operation."""
+"""Operations that an exported graph is freed of: writes into part of a tensor, as cuts and joins; second names."""
 
 from __future__ import annotations
 

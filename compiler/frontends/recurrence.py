@@ -1,7 +1,7 @@
 """Recurrent mixers: modules that carry a state from token to token (Mamba, gated delta nets, short convolutions).
 
-Each is exported by itself as a *step*: one token for each of R rows, with the states of the rows' sequences, to the mixer's result
-and the new states. In the model it is replaced by one opaque operation, so that the rest of its layer is traced as any other.
+Each is exported by itself as a *step*: one token for each of R rows, with the states of the rows' sequences, to the result and
+the new states. In the model it is replaced by one opaque operation, so that the rest of its layer is traced as any other.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ...plans.errors import ModelError
 from .decompositions import DECOMPOSITIONS
 
 STEP_ROWS = 1_000_003
-"""Rows that steps are exported with: a number that is no size of a model, so that it stands for rows wherever it turns up. Mapping
-over rows needs a number, and on the meta device it costs nothing."""
+"""Rows that steps are exported with: a number that is no size of a model, so that it stands for rows wherever it turns up.
+Mapping over rows needs a number, and on the meta device it costs nothing."""
 _UPDATES = ("update_conv_state(", "update_recurrent_state(")
 """How a mixer hands its new states to transformers' cache."""
 

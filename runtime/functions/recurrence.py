@@ -68,7 +68,7 @@ def _shape(value: Value, rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One row of each of several sequences: `rows` of the step, `slots`, and which of them (`fresh`) are at position 0, if any."""
+    """One row of each of several sequences: `rows` of the step, `slots`, and which are at position 0 (`fresh`), if any."""
 
     rows: Tensor
     slots: Tensor

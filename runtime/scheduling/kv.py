@@ -43,9 +43,9 @@ class KvManager:
     """A pool of `blocks` physical blocks of `block_tokens` tokens; a prefix hash covers `identity_tokens` tokens.
 
     `compatibility` is the digest of all that makes KV interchangeable (weights, dtype, geometry, rope). Raises PlanError when
-    the numbers make no sense. With `share` false no prefix is ever found or kept: blocks alone are not what a sequence needs to go on
-    where another one was (recurrent states are by slot, and no block holds them). Steps are completed in order: a block released while a launched step may still touch it is
-    set aside until `complete_step` of that step.
+    the numbers make no sense. With `share` false no prefix is ever found or kept: blocks alone are not what a sequence needs to
+    go on where another one was (recurrent states are by slot, and no block holds them). Steps are completed in order: a block
+    released while a launched step may still touch it is set aside until `complete_step` of that step.
     """
 
     def __init__(self, blocks: int, block_tokens: int, identity_tokens: int, compatibility: str, share: bool = True) -> None:

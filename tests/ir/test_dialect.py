@@ -32,7 +32,7 @@ def test_whole_modules_print_and_parse_back(text: str) -> None:
 
 
 def test_every_operation_has_a_sample() -> None:
-    names = {sample.name for sample in SOUND} | {"ts.repeat", "ts.yield"}
+    names = {sample.name for sample in SOUND} | {"ts.repeat", "ts.yield", "ts.recurrence", "ts.step"}
     assert names == operation_names()
 
 
@@ -54,7 +54,7 @@ def test_wrong_repeats_are_refused(text: str, message: str) -> None:
 
 
 def test_every_verified_operation_is_refused_at_least_once() -> None:
-    structural = {"ts.aten", "ts.yield", "ts.repeat"}
+    structural = {"ts.aten", "ts.yield", "ts.repeat", "ts.recurrence", "ts.step"}
     assert {sample.name for sample, _ in WRONG} == operation_names() - structural
 
 

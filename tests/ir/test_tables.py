@@ -11,7 +11,7 @@ from tokenspeed.targets.registry import TARGETS
 from .samples import SOUND
 from .test_dialect import operation_names
 
-CONTROL = {"ts.repeat", "ts.yield"}
+CONTROL = {"ts.repeat", "ts.step", "ts.yield"}
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
 VIEWS = {"ts.reshape", "ts.slice"}
 COLLECTIVES = {"ts.all_reduce"}
@@ -21,14 +21,15 @@ MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
 READ_WEIGHTS = {"ts.linear", "ts.embedding", "ts.moe_experts"}
 """Run by the interpreter through its weight provider."""
 
-OWN_REFERENCE = {"ts.aten"}
-OWN_SHARDING = {"ts.aten", "ts.reshape"}
+OF_REGIONS = {"ts.recurrence"}
+OWN_REFERENCE = {"ts.aten", "ts.recurrence"}
+OWN_SHARDING = {"ts.aten", "ts.recurrence", "ts.reshape"}
 
 OPERATIONS = operation_names() - CONTROL
 
 
 def test_shape_rules() -> None:
-    assert set(shapes.RULES) == OPERATIONS
+    assert set(shapes.RULES) | OF_REGIONS == OPERATIONS
     assert set(shapes.ATTRIBUTE_RULES) <= OPERATIONS
 
 
@@ -57,5 +58,5 @@ def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None
 
     structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "operandSegmentSizes"}
     attributed = {sample.name for sample in SOUND if set(re.findall(r"(\w+) =", sample.attributes)) - structural}
-    assert set(lower._ATTRIBUTES) == attributed
-    assert set(lower._CALLS) == {"ts.attention", "ts.cached_attention", "ts.latent_attention", "ts.rope_kv_write"}
+    assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS
+    assert set(lower._CALLS) == {*reference._STATEFUL, *OF_REGIONS}
