@@ -4,8 +4,9 @@
 
 Shapes are K x N. Weights are taken in turn from more memory than the caches hold. For each case: the time of the best and of the
 median turn, weight bytes per second as a share of the read bandwidth, operations per second as a share of what registers can
-do, and the share of the roofline (the larger of the two bounds) that the best turn reaches. Both rates are probed in the same
-turns. Needs a C++ compiler.
+do (with matrix tiles: what tiles can do in bfloat16, of all types but float32), and the share of the roofline (the larger of the
+two bounds) that the best turn reaches. Both rates are probed in the same turns. `--target cpu-avx512-bf16` measures a lesser
+instruction set that this machine runs too. Needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tokenspeed.runtime.native.library import NativeLibrary
 from tokenspeed.runtime.native.records import NativeArray, PackedWeight, describe
 from tokenspeed.runtime.native.team import ThreadTeam
 from tokenspeed.targets.cpu.build import build_library, find_compiler
-from tokenspeed.targets.cpu.machines import resolve_host_cpu
+from tokenspeed.targets.registry import find_target
 
 PROBES = Path(__file__).with_name("native_probe.cpp")
 SHAPES = "1024x4096,2048x1024,1024x6144,3072x1024,1024x151936,576x960,576x576,576x3072,1536x576,4096x4096"
@@ -84,12 +85,12 @@ class Report(msgspec.Struct, frozen=True):
 class Bench:
     """A team of threads with the kernels and the probes; one stretch of memory on huge pages for all weights."""
 
-    def __init__(self, threads: int, seconds: float) -> None:
+    def __init__(self, threads: int, seconds: float, target: str) -> None:
         compiler = find_compiler()
         if compiler is None:
             raise SystemExit("native_linear.py needs a C++ compiler: install g++ 12 or newer")
-        machine = resolve_host_cpu()
-        self.target, self._seconds = machine.name, seconds
+        machine = find_target(target)
+        self.target, self._seconds, self._tiles = machine.name, seconds, "amx_bf16" in machine.features
         data = build_library(compiler, machine.compiler_flags, (PROBES,))
         self._library = NativeLibrary(data, hashlib.sha256(data).hexdigest())
         self._team = ThreadTeam(self._library, threads)
@@ -112,7 +113,7 @@ class Bench:
             for at in range(0, len(arrays) - count + 1, count)
         ]
         turns = _cycle(lists)
-        multiply = self._multiply_probe({"f32": "f32", "bf16": "bf16"}.get(dtype, "int8"))
+        multiply = self._multiply_probe(self._peak(dtype))
         library = _onednn(kind, x, out, inputs, outputs, len(weights), count) if dtype in TORCH else None
         reads, rates, native, torch_times = [], [], [], []
         end = time.perf_counter() + self._seconds
@@ -152,6 +153,12 @@ class Bench:
         for part in parts[1:]:
             part.copy_(parts[0])
         return weights
+
+    def _peak(self, dtype: str) -> str:
+        """The instruction whose rate bounds products with a type."""
+        if dtype == "f32":
+            return "f32"
+        return "tiles" if self._tiles else "bf16" if dtype == "bf16" else "int8"
 
     def _multiply_probe(self, dtype: str) -> CallList:
         calls = CallList(self._library)
@@ -227,11 +234,12 @@ def main() -> None:
     parser.add_argument("--shapes", default=SHAPES)
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each case")
+    parser.add_argument("--target", default="cpu", help="a CPU target that this machine runs (default: its best)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     surroundings, cases = environment(options.threads), []
-    bench = Bench(options.threads, options.seconds)
+    bench = Bench(options.threads, options.seconds, options.target)
     if not options.json:
         print(f"{bench.target}, {options.threads} threads, {surroundings.cpu}, {surroundings.date}, load {surroundings.load}")
         print("type         KxN  rows    best us  median us    GB/s share   GFLOP/s share roofl. onednn us")

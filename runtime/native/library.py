@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...plans.errors import PlanError
+from ...plans.errors import PlanError, TargetMismatch
 from .records import CALL, TENSOR
 
 ABI_VERSION = 1
@@ -58,6 +58,7 @@ class NativeLibrary:
         self._library = _load_sealed(data, sha256)
         self._functions: dict[str, NativeFunction] = {}
         self._check_abi()
+        self._request_tiles()
         for name in ("ts_open", "ts_set_scratch", "ts_work", "ts_run", "ts_resize", "ts_close"):
             function = getattr(self._library, name)
             function.restype = None
@@ -121,6 +122,22 @@ class NativeLibrary:
                 expected=f"interface version {ABI_VERSION}, records of {expected[1:]} bytes",
                 got=str(got),
                 fix="run the plan with the runtime it was compiled for, or compile it again",
+            )
+
+    def _request_tiles(self) -> None:
+        """Ask for the tile registers, of a library whose code uses them: once for the process, before any thread runs kernels."""
+        request = getattr(self._library, "ts_request_tiles", None)
+        if request is None:
+            return
+        request.restype, request.argtypes = ctypes.c_int64, ()
+        refused = -int(request())
+        if refused:
+            raise TargetMismatch(
+                "The operating system does not lend this process the tile registers (AMX) that the plan's kernels use.",
+                where="target.features",
+                expected="Linux 5.16 or newer, and a sandbox that lets arch_prctl(ARCH_REQ_XCOMP_PERM) through",
+                got=os.strerror(refused),
+                fix="compile the plan without them: tokenspeed-compile MODEL --target cpu-avx512-bf16",
             )
 
 

@@ -51,6 +51,13 @@ _AVX512_BF16 = {
     "dispatch": _rate(10e-6, "s", _ZEN5),
     "dispatch.native": _NATIVE_CALL,
 }
+_AVX512_AMX = {
+    "compute.f32": _rate(280e9, "FLOP/s", "twice the vector width of cpu-avx2", nominal=True),
+    "compute.bf16": _rate(750e9, "FLOP/s", _ZEN5),
+    "bandwidth": _rate(41e9, "B/s", _ZEN5),
+    "dispatch": _rate(10e-6, "s", _ZEN5),
+    "dispatch.native": _NATIVE_CALL,
+}
 _NEON = {
     "compute.f32": _rate(100e9, "FLOP/s", "two cores, 2 x 4 lanes x 2 operations x 3 GHz", nominal=True),
     "compute.bf16": _rate(50e9, "FLOP/s", "not measured; set below float32", nominal=True),
@@ -62,6 +69,13 @@ _AVX2_FEATURES = "avx2 fma f16c bmi1 bmi2 movbe"
 _AVX512_FEATURES = f"{_AVX2_FEATURES} avx512f avx512bw avx512cd avx512vl avx512dq"
 
 CPU_MACHINES = (
+    _machine(
+        "cpu-avx512-amx",
+        "x86-64 with AVX-512, VNNI, BF16 and AMX tiles",
+        f"{_AVX512_FEATURES} avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8",
+        _AVX512_AMX,
+        "-march=x86-64-v4 -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8",
+    ),
     _machine(
         "cpu-avx512-bf16",
         "x86-64 with AVX-512, VNNI and BF16",

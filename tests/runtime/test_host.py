@@ -9,6 +9,7 @@ import pytest
 from tokenspeed.plans.errors import MemoryPlanError, TargetMismatch
 from tokenspeed.plans.schema import MeshAxis
 from tokenspeed.runtime.host import check_host, host_features, host_memory_bytes
+from tokenspeed.targets.registry import find_target
 from tokenspeed.tests.plans.sample_plan import sample_manifest
 
 FEATURES = frozenset({"avx2", "fma", "sse2"})
@@ -24,6 +25,15 @@ def test_missing_instructions_are_named() -> None:
     assert caught.value.where == "target.features"
     assert caught.value.got.endswith("without fma")
     assert caught.value.fix.startswith("tokenspeed-compile sample-model --target cpu")
+
+
+def test_a_plan_of_tile_kernels_is_refused_without_the_tiles() -> None:
+    machine = find_target("cpu-avx512-amx")
+    target = msgspec.structs.replace(sample_manifest().target, name=machine.name, features=machine.features)
+    lacking = frozenset(machine.features) - {"amx_tile", "amx_bf16", "amx_int8"}
+    with pytest.raises(TargetMismatch) as caught:
+        check_host(sample_manifest(target=target), features=lacking, memory_bytes=1 << 30)
+    assert caught.value.got.endswith("without amx_tile amx_bf16 amx_int8")
 
 
 def test_another_kind_of_device() -> None:

@@ -48,6 +48,7 @@ def test_kernels_are_distinct_sound_and_exist_in_the_runtime(machine: Machine) -
         (f"{AVX2} {AVX512}", "cpu-avx512"),
         (f"{AVX2} {AVX512} avx512_vnni", "cpu-avx512-vnni"),
         (f"{AVX2} {AVX512} avx512_vnni avx512_bf16 amx_tile", "cpu-avx512-bf16"),
+        (f"{AVX2} {AVX512} avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8", "cpu-avx512-amx"),
         ("fp asimd", "cpu-neon"),
     ],
 )

@@ -23,6 +23,14 @@ static void execute(Shared* shared, int32_t index) {
     }
 }
 
+#if defined(__AMX_TILE__)
+// Linux lends a process the state of the tile registers only when asked: 0, or the error's number, negative. Before threads work.
+EXPORT int64_t ts_request_tiles() {
+    constexpr long ARCH_PRCTL = 158, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return system_call(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA, 0, 0);
+}
+#endif
+
 // `memory` is ts_shared_bytes of zeroed memory, aligned to 64 bytes. `spins` is how long an idle thread waits before it sleeps.
 EXPORT void ts_open(Shared* shared, int32_t size, char* scratch, int64_t scratch_bytes, uint32_t spins) {
     shared->size = size;

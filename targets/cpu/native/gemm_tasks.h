@@ -2,13 +2,22 @@
 #pragma once
 #include "gemm.h"
 
-static constexpr int64_t MOST_CHUNK = 240, LEAST_CHUNK = 48;  // rows that a task takes; multiples of CHUNK_STEP
-static constexpr int64_t CHUNK_STEP = 24;                      // a multiple of every most_rows
-static constexpr int64_t CHUNK_BYTES = 512 << 10;              // of arranged activations, which then stay in the second-level cache
+static constexpr int64_t MOST_CHUNK = 512;  // whatever the way
 
-static inline int64_t most_rows_of_chunk(Type activation, Type weight, int64_t K) {
-    int64_t rows = CHUNK_BYTES / product_of(activation, weight, CHUNK_STEP, K).bytes() * CHUNK_STEP;
-    return rows > MOST_CHUNK ? MOST_CHUNK : rows < LEAST_CHUNK ? LEAST_CHUNK : rows;
+// Rows that a task takes: multiples of `step`, which is one of most_rows, and up to `bytes` of arranged activations, which then stay
+// in the second-level cache (machines with tiles have 2 MiB).
+struct Chunks {
+    int64_t step, least, most, bytes;
+};
+static inline Chunks chunks_of(Way way) {
+    if (way == TILES) return {32, 64, MOST_CHUNK, 1 << 20};
+    return {24, 48, 240, 512 << 10};
+}
+
+static inline int64_t most_rows_of_chunk(Way way, Type weight, int64_t K) {
+    const Chunks chunks = chunks_of(way);
+    int64_t rows = chunks.bytes / product_of(way, weight, chunks.step, K).bytes() * chunks.step;
+    return rows > chunks.most ? chunks.most : rows < chunks.least ? chunks.least : rows;
 }
 
 // Tasks [first, last) of the `turn`-th turn: at first each thread gets a long run of panels side by side, which memory reads fastest,

@@ -10,12 +10,14 @@ enum Way : int32_t {
     BYTES,     // Q8_0 weights: 32 k a step, activations quantised to 8 bits in groups of 32
     NIBBLES,   // Q4_0 weights, the same
     MINIMUMS,  // Q4_1 weights, the same
+    TILES,     // BF16 activations by matrix tiles (tiles.h): 32 k a step; quantised weights become BF16 on the way
 };
 
 constexpr int PARTS = COLUMNS / WIDTH;
 // Rows of a block at most: as many as sums fit in the registers.
 #if defined(__AVX512F__)
 static inline constexpr int most_rows(Way way) {
+    if (way == TILES) return 32;
 #if defined(__AVX512VNNI__)
     return way <= WIDENED ? 12 : 8;
 #else
@@ -29,7 +31,15 @@ static inline int filled_up(int rows) { return rows <= 2 ? rows : (rows + 1) / 2
 #endif
 constexpr int MOST_ROWS = 12;  // whatever the way
 
-static inline Way way_of(Type activation, Type weight) {
+// Quantised weights are worth unpacking from so many rows on.
+constexpr int64_t LEAST_TILED_ROWS = 16;
+
+// For all rows of a product together, however they are cut: they get the same bits.
+static inline Way way_of(Type activation, Type weight, int64_t rows) {
+#if defined(__AMX_BF16__)
+    if (activation == BF16 && (weight == BF16 || (is_quantised(weight) && rows >= LEAST_TILED_ROWS))) return TILES;
+#endif
+    (void)rows;
     switch (weight) {
         case F32: return FLOATS;
         case Q8_0: return BYTES;
@@ -44,15 +54,16 @@ static inline Way way_of(Type activation, Type weight) {
     return WIDENED;
 }
 
-static inline int64_t steps_of(Way way, int64_t K) { return way == FLOATS ? K : way <= WIDENED ? (K + 1) / 2 : K / GROUP; }
+static inline int64_t steps_of(Way way, int64_t K) { return way == FLOATS ? K : way <= WIDENED ? (K + 1) / 2 : (K + GROUP - 1) / GROUP; }
 
 // Bytes of a panel in one step.
 static inline constexpr int64_t panel_step(Way way) {
     return way <= WIDENED ? COLUMNS * 4 : way == BYTES ? Q8_0_GROUP_BYTES : way == NIBBLES ? Q4_0_GROUP_BYTES : Q4_1_GROUP_BYTES;
 }
 
-// Bytes of arranged activations in one step, of one row: 4, 8 (two floats), or 32 bytes, a scale, a start and a scaled sum.
-static inline constexpr int64_t row_step(Way way) { return way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
+// Bytes of arranged activations in one step, of one row: 4, 8 (two floats), 64 (32 bfloat16), or 32 bytes, a scale, a start and a
+// scaled sum.
+static inline constexpr int64_t row_step(Way way) { return way == TILES ? 64 : way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
 
 // From how many rows on products look ahead: fewer leave the memory no time to spare, and what the processor fetches by itself does
 // better than what it is told to.
@@ -65,4 +76,5 @@ struct Ahead {
 };
 
 constexpr int64_t LINE = 64;
+constexpr int64_t AHEAD_BYTES = 8 << 10;
 static inline void fetch_line(const char* at) { _mm_prefetch(at, _MM_HINT_T1); }

@@ -1,30 +1,38 @@
 // out[R, N] = x[R, K] . weight[N, K]^T (+ bias[N]); the weight in the PANEL layout. Sums in float32 along K, one after the other.
 #include "gemm_tasks.h"
 
-static Product product_of(const Call& call, int64_t rows) {
-    return product_of(call.input(0).type, call.input(1).type, rows, call.input(0).shape[1]);
+static Way way_of(const Call& call) { return way_of(call.input(0).type, call.input(1).type, call.input(0).shape[0]); }
+
+static Product product_of(const Call& call, Way way, int64_t rows) {
+    return product_of(way, call.input(1).type, rows, call.input(0).shape[1]);
 }
 
-static int64_t most_rows_of_chunk(const Call& call) {
-    return most_rows_of_chunk(call.input(0).type, call.input(1).type, call.input(0).shape[1]);
+static int64_t most_rows_of_chunk(const Call& call, Way way) {
+    return most_rows_of_chunk(way, call.input(1).type, call.input(0).shape[1]);
 }
 
 // Fewer where that gives every thread something to do.
-static int64_t rows_of_chunk(const Call& call, int64_t panels, int32_t threads) {
-    int64_t rows = most_rows_of_chunk(call), all = call.input(0).shape[0];
-    while (rows > LEAST_CHUNK && panels * ((all + rows - 1) / rows) < 4 * threads) rows -= CHUNK_STEP;
+static int64_t rows_of_chunk(const Call& call, Way way, int64_t panels, int32_t threads) {
+    const Chunks chunks = chunks_of(way);
+    int64_t rows = most_rows_of_chunk(call, way), all = call.input(0).shape[0];
+    while (rows > chunks.least && panels * ((all + rows - 1) / rows) < 4 * threads) rows -= chunks.step;
     return rows;
 }
 
 // Of each thread: the activations of one chunk, arranged, and their products with one panel.
-static int64_t scratch_of_thread(const Call& call) {
-    int64_t rows = most_rows_of_chunk(call);
-    if (rows > call.input(0).shape[0]) rows = call.input(0).shape[0];
-    Product product = product_of(call, rows);
+static int64_t scratch_of_thread(const Call& call, int64_t all) {
+    Way way = way_of(call.input(0).type, call.input(1).type, all);
+    int64_t rows = most_rows_of_chunk(call, way);
+    Product product = product_of(call, way, rows < all ? rows : all);
     return product.bytes() + product.padded_rows() * COLUMNS * 4;
 }
 
-SCRATCH(linear) { return call.input(0).shape[0] ? threads * scratch_of_thread(call) : 0; }
+SCRATCH(linear) {
+    int64_t rows = call.input(0).shape[0], few = rows < LEAST_TILED_ROWS ? rows : LEAST_TILED_ROWS - 1;
+    if (rows == 0) return 0;
+    int64_t all = scratch_of_thread(call, rows), least = scratch_of_thread(call, few);  // steps of few rows may go another way
+    return threads * (all > least ? all : least);
+}
 
 // Writes the products of one panel with the rows from `from` on.
 static void put_panel(const Call& call, int64_t panel, int64_t from, int64_t rows, const float* results) {
@@ -47,9 +55,10 @@ KERNEL(linear, "") {
     int64_t all = x.shape[0], panels = panel_count(weight.shape[0]), bytes = panel_bytes(weight.type, x.shape[1]);
     if (all == 0) return;
     Rows rows{x.at<char>(), x.strides[0] * (x.type == F32 ? 4 : 2), nullptr, all, x.type};
-    int64_t chunk = rows_of_chunk(call, panels, team.size), chunks = (all + chunk - 1) / chunk, arranged = -1;
+    Way way = way_of(call);
+    int64_t chunk = rows_of_chunk(call, way, panels, team.size), chunks = (all + chunk - 1) / chunk, arranged = -1;
     Product product{};
-    char* memory = team.scratch<char>(team.index * scratch_of_thread(call));
+    char* memory = team.scratch<char>(team.index * scratch_of_thread(call, all));
     float* results = nullptr;
     for (;;) {
         int64_t first, last;
@@ -58,7 +67,7 @@ KERNEL(linear, "") {
         for (int64_t task = first; task < last; task++) {
             int64_t panel = task % panels, from = task / panels * chunk;
             if (from != arranged) {
-                product = product_of(call, all - from < chunk ? all - from : chunk);
+                product = product_of(call, way, all - from < chunk ? all - from : chunk);
                 arrange_rows(product, rows.part(from, product.rows), memory);
                 results = reinterpret_cast<float*>(memory + product.bytes());
                 arranged = from;

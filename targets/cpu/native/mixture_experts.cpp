@@ -18,6 +18,7 @@ enum Step { FIRST, SECOND, STEPS };  // the product with gate_up, the product wi
 // Pairs [first, first + count) in the order of experts, all of one expert, as many as a task takes.
 struct Stretch {
     int32_t expert, first, count;
+    Way way;           // that of all pairs of the expert
     int64_t arranged;  // bytes from the start of the arranged activations
 };
 struct Counts {
@@ -38,11 +39,10 @@ struct Mixture {
     int64_t bytes;
 
     const Tensor& weight(int step) const { return call.input(step == FIRST ? GATE_UP : DOWN); }
-    Product product(int step, int64_t count) const {
-        return product_of(call.input(X).type, weight(step).type, count, step == FIRST ? hidden : inner);
-    }
-
-    int64_t chunk(int step) const { return most_rows_of_chunk(call.input(X).type, weight(step).type, step == FIRST ? hidden : inner); }
+    int64_t features(int step) const { return step == FIRST ? hidden : inner; }
+    Product product(int step, const Stretch& run) const { return product_of(run.way, weight(step).type, run.count, features(step)); }
+    Way way(int step, int64_t count) const { return way_of(call.input(X).type, weight(step).type, count); }
+    int64_t chunk(int step, Way way) const { return most_rows_of_chunk(way, weight(step).type, features(step)); }
 
     Mixture(const Call& call, char* memory, int32_t threads) : call(call) {
         const Tensor& x = call.input(X);
@@ -63,8 +63,8 @@ struct Mixture {
         take(order, pairs);
         take(places, pairs);
         for (int step = FIRST; step < STEPS; step++) {
-            Product one = product(step, 1);
-            int64_t many = hit + pairs / chunk(step), size = (many + pairs / one.most()) * one.block_bytes() + many * 64;
+            int64_t few = chunk(step, way(step, 1)), more = chunk(step, way(step, pairs)), many = hit + pairs / (few < more ? few : more);
+            int64_t size = most_bytes(x.type, weight(step).type, features(step), pairs, many);
             take(runs[step], many);
             if (size > largest) largest = size;
         }
@@ -79,11 +79,13 @@ struct Mixture {
 
 // Adds the stretches of the pairs of an expert.
 static void cut(const Mixture& mixture, int step, int32_t expert, int32_t first, int32_t count, int64_t& arranged) {
-    int32_t chunk = static_cast<int32_t>(mixture.chunk(step));
+    Way way = mixture.way(step, count);
+    int32_t chunk = static_cast<int32_t>(mixture.chunk(step, way));
     for (int32_t last = first + count; first < last; first += chunk) {
         int32_t many = last - first < chunk ? last - first : chunk;
-        mixture.runs[step][mixture.counts->runs[step]++] = {expert, first, many, arranged};
-        arranged += mixture.product(step, many).bytes();
+        Stretch& run = mixture.runs[step][mixture.counts->runs[step]++];
+        run = {expert, first, many, way, arranged};
+        arranged += mixture.product(step, run).bytes();
     }
 }
 
@@ -143,14 +145,14 @@ static void arrange(const Mixture& mixture, int step, Team& team) {
                 else activate(call, reinterpret_cast<bf16*>(gate), reinterpret_cast<bf16*>(up), mixture.inner);
             }
         }
-        arrange_rows(mixture.product(step, run.count), rows, mixture.arranged + run.arranged);
+        arrange_rows(mixture.product(step, run), rows, mixture.arranged + run.arranged);
     }
 }
 
 // One panel of an expert times a run of its rows, plus the bias, into mixture.values.
 static void multiply_run(const Mixture& mixture, int step, const Stretch& run, int64_t panel, float* results) {
     const Tensor& weight = mixture.weight(step);
-    Product product = mixture.product(step, run.count);
+    Product product = mixture.product(step, run);
     int64_t columns = weight.shape[1], first = panel * COLUMNS, rest = columns - first;
     int count = rest < COLUMNS ? static_cast<int>(rest) : COLUMNS;
     const char* at = weight.at<char>() + (run.expert * panel_count(columns) + panel) * panel_bytes(weight.type, product.K);

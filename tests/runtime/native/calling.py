@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +34,13 @@ Operand = torch.Tensor | PackedWeight | NativeArray
 
 def _present() -> set[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+    flags = set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+    return flags if _lends_tiles() else flags - {"amx_tile"}
+
+
+def _lends_tiles() -> bool:
+    """Whether this process may use the tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) of Linux on x86-64."""
+    return platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 
 MACHINES = {machine.name: machine for machine in CPU_MACHINES if machine.compiler_flags and _present() >= {*machine.features}}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenspeed.plans.errors import PlanError
+from tokenspeed.plans.errors import PlanError, TargetMismatch
 from tokenspeed.runtime.native import library as loading
 from tokenspeed.runtime.native.calls import CallList
 from tokenspeed.runtime.native.library import NativeLibrary
@@ -67,6 +70,33 @@ def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = code()
     with pytest.raises(PlanError, match="another version of the runtime"):
         NativeLibrary(data, hashlib.sha256(data).hexdigest())
+
+
+class RefusedTiles:
+    """A loaded library whose request for the tile registers the operating system refuses."""
+
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._loaded = loaded
+        self._name, self._handle = loaded._name, loaded._handle
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "ts_request_tiles":
+            return ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: -errno.EPERM)
+        return getattr(self._loaded, name)
+
+
+def test_a_system_that_lends_no_tile_registers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = loading._load_sealed
+    monkeypatch.setattr(loading, "_load_sealed", lambda data, sha256: RefusedTiles(load(data, sha256)))
+    data = code()
+    with pytest.raises(TargetMismatch, match="tile registers") as refused:
+        NativeLibrary(data, hashlib.sha256(data).hexdigest())
+    assert refused.value.got == os.strerror(errno.EPERM) and refused.value.fix.endswith("--target cpu-avx512-bf16")
+
+
+@on_every_machine
+def test_only_code_that_uses_tiles_asks_for_them(machine: str) -> None:
+    assert hasattr(library(machine).entry_points, "ts_request_tiles") == ("amx_tile" in MACHINES[machine].features)
 
 
 def test_unknown_kernels_and_attributes_are_refused() -> None:
