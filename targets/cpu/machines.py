@@ -14,6 +14,7 @@ from ..machine import Machine
 from .kernels import CPU_KERNELS
 
 _ZEN3 = "benchmarks/machine_rates.py, 2 cores of an AMD EPYC (Zen 3), 2026-11-23"
+_SAPPHIRE = "Intel Xeon (family 6 model 207, AMX), loaded, 2026-11-28"
 _ZEN5 = "oneDNN GEMM and a read of 1 GB, 2 cores of an AMD EPYC (Zen 5), 2026-11"
 
 
@@ -52,10 +53,10 @@ _AVX512_BF16 = {
     "dispatch.native": _NATIVE_CALL,
 }
 _AVX512_AMX = {
-    "compute.f32": _rate(280e9, "FLOP/s", "twice the vector width of cpu-avx2", nominal=True),
-    "compute.bf16": _rate(750e9, "FLOP/s", _ZEN5),
-    "bandwidth": _rate(41e9, "B/s", _ZEN5),
-    "dispatch": _rate(10e-6, "s", _ZEN5),
+    "compute.f32": _rate(330e9, "FLOP/s", "fused multiply-adds in registers, one core of the same Xeon, doubled", nominal=True),
+    "compute.bf16": _rate(1.77e12, "FLOP/s", f"native linear, 512 rows, 1024 x 1024, one core doubled; {_SAPPHIRE}"),
+    "bandwidth": _rate(30e9, "B/s", f"native linear, 1 row, 1024 x 4096 in bfloat16, one core doubled; {_SAPPHIRE}"),
+    "dispatch": _rate(6e-6, "s", f"benchmarks/machine_rates.py; {_SAPPHIRE}"),
     "dispatch.native": _NATIVE_CALL,
 }
 _NEON = {

@@ -32,7 +32,7 @@ static inline int filled_up(int rows) { return rows <= 2 ? rows : (rows + 1) / 2
 constexpr int MOST_ROWS = 12;  // whatever the way
 
 // Quantised weights are worth unpacking from so many rows on.
-constexpr int64_t LEAST_TILED_ROWS = 16;
+constexpr int64_t LEAST_TILED_ROWS = 32;
 
 // For all rows of a product together, however they are cut: they get the same bits.
 static inline Way way_of(Type activation, Type weight, int64_t rows) {

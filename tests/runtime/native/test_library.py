@@ -19,7 +19,8 @@ from tokenspeed.runtime.native import library as loading
 from tokenspeed.runtime.native.calls import CallList
 from tokenspeed.runtime.native.library import NativeLibrary
 from tokenspeed.runtime.native.team import ThreadTeam
-from tokenspeed.targets.cpu.build import build_library, find_compiler, kernel_names
+from tokenspeed.targets.cpu.build import SOURCES, _object, build_library, find_compiler, kernel_names
+from tokenspeed.targets.registry import find_target
 
 from .calling import MACHINES, call, library, native, on_every_machine
 
@@ -97,6 +98,16 @@ def test_a_system_that_lends_no_tile_registers_is_named(monkeypatch: pytest.Monk
 @on_every_machine
 def test_only_code_that_uses_tiles_asks_for_them(machine: str) -> None:
     assert hasattr(library(machine).entry_points, "ts_request_tiles") == ("amx_tile" in MACHINES[machine].features)
+
+
+def test_products_are_made_of_tiles_where_the_target_has_them(tmp_path: Path) -> None:
+    """On any host: compiled and read, not run."""
+    compiler, target = find_compiler(), find_target("cpu-avx512-amx")
+    assert compiler is not None
+    path = tmp_path / "linear.o"
+    path.write_bytes(_object(compiler, SOURCES / "linear.cpp", target.compiler_flags))
+    listing = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
+    assert all(word in listing for word in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "vpdpbusd"))
 
 
 def test_unknown_kernels_and_attributes_are_refused() -> None:

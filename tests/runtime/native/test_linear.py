@@ -139,6 +139,27 @@ def test_many_rows(machine: str, dtype: str) -> None:
 
 
 @on_every_machine
+@pytest.mark.parametrize("rows", [1, 16, 17, 33, 48])
+def test_what_fills_no_tile(machine: str, rows: int) -> None:
+    """Rows past a multiple of 16, features past a multiple of 32, an odd number of them."""
+    for features in (1, 31, 33, 64, 65, 546):
+        x, weight = random(rows, features + 3, dtype=torch.bfloat16)[:, 1:-2], random(40, features, seed=1, dtype=torch.bfloat16)
+        found, exact = run(machine, x, packed(machine, weight, "bf16")), x.double() @ weight.double().T
+        assert ((found.double() - exact).abs() <= bound(x, weight, exact)).all()
+
+
+@on_every_machine
+@pytest.mark.parametrize("dtype", GGML)
+def test_many_rows_of_quantised_weights(machine: str, dtype: str) -> None:
+    """Within what few rows may lose; and a row's bits are those of any other number of many rows."""
+    x, weight = random(75, 544, dtype=torch.bfloat16), random(70, 544, seed=1)
+    values, blocks = quantised(weight, dtype)[1], packed(machine, weight, dtype)
+    found, exact = run(machine, x, blocks), x.double() @ values.double().T
+    assert ((found.double() - exact).abs() <= quantisation_bound(x, values) + bound(x, values, exact)).all()
+    assert all(torch.equal(run(machine, x[:count], blocks), found[:count]) for count in (32, 33, 49))
+
+
+@on_every_machine
 @pytest.mark.parametrize("dtype", [*DTYPES, *GGML])
 @pytest.mark.parametrize("rows", [1, 5, 100])
 def test_the_same_bits_from_any_number_of_threads(machine: str, dtype: str, rows: int) -> None:
