@@ -7,6 +7,7 @@ from typing import Any
 
 from .frontends.config_fields import read_field, set_field
 from .frontends.repeats import fold
+from .recurrent_miniature import shrink_recurrence
 
 HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
 EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
@@ -40,6 +41,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
         small["sliding_window"] = WINDOW
     _shrink_experts(config, small)
     _shrink_latents(config, small)
+    shrink_recurrence(config, small)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None
     representatives = _representatives(kinds)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from .kv_caches import state_bytes
 from .program import Repeat
 from .reader import Plan
 from .schema import Manifest
@@ -81,7 +82,12 @@ def _fields(part: Any) -> dict[str, Any]:
 
 def _kv(manifest: Manifest) -> dict[str, Any]:
     kv = manifest.kv
-    return _fields(kv) | {"groups": [_fields(group) for group in kv.groups], "tokens": kv.blocks * kv.block_tokens}
+    return _fields(kv) | {
+        "groups": [_fields(group) for group in kv.groups],
+        "states": [_fields(group) | {"bytes": state_bytes(group)} for group in kv.states],
+        "shares_prefixes": kv.shares_prefixes,
+        "tokens": kv.blocks * kv.block_tokens,
+    }
 
 
 def _program(plan: Plan, name: str) -> dict[str, Any]:
@@ -149,6 +155,13 @@ def _kv_table(kv: dict[str, Any]) -> Table:
             f"{len(group['layers'])} layers, {group['heads']} heads of {group['head_dim']}, {group['dtype']}{window}"
             f", {group['block_order'].replace('_', '-')}"
         )
+    for group in kv["states"]:
+        shapes = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in zip(group["shapes"], group["dtypes"], strict=True))
+        values[group["name"]] = (
+            f"{len(group['layers'])} recurrent layers of {shapes}, {group['slots']} slots, {format_bytes(group['bytes'])}"
+        )
+    if not kv["shares_prefixes"]:
+        values["prefix reuse"] = "off: recurrent states are kept by sequence, cached blocks do not hold them"
     return _pairs("KV cache", values)
 
 

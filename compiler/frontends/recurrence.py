@@ -21,6 +21,29 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from ...plans.errors import ModelError
 from .decompositions import DECOMPOSITIONS
 
+RECURRENT_SIZES = (
+    "mamba_n_heads",
+    "mamba_d_head",
+    "n_mamba_heads",
+    "mamba_headdim",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "num_heads",
+    "mamba_expand",
+    "expand",
+    "mamba_n_groups",
+    "mamba_ngroups",
+    "n_groups",
+    "mamba_d_state",
+    "mamba_d_ssm",
+    "state_size",
+    "ssm_state_size",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+)
+"""Sizes of recurrent layers that a config.json may leave to transformers' defaults."""
 STEP_ROWS = 1_000_003
 """Rows that steps are exported with: a number that is no size of a model, so that it stands for rows wherever it turns up.
 Mapping over rows needs a number, and on the meta device it costs nothing."""

@@ -26,7 +26,7 @@ from .checkpoint_names import CheckpointNames, checkpoint_names
 from .decompositions import DECOMPOSITIONS
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
-from .recurrence import Mixer, extract_mixers, has_recurrence
+from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -60,6 +60,7 @@ _SIZES = (
     "n_group",
     "topk_group",
     "first_k_dense_replace",
+    *RECURRENT_SIZES,
 )
 """Fields that a config.json may leave to transformers' defaults."""
 _NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}

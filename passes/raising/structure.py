@@ -29,14 +29,29 @@ def _embedding(root: AtenOp, raiser: Raiser) -> Raised | None:
 def _linear(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target != "aten.linear.default":
         return None
-    x, weight = rows_of(raiser, root.arguments[0]), raiser.weight(root.arguments[1])
+    x, weight = _features_of(raiser, root.arguments[0]), raiser.weight(root.arguments[1])
     given_bias = root.arguments[2] if len(root.arguments) > 2 else None
     bias = raiser.weight(given_bias) if given_bias is not None else None
     if x is None or weight is None or (given_bias is not None and bias is None):
         return None
     kind = tensor(dtype_of(x), [None, shape_of(weight)[0]])
     made = dialect.Linear(kind, x, weight, [bias] if bias is not None else []).res
-    return Raised(made, Form.at(shape_of(root.result), len(shape_of(root.result)) - 2))
+    found = raiser.raised(root.arguments[0])
+    assert found is not None and found.form.axis is not None
+    form = Form.at(shape_of(root.result), found.form.axis)
+    wanted = form.rows_shape(shape_of(root.result))
+    return Raised(made if shape_of(made) == wanted else dialect.Reshape(tensor(dtype_of(made), wanted), made).res, form)
+
+
+def _features_of(raiser: Raiser, value: Any) -> ir.Value | None:
+    """A value as [rows, features], whatever dimensions of one it has between them."""
+    found = raiser.raised(value) if isinstance(value, ir.Value) else None
+    if found is None or found.form.axis is None or found.form.layout[-1] != ".":
+        return None
+    shape = shape_of(found.value)
+    if any(size != 1 for size in shape[1:-1]):
+        return None
+    return found.value if len(shape) == 2 else dialect.Reshape(tensor(dtype_of(found.value), (None, shape[-1])), found.value).res
 
 
 def _addmm(root: AtenOp, raiser: Raiser) -> Raised | None:
