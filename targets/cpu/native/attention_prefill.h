@@ -4,9 +4,11 @@
 //
 // A tile is LANES (row, head of the group) pairs. A set of neighbouring tiles shares every block of keys and values, which is
 // copied into the thread's own scratch once. In scratch everything is 32-bit words: a float, or a pair of bfloat16 along the
-// dimension that is summed over (columns in the first product, tokens in the second).
+// dimension that is summed over (columns in the first product, tokens in the second). Both products are then what matrix tiles take,
+// where there are any.
 #pragma once
 #include "attention.h"
+#include "attention_tiles.h"
 #include "transpose.h"
 
 using Word = uint32_t;
@@ -24,15 +26,19 @@ static inline Vec multiply_add(Vec sum, const Word* vector, Word scalar, bool pa
 
 template <class T> struct Prefill {
     static constexpr bool PAIRS = IN_PAIRS<T>;
+    static constexpr bool IN_TILES = PAIRS && HAVE_TILES;
     static constexpr int PER_WORD = PAIRS ? 2 : 1;
     static constexpr int VECTORS = WIDTH == 16 ? 4 : 2, LANES = VECTORS * WIDTH;  // of a tile
     static constexpr int FOUR = 4;                                                // rows of a register block
     static constexpr int KEYS = 128;                                              // of a block
     static constexpr int SET_LANES = 256;                                         // of a set, when heads are not large
+    static constexpr int TOGETHER = IN_TILES ? TILE : FOUR;                       // columns of values that are multiplied at once
+    static constexpr float SLACK = 8;  // with tiles, sums follow the largest score when it has grown by so much
 
     const Attention<T>& attention;
     int64_t depth;    // words of a query or a key
-    int64_t columns;  // head_dim, in fours
+    int64_t key_row;  // words from one key to the next
+    int64_t columns;  // head_dim, in fours, or in tiles
     int tiles;        // in a set, at most
     Word *queries, *keys, *values, *weights;
     float *sums, *scores, *largest, *total, *position;
@@ -42,12 +48,13 @@ template <class T> struct Prefill {
     // Lays out a thread's scratch from `memory` on; `bytes` gets its size.
     Prefill(const Attention<T>& a, char* memory, int64_t& bytes) : attention(a) {
         depth = (a.head_dim + PER_WORD - 1) / PER_WORD;
-        columns = (a.head_dim + FOUR - 1) / FOUR * FOUR;
+        columns = (a.head_dim + TOGETHER - 1) / TOGETHER * TOGETHER;
         tiles = tiles_of(a.head_dim);
         int64_t depth_in_vectors = (depth + WIDTH - 1) / WIDTH * WIDTH;
         char* at = memory;
         take(at, queries, tiles * depth_in_vectors * LANES);
-        take(at, keys, KEYS * depth);
+        key_row = IN_TILES ? depth_in_vectors : depth;
+        take(at, keys, KEYS * key_row);
         take(at, values, columns * KEYS / PER_WORD);
         take(at, weights, KEYS / PER_WORD * LANES);
         take(at, sums, tiles * columns * LANES);
@@ -99,13 +106,13 @@ template <class T> struct Prefill {
     }
 
     void take_keys(int64_t sequence, int64_t first, int count, int64_t kv_head) {
-        for (int i = 0; i < count; i++) copy_key(attention.token(attention.k_cache, sequence, first + i, kv_head), keys + i * depth);
+        for (int i = 0; i < count; i++) copy_key(attention.token(attention.k_cache, sequence, first + i, kv_head), keys + i * key_row);
         int whole = (count + FOUR - 1) / FOUR * FOUR;
-        for (int64_t at = count * depth; at < whole * depth; at++) keys[at] = 0;
+        for (int64_t at = count * key_row; at < whole * key_row; at++) keys[at] = 0;
     }
     void copy_key(const T* from, Word* to) const {
         if constexpr (PAIRS || sizeof(T) == 4) {
-            if (attention.head_dim % PER_WORD) to[depth - 1] = 0;
+            for (int64_t word = attention.head_dim / PER_WORD; word < key_row; word++) to[word] = 0;
             copy_bytes(to, from, attention.head_dim * sizeof(T));
         } else {
             float* floats = reinterpret_cast<float*>(to);
@@ -113,8 +120,9 @@ template <class T> struct Prefill {
         }
     }
 
-    // Values as [columns / 4][tokens (or pairs of them)][4].
+    // Values as [columns / 4][tokens (or pairs of them)][4]; for tiles as [columns][pairs of tokens].
     void take_values(int64_t sequence, int64_t first, int count, int64_t kv_head) {
+        if constexpr (IN_TILES) return take_value_tiles(sequence, first, count, kv_head);
         int64_t step = static_cast<int64_t>(KEYS) / PER_WORD * FOUR;  // from four columns to the next four
         for (int i = 0; i < count; i += PER_WORD) {
             const T* from = attention.token(attention.v_cache, sequence, first + i, kv_head);
@@ -126,6 +134,37 @@ template <class T> struct Prefill {
                 copy_value(from, to, step);
             }
         }
+    }
+    // With zeros for columns and tokens that fill up a tile.
+    void take_value_tiles(int64_t sequence, int64_t first, int count, int64_t kv_head) {
+        constexpr int64_t ROW = KEYS / PER_WORD;
+        for (int pair = 0; 2 * pair < count; pair += TILE) {
+            const T* tokens[2 * TILE];
+            for (int i = 0; i < 2 * TILE; i++) {
+                int token = 2 * pair + i;
+                tokens[i] = token < count ? attention.token(attention.v_cache, sequence, first + token, kv_head) : nullptr;
+            }
+            for (int64_t c = 0; c < columns; c += TILE) {
+                int width = attention.head_dim - c < TILE ? static_cast<int>(attention.head_dim - c) : TILE;
+                Vec block[WIDTH];
+                for (int i = 0; i < TILE; i++) block[i] = side_by_side(tokens[2 * i], tokens[2 * i + 1], c, width);
+                transpose(block);
+                for (int i = 0; i < TILE; i++) store(reinterpret_cast<float*>(values + (c + i) * ROW + pair), block[i]);
+            }
+        }
+    }
+    // Columns of two tokens as pairs.
+    static Vec side_by_side(const T* one, const T* other, int64_t c, int width) {
+#if defined(__AVX512BF16__)
+        __mmask16 some = first_lanes(width);
+        __m256i low = one ? _mm256_maskz_loadu_epi16(some, one + c) : _mm256_setzero_si256();
+        __m256i high = other ? _mm256_maskz_loadu_epi16(some, other + c) : _mm256_setzero_si256();
+        __m512i words = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+        return _mm512_castsi512_ps(words);
+#else
+        (void)one, (void)other, (void)c, (void)width;
+        return zero();
+#endif
     }
     void copy_value(const T* from, Word* to, int64_t step) const {
         float* floats = reinterpret_cast<float*>(to);
@@ -171,30 +210,29 @@ template <class T> struct Prefill {
     // Scores of `count` keys from position `first` on, and the largest of each lane. On an edge, what a lane does not see is hidden.
     template <int V, bool edge> void make_scores(const Tile& tile, int64_t first, int count, Vec (&most)[V]) {
         const Word* query = queries + tile.index * queries_of_tile();
-        const float* places = position + tile.index * LANES;
-        Vec hidden = all(-__builtin_inff());
+        if constexpr (IN_TILES) multiply_tiles(keys, key_row, count, query, V, scores, LANES, key_row / TILE, false);
         for (int key = 0; key < count; key += FOUR) {
             Vec sum[FOUR][V];
             for (int i = 0; i < FOUR; i++)
-                for (int v = 0; v < V; v++) sum[i][v] = zero();
-            multiply<V>(sum, keys + key * depth, depth, 1, query, depth);
+                for (int v = 0; v < V; v++) sum[i][v] = IN_TILES ? load(scores + (key + i) * LANES + v * WIDTH) : zero();
+            if constexpr (!IN_TILES) multiply<V>(sum, keys + key * key_row, key_row, 1, query, depth);
             for (int i = 0; i < FOUR; i++) {
                 Vec place = all(static_cast<float>(first + key + i));
                 for (int v = 0; v < V; v++) {
                     Vec score = attention.score(sum[i][v]);
-                    if (edge) {
-                        Vec own = load(places + v * WIDTH);
-                        score = where_less(own, place, hidden, score);
-                        if (attention.window) {
-                            Vec last_out = own - all(static_cast<float>(attention.window));
-                            score = where_less(last_out, place, score, hidden);
-                        }
-                    }
+                    if (edge) score = seen(load(position + tile.index * LANES + v * WIDTH), place, score);
                     most[v] = vmax(most[v], score);
                     store(scores + (key + i) * LANES + v * WIDTH, score);
                 }
             }
         }
+    }
+    // The scores of those queries, by position, that see the key at `place`.
+    Vec seen(Vec own, Vec place, Vec score) const {
+        Vec hidden = all(-__builtin_inff());
+        score = where_less(own, place, hidden, score);
+        if (!attention.window) return score;
+        return where_less(own - all(static_cast<float>(attention.window)), place, score, hidden);
     }
 
     // e^(score - largest) as words of weights; the lanes' totals grow.
@@ -234,15 +272,23 @@ template <class T> struct Prefill {
         for (int v = 0; v < V; v++) most[v] = load(largest_here + v * WIDTH);
         make_scores<V, edge>(tile, first, count, most);
         for (int v = 0; v < V; v++) {
-            factor[v] = exponential(load(largest_here + v * WIDTH) - most[v]);
+            Vec before = load(largest_here + v * WIDTH);
+            if (IN_TILES && ::largest(most[v] - before) <= SLACK) most[v] = before;
+            factor[v] = exponential(before - most[v]);
             store(largest_here + v * WIDTH, most[v]);
             store(totals + v * WIDTH, load(totals + v * WIDTH) * factor[v]);
+            if (IN_TILES && ::largest(most[v] - before) > 0) scale_sums(tile, v, factor[v]);
         }
-        int whole = (count + FOUR - 1) / FOUR * FOUR;
+        constexpr int STEP = IN_TILES ? TILE * PER_WORD : FOUR;
+        int whole = (count + STEP - 1) / STEP * STEP;
         for (int key = count; key < whole; key++)
             for (int v = 0; v < V; v++) store(scores + key * LANES + v * WIDTH, all(-__builtin_inff()));
-        make_weights<V>(tile, (count + PER_WORD - 1) / PER_WORD * PER_WORD, most);
+        make_weights<V>(tile, IN_TILES ? whole : (count + PER_WORD - 1) / PER_WORD * PER_WORD, most);
         float* sum_here = sums + tile.index * columns * LANES;
+        if constexpr (IN_TILES) {
+            multiply_tiles(values, KEYS / PER_WORD, columns, weights, V, sum_here, LANES, whole / STEP, true);
+            return;
+        }
         for (int64_t c = 0; c < columns; c += FOUR) {
             Vec sum[FOUR][V];
             for (int i = 0; i < FOUR; i++)
@@ -251,6 +297,10 @@ template <class T> struct Prefill {
             for (int i = 0; i < FOUR; i++)
                 for (int v = 0; v < V; v++) store(sum_here + (c + i) * LANES + v * WIDTH, sum[i][v]);
         }
+    }
+    void scale_sums(const Tile& tile, int v, Vec factor) {
+        float* sum_here = sums + tile.index * columns * LANES + v * WIDTH;
+        for (int64_t c = 0; c < columns; c++) store(sum_here + c * LANES, load(sum_here + c * LANES) * factor);
     }
 
     template <int V> void start(const Tile& tile, int64_t first_position, int64_t first) {
@@ -301,6 +351,7 @@ template <class T> struct Prefill {
 
     // Set `set` of a sequence's rows x group pairs, for one kv head.
     void run(int64_t sequence, int64_t kv_head, int64_t set) {
+        [[maybe_unused]] WholeTiles registers;
         int64_t first_row = attention.starts[sequence], rows = attention.starts[sequence + 1] - first_row;
         int64_t before = attention.lengths[sequence] - rows, pairs = rows * attention.group;
         int64_t from = set * tiles * LANES, to = from + tiles * LANES < pairs ? from + tiles * LANES : pairs;
