@@ -5,9 +5,11 @@ What a module's experts compute between their two projections is hidden in Pytho
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -85,12 +87,7 @@ def _hook(
 ) -> torch.Tensor:
     found: Gate | None = getattr(module, "tokenspeed_gate", None)
     if found is None:
-        raise ModelError(
-            "the experts of this mixture compute something that is not recognised yet",
-            where=type(module).__name__,
-            expected="down(activation(gate) * up), the activation one of silu, gelu, gelu_tanh or gpt-oss's clamped one",
-            fix="choose a model of one of the families in docs/models.md",
-        )
+        raise _unknown_gate(type(module).__name__)
     return torch.ops.tokenspeed.experts(
         hidden_states,
         top_k_index,
@@ -118,25 +115,58 @@ def recognise_experts(model: torch.nn.Module) -> None:
 
 
 def _recognised(module: torch.nn.Module) -> Gate | None:
-    """The known gate that gives what the module's own gives, on values past every clamp."""
+    numbers = [value for name, value in vars(module).items() if isinstance(value, float) and ("alpha" in name or "limit" in name)]
+    return _gate_of(module._apply_gate, numbers)  # pyright: ignore[reportArgumentType]
+
+
+def _gate_of(apply: Callable[[Tensor], Tensor], numbers: Sequence[float] = ()) -> Gate | None:
+    """The known gate that gives what `apply` gives, on values past every clamp; `numbers` may be its alpha and limit."""
     columns = torch.linspace(-12, 12, 400, dtype=torch.float64).view(2, 200)[:, torch.randperm(200, generator=_generator())]
     try:
-        expected = module._apply_gate(columns)  # pyright: ignore[reportCallIssue]
+        expected = apply(columns)
     except (RuntimeError, AttributeError, TypeError):
         return None
-    for candidate in _candidates(module):
+    for candidate in _candidates(numbers):
         got = gated(columns, candidate)
         if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-9, atol=1e-12):
             return candidate
     return None
 
 
+def call_experts(
+    gate: Gate, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, transposed: bool
+) -> Tensor:
+    """The operation of the trace, for experts without biases.
+
+    x: [rows, hidden]; indices, weights: [rows, chosen]; gate_up: [experts, 2 inner, hidden] and down: [experts, hidden, inner],
+    the last two dimensions the other way round when `transposed`.
+    """
+    tensors = (x, indices, weights, gate_up, down, None, None)
+    return torch.ops.tokenspeed.experts(*tensors, gate.activation, gate.alpha, gate.limit, transposed, gate.interleaved)
+
+
+def known_gate(module: torch.nn.Module, apply: Callable[[Tensor], Tensor]) -> Gate:
+    """The known gate that `apply`, of this module, is. Raises ModelError if it is none."""
+    found = _gate_of(apply)
+    if found is None:
+        raise _unknown_gate(type(module).__name__)
+    return found
+
+
+def _unknown_gate(where: str) -> ModelError:
+    return ModelError(
+        "the experts of this mixture compute something that is not recognised yet",
+        where=where,
+        expected="down(activation(gate) * up), the activation one of silu, gelu, gelu_tanh or gpt-oss's clamped one",
+        fix="choose a model of one of the families in docs/models.md",
+    )
+
+
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _candidates(module: torch.nn.Module) -> list[Gate]:
-    numbers = [value for name, value in vars(module).items() if isinstance(value, float) and ("alpha" in name or "limit" in name)]
+def _candidates(numbers: Sequence[float]) -> list[Gate]:
     plain = [Gate(name, interleaved) for name in ("silu", "gelu", "gelu_tanh") for interleaved in (False, True)]
     clamped = [Gate("swiglu_clamped", side, alpha, limit) for side in (False, True) for alpha in numbers for limit in numbers]
     return plain + clamped

@@ -34,6 +34,9 @@ _DTYPE_NAMES = {
     torch.uint8: "u8",
 }
 
+_SAME = {"aten.concat.default": "aten.cat.default", "aten.concatenate.default": "aten.cat.default"}
+"""Other names of operations."""
+
 Environment = dict[Node, ir.Value]
 
 
@@ -131,7 +134,7 @@ class _Importer:
                     got=target_name(call),
                     fix="choose a model of one of the families in docs/models.md",
                 )
-            op = dialect.aten(self._type(node), operands, target_name(call), text)
+            op = dialect.aten(self._type(node), operands, _SAME.get(target_name(call), target_name(call)), text)
             other = [str(size) for size in found.shape if self._is_open(size) and not self._is_tokens(size)]
             if other:
                 op.attributes["other_sizes"] = modules.text(", ".join(other))  # the type only says that they are dynamic

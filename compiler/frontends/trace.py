@@ -23,10 +23,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
+from .chunked_attention import require_one_chunk
+from .complex_pairs import complex_as_pairs
 from .decompositions import DECOMPOSITIONS
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
+from .looped_experts import replace_looped_experts
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
+from .selected_keys import leave_out_selection
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -64,6 +68,7 @@ _SIZES = (
 )
 """Fields that a config.json may leave to transformers' defaults."""
 _NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
+_NO_EFFECT |= {"indices"}  # of selected keys: `selected_keys` has made sure that all are
 """Options of attention that change nothing here: positions come in through rope, dropout is off."""
 
 _library = torch.library.Library("tokenspeed", "DEF")
@@ -107,7 +112,7 @@ def _attention_hook(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -338,18 +343,21 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
     `context` is the longest sequence in tokens, for rope that depends on it (0: within what the model was first trained for).
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
-    with quiet():
+    with quiet(), complex_as_pairs():
         model = _build(config, dtype)
         parameters = _stored(model)
         names = checkpoint_names(model)
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
+        require_one_chunk(typed, context)
         config = _completed(config, typed)
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
+        replace_looped_experts(model)
+        leave_out_selection(model, context)
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:

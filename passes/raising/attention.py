@@ -6,6 +6,7 @@ from ...ir import dialect
 from ...ir import module as modules
 from ...ir.types import dtype_of, shape_of, tensor
 from .form import Form
+from .head_widths import narrowed, widened
 from .pattern import AtenOp
 from .raised import Raised, Raiser, Rule
 
@@ -20,10 +21,14 @@ def _attention(root: AtenOp, raiser: Raiser) -> Raised | None:
     if len(values) != 3 or len(sinks) != len(given_sinks):
         return None
     scale, window, softcap, layer = root.arguments
-    q, _k, v = values
-    kind = tensor(dtype_of(q), [None, shape_of(q)[1], shape_of(v)[2]])
+    label, of_values = modules.label_of(root.operation), shape_of(values[2])[2] or 0
+    width = max(of_values, shape_of(values[0])[2] or 0)
+    values = [widened(heads, width, label) for heads in values]
+    kind = tensor(dtype_of(values[0]), [None, shape_of(values[0])[1], width])
     scores = modules.number(scale), modules.integer(window), modules.number(softcap)
-    return Raised(dialect.Attention(kind, *values, sinks, modules.text(layer), *scores).res, Form.HEADS)
+    attended = dialect.Attention(kind, *values, sinks, modules.text(layer), *scores)
+    modules.set_label(attended.operation, label)
+    return Raised(narrowed(attended.res, of_values), Form.HEADS)
 
 
 ATTENTION_RULES: tuple[Rule, ...] = (_attention,)

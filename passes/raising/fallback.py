@@ -73,7 +73,7 @@ def _cast(value: ir.Value, form: Form, dtype: str, root: AtenOp) -> ir.Value:
     arguments = json.dumps({"args": [{"operand": 0}], "kwargs": {"dtype": {"dtype": dtype}}})
     kind = tensor(dtype, shape_of(value))
     reason = f"ATen computes in {dtype} here"
-    return _built(kind, [(value, form)], form, "aten._to_copy.default", arguments, reason, modules.label_of(root.operation))
+    return built_call(kind, [(value, form)], form, "aten._to_copy.default", arguments, reason, modules.label_of(root.operation))
 
 
 def _same_order(call: Call, before: Form, after: Form) -> bool:
@@ -107,12 +107,13 @@ def _call(root: AtenOp, operands: list[tuple[ir.Value, Form]], form: Form, posit
         operands = [*operands, (positions, Form.of("t"))]  # not read: it says how many rows there are
     kind = tensor(dtype_of(root.result), form.rows_shape(shape_of(root.result)))
     reason = _NEARLY.get(root.target, f"no rule raises {root.target}")
-    return _built(kind, operands, form, root.target, text, reason, modules.label_of(root.operation))
+    return built_call(kind, operands, form, root.target, text, reason, modules.label_of(root.operation))
 
 
-def _built(
+def built_call(
     kind: ir.Type, operands: list[tuple[ir.Value, Form]], form: Form, target: str, arguments: str, reason: str, label: str
 ) -> ir.Value:
+    """A `ts.aten` of raised operands and their forms; `reason` says why it is one."""
     built = dialect.aten(kind, [value for value, _ in operands], target, arguments)
     layouts = ",".join(operand.layout for _, operand in operands)
     built.attributes["layouts"] = modules.text(f"{layouts}->{form.layout}")

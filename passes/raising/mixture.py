@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from ...ir.arrangement import arrangement_of, set_arrangement
 from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
 from .arranged import arranged_weight
+from .fallback import built_call
 from .form import Form
 from .pattern import AtenOp, Bind, Number, defining, either, match, op, result
 from .raised import Raised, Raiser, Rule, rows_of
@@ -174,6 +176,20 @@ def _route(indices: ir.Value, weights: ir.Value, raiser: Raiser) -> tuple[ir.Val
     return operation.results[0], operation.results[1]
 
 
+def _computed_route(indices: ir.Value, weights: ir.Value, raiser: Raiser) -> tuple[ir.Value, ir.Value] | None:
+    """Indices and weights of a router that is no `ts.moe_route`, as its own operations make them row by row."""
+    chosen, scaled = raiser.raised(indices), raiser.raised(weights)
+    if chosen is None or scaled is None or chosen.form is not Form.FLAT or scaled.form is not Form.FLAT:
+        return None
+    router = defining(indices)
+    label = modules.label_of(router.operation) if router is not None else ""
+    text = json.dumps({"args": [{"operand": 0}], "kwargs": {"dtype": {"dtype": "i32"}}})
+    narrow = tensor("i32", shape_of(chosen.value))
+    reason = "experts are numbered in i32"
+    operand = [(chosen.value, Form.FLAT)]
+    return built_call(narrow, operand, Form.FLAT, "aten._to_copy.default", text, reason, label), scaled.value
+
+
 def _experts(root: AtenOp, raiser: Raiser) -> Raised | None:
     if root.target != "tokenspeed.experts.default":
         return None
@@ -183,7 +199,7 @@ def _experts(root: AtenOp, raiser: Raiser) -> Raised | None:
     parameters = [None if item is None else raiser.weight(item) for item in tensors]
     if rows is None or rows_of(raiser, x) is None or parameters[0] is None or parameters[1] is None:
         return None
-    routed = _route(indices, weights, raiser)
+    routed = _route(indices, weights, raiser) or _computed_route(indices, weights, raiser)
     if routed is None:
         return None
     turned, sorted_halves = ["transpose"] * transposed, ["deinterleave"] * interleaved

@@ -14,11 +14,13 @@ from .norms import NORM_RULES
 from .raised import Rule
 from .rope import ROPE_RULES
 from .structure import STRUCTURE_RULES
+from .written import WRITTEN_RULES
 
 RULES: tuple[Rule, ...] = (
     *NORM_RULES,
     *ROPE_RULES,
     *LATENT_RULES,
+    *WRITTEN_RULES,
     *ATTENTION_RULES,
     *MIXTURE_RULES,
     *ACTIVATION_RULES,
