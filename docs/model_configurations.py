@@ -54,7 +54,25 @@ TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 
 _DECODER: dict[str, Any] = {"is_decoder": True, "add_cross_attention": False}
 """Encoders that may be decoders: with causal attention, and nothing to attend across to."""
 
+_LATENT: dict[str, Any] = {"head_dim": 6, "num_key_value_heads": 4, "num_experts_per_tok": 3}
+"""Latent attention: heads are as wide as what rope turns of them."""
+
 FIELDS: dict[str, dict[str, Any]] = {
+    "axk1": {**_LATENT, "n_group": 4, "topk_group": 2},
+    "axk2": _LATENT,
+    "deepseek_v2": {**_LATENT, "q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "deepseek_v32": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "glm4_moe_lite": _LATENT,
+    "glm_moe_dsa": _LATENT,
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
+    "hy_v4": _LATENT,
+    "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
+    "minicpm3": _LATENT,
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "youtu": _LATENT,
     "bert": _DECODER,
     "bert-generation": _DECODER,
     "big_bird": {**_DECODER, "attention_type": "original_full"},

@@ -1,4 +1,4 @@
-"""Attention to the keys that an indexer selects (DeepSeek sparse attention): to all, as long as it selects no fewer than there are.
+"""Attention to keys that an indexer selects (DeepSeek sparse attention): to all, while it selects no fewer than there are.
 
 The selection is left out of the trace: it mixes tokens. Contexts in which it would leave keys out are refused.
 """
@@ -19,11 +19,12 @@ def leave_out_selection(model: nn.Module, context: int) -> None:
 
     Raises ModelError if a sequence of `context` tokens has more keys than are selected.
     """
-    for module in list(model.modules()):
-        indexer = getattr(module, "indexer", None)
-        if isinstance(indexer, nn.Module):
+    served = [(module, module.indexer) for module in model.modules() if hasattr(module, "indexer")]
+    for _, indexer in served:
+        if indexer is not None:
             _require_all_selected(indexer, context)
-        if hasattr(module, "indexer") and (indexer is None or hasattr(indexer, "index_topk")):
+    if any(hasattr(indexer, "index_topk") for _, indexer in served):
+        for module, indexer in served:
             _replace(module, indexer)
 
 
@@ -46,7 +47,7 @@ def _require_all_selected(indexer: Any, context: int) -> None:
         )
 
 
-def _replace(module: nn.Module, indexer: nn.Module | None) -> None:
+def _replace(module: nn.Module, indexer: Any) -> None:
     """The module's own code cuts up a mask and hands the selection on: it gets a mask to cut up, and a selection of nothing."""
     own: Callable[..., Any] = module.forward
 
