@@ -22,8 +22,8 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 HIDDEN, INNER, EXPERTS, CHOSEN = 12, 20, 6, 3
 
 
-def _jetmoe() -> Any:
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_key_value_heads": 2, "kv_channels": 4}
+def _jetmoe() -> JetMoeConfig:
+    sizes: dict[str, Any] = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_key_value_heads": 2, "kv_channels": 4}
     return JetMoeConfig(**sizes, num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN)
 
 
@@ -36,7 +36,12 @@ def _block(name: str) -> Any:
         )
         return AriaTextMoELayer(config)
     if name == "dbrx":
-        experts = {"ffn_hidden_size": INNER, "moe_num_experts": EXPERTS, "moe_top_k": CHOSEN, "hidden_size": HIDDEN}
+        experts: dict[str, Any] = {
+            "ffn_hidden_size": INNER,
+            "moe_num_experts": EXPERTS,
+            "moe_top_k": CHOSEN,
+            "hidden_size": HIDDEN,
+        }
         return DbrxFFN(DbrxConfig(d_model=HIDDEN, ffn_config=experts))
     config = Llama4TextConfig(
         hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN, num_attention_heads=2
@@ -101,7 +106,7 @@ def test_a_context_of_several_chunks_is_refused() -> None:
 def test_a_context_that_leaves_keys_out_is_refused() -> None:
     attention: Any = nn.Module()
     attention.indexer = nn.Module()
-    attention.indexer.index_topk = 32
+    vars(attention.indexer)["index_topk"] = 32
     leave_out_selection(attention, 32)
     with pytest.raises(ModelError, match="all are selected"):
         leave_out_selection(attention, 33)
