@@ -10,6 +10,8 @@ from .frontends.repeats import fold
 from .recurrent_miniature import shrink_recurrence
 
 HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
+PADDING = 0
+"""The padding token, which no text of the proof holds."""
 EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -42,8 +44,9 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     _shrink_experts(config, small)
     _shrink_latents(config, small)
     shrink_recurrence(config, small)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in ("bos_token_id", "eos_token_id"):
         small[name] = None
+    small["pad_token_id"] = PADDING  # some models count positions from it
     representatives = _representatives(kinds)
     depth = len(kinds)
     for name, value in config.items():

@@ -20,7 +20,7 @@ from ..plans.template import instantiate
 from .eager import eager_logits
 from .frontends.import_aten import import_model
 from .frontends.trace import TracedModel, trace
-from .miniature import VOCABULARY, miniature
+from .miniature import PADDING, VOCABULARY, miniature
 
 TOKENS = (24, 9)
 TOLERANCE = 1e-4
@@ -166,7 +166,7 @@ def _difference(traced: TracedModel, module: ir.Module) -> float:
     """Two sequences against transformers' own eager model: each whole, then both packed and in chunks, as they are served."""
     parameters = _random_parameters(traced)
     generator = torch.Generator().manual_seed(7)
-    ids = [torch.randint(0, VOCABULARY, (tokens,), generator=generator) for tokens in TOKENS]
+    ids = [torch.randint(PADDING + 1, VOCABULARY, (tokens,), generator=generator) for tokens in TOKENS]
     expected = eager_logits(traced.config, parameters, ids, traced.context)
     weights = _TensorWeights(weight_parts(module), parameters)
     worst = 0.0

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+_OF_THE_DECODER = {
+    "num_hidden_layers": ("decoder_layers", "num_decoder_layers"),
+    "num_attention_heads": ("decoder_attention_heads", "num_decoder_attention_heads"),
+}
+"""Configurations of encoder-decoder models mean the encoder by the common names."""
+
 
 def own_name(config: dict[str, Any], name: str) -> str:
     """How a configuration's model type spells the field that most call `name`; `name` itself where it has no other."""
+    for decoder in _OF_THE_DECODER.get(name, ()):
+        if config.get(decoder) is not None:
+            return decoder
     # imported here: it takes seconds, and much of the compiler does not need it
     from transformers import CONFIG_MAPPING
 

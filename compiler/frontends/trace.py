@@ -25,10 +25,13 @@ from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .chunked_attention import require_one_chunk
 from .complex_pairs import complex_as_pairs
+from .config_fields import read_field
 from .decompositions import DECOMPOSITIONS
+from .eager_attention import replace_eager_attention
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .looped_experts import replace_looped_experts
+from .model_inputs import token_inputs
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .selected_keys import leave_out_selection
 
@@ -174,7 +177,7 @@ class _Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        return self.model(input_ids=ids, **token_inputs(self.model, ids, positions), use_cache=False).logits
 
 
 @contextlib.contextmanager
@@ -190,7 +193,7 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def _build(config: dict[str, Any], dtype: str) -> Any:
+def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) -> Any:
     model_type = config.get("model_type", "")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -206,18 +209,12 @@ def _build(config: dict[str, Any], dtype: str) -> Any:
             model = AutoModelForCausalLM.from_config(
                 typed,
                 dtype=TORCH_DTYPES[dtype],
-                attn_implementation=ATTENTION_NAME,
+                attn_implementation=attention,
                 experts_implementation=EXPERTS_NAME,
             )
     except _CONFIG_ERRORS as error:
         if error.args == (ATTENTION_NAME,):
-            raise ModelError(
-                f"model type {model_type!r} does not take its attention from transformers' attention interface",
-                where="config.json, field model_type",
-                expected="a model whose attention can be replaced",
-                got=repr(model_type),
-                fix="choose a model of one of the families in docs/models.md",
-            ) from error
+            return _build(config, dtype, "eager")  # its attention cannot be replaced while it is built
         raise ModelError(
             f"transformers cannot build a {model_type} model from this configuration",
             where="config.json",
@@ -249,7 +246,7 @@ def _require_elements(parameters: dict[str, tuple[int, ...]]) -> None:
 
 
 def _depth(config: Any) -> int:
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = read_field(vars(config) | {"model_type": config.model_type}, "num_hidden_layers")
     if not isinstance(depth, int) or depth < 1:
         raise ModelError(
             f"a {config.model_type} configuration does not say how many layers the language model has",
@@ -337,20 +334,24 @@ def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
     return {**sizes, **config, **{name: value for name, value in lists.items() if config.get(name) is None}}
 
 
-def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context: int = 0) -> TracedModel:
+def trace(
+    config: dict[str, Any], dtype: str, every_layer: bool = False, context: int = 0, attention: str = ATTENTION_NAME
+) -> TracedModel:
     """Trace a model from its configuration alone; with `every_layer`, each layer as if it were a kind of its own.
 
     `context` is the longest sequence in tokens, for rope that depends on it (0: within what the model was first trained for).
+    A model that does not take its attention from transformers' interface is traced with "eager" `attention`, its own.
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
     with quiet(), complex_as_pairs():
-        model = _build(config, dtype)
+        model = _build(config, dtype, attention)
         parameters = _stored(model)
         names = checkpoint_names(model)
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
         require_one_chunk(typed, context)
+        given, own_attention = config, typed._attn_implementation == "eager"
         config = _completed(config, typed)
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
@@ -367,6 +368,8 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
         except ModelError:
             raise
         except Exception as error:  # torch.export raises whatever the traced code raises
+            if not own_attention:
+                return trace(given, dtype, every_layer, context, "eager")
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise ModelError(
                 f"model type {config['model_type']!r} cannot be traced with a dynamic number of tokens",
@@ -374,7 +377,11 @@ def trace(config: dict[str, Any], dtype: str, every_layer: bool = False, context
                 got=f"{type(error).__name__}: {first_line[:300]}",
                 fix="choose one of the families that docs/models.md lists",
             ) from error
-    architecture = type(model).__name__
+        architecture = type(model).__name__
+        if own_attention:
+            replace_eager_attention(exported, constants, architecture)
+        elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
+            return trace(given, dtype, every_layer, context, "eager")
     return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers)
 
 

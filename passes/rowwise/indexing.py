@@ -13,12 +13,22 @@ def embedding(call: Call) -> int | None:
 def gather(call: Call) -> int | None:
     """gather, scatter, scatter_add, scatter_reduce: each token among its own elements."""
     x = call.operand("self")
+    if call.name == "gather" and x.axis is None:
+        return _from_a_table(call, x)
     places = {operand.axis for operand in call.operands()}
     call.require(len(places) == 1, "picks from all tokens")
     if x.axis is None:
         return None
     call.require(call.dimension("dim", x.rank) != x.axis, "picks from other tokens")
     return x.axis
+
+
+def _from_a_table(call: Call, table: Operand) -> int | None:
+    """gather from what is the same for every token: each token's own elements, along the dimension that is picked from."""
+    index = call.operand("index")
+    if index.axis is not None:
+        call.require(call.dimension("dim", table.rank) == index.axis, "picks from a table by the number of the token")
+    return index.axis
 
 
 def index_select(call: Call) -> int | None:

@@ -1,0 +1,199 @@
+"""Attention that a model writes out itself, found in its exported graph and replaced by the one attention operation.
+
+What lies between the products of queries with keys and the softmax is run on numbers: it tells the scale, which keys each
+query sees, and whether anything else is done to the scores. Only causal attention, with a window or without, is replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from ...plans.errors import ModelError
+
+TOKENS = 600
+"""Of the sequence whose masks are looked at. A window longer than this is not seen, and one that a graph holds is shorter."""
+HIDDEN = -5000.0
+"""Scores below are those of keys that are not seen; models use -10000 and less."""
+
+_PRODUCTS = {"aten.matmul.default", "aten.bmm.default"}
+_SOFTMAXES = {"aten.softmax.int", "aten._softmax.default"}
+_CASTS_AND_VIEWS = {
+    "aten._to_copy.default",
+    "aten._unsafe_view.default",
+    "aten.clone.default",
+    "aten.contiguous.default",
+    "aten.dropout.default",
+    "aten.expand.default",
+    "aten.reshape.default",
+    "aten.type_as.default",
+    "aten.view.default",
+}
+
+
+def replace_eager_attention(exported: ExportedProgram, constants: dict[str, Tensor], name: str) -> int:
+    """Replace attention written out in the graph, in place; gives back how often.
+
+    Raises ModelError if attention is found that is not causal, or does something to its scores that is not known here.
+    """
+    known = _Known(exported, constants, name)
+    found = [node for node in exported.graph.nodes if str(node.target) in _SOFTMAXES]
+    return sum(_replace(node, known) for node in found)
+
+
+class _Known:
+    """Which nodes depend on texts or weights, and the values of those that do not."""
+
+    def __init__(self, exported: ExportedProgram, constants: dict[str, Tensor], name: str) -> None:
+        self.name = name
+        self.data: set[Node] = set()
+        self.given: dict[Node, Tensor] = {}
+        nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+        inputs = iter((torch.zeros(1, TOKENS, dtype=torch.long), torch.arange(TOKENS)[None]))
+        for spec in exported.graph_signature.input_specs:
+            node, target = nodes[spec.arg.name], (spec.target or "").removeprefix("model.")
+            if spec.kind == InputKind.USER_INPUT:
+                self.given[node] = next(inputs)
+                if len(self.given) == 1:
+                    self.data.add(node)
+            elif target in constants:
+                self.given[node] = constants[target]
+            elif isinstance(held := exported.constants.get(spec.target or ""), Tensor) and held.device.type == "cpu":
+                self.given[node] = held
+            else:
+                self.data.add(node)
+        for node in exported.graph.nodes:
+            if any(source in self.data for source in node.all_input_nodes) and isinstance(node.meta.get("val"), Tensor):
+                self.data.add(node)
+
+    def value(self, node: Node, stand_in: dict[Node, Tensor]) -> Any:
+        """The node's value in a text of TOKENS tokens, with `stand_in` for some nodes."""
+        values: dict[Node, Any] = {**self.given, **stand_in}
+        waiting = [node]
+        while waiting:
+            top = waiting[-1]
+            missing = [source for source in top.all_input_nodes if source not in values] if top not in values else []
+            if missing:
+                waiting.extend(missing)
+                continue
+            waiting.pop()
+            if top not in values:
+                values[top] = _run(top, values)
+        return values[node]
+
+    def refuse(self, what: str, got: str) -> None:
+        raise ModelError(
+            f"attention of {self.name} {what}",
+            where="attention that the model writes out itself",
+            expected="causal attention",
+            got=got,
+            fix="choose a model of one of the families in docs/models.md",
+        )
+
+
+def _run(node: Node, values: dict[Node, Any]) -> Any:
+    if node.op == "placeholder" or not callable(node.target):
+        raise ModelError("a mask of attention depends on weights", where=node.name)
+    if str(node.target) == "aten.sym_size.int" and (size := node.meta.get("val")) is not None and not isinstance(size, int):
+        return TOKENS if str(size).isidentifier() else values[node.args[0]].shape[node.args[1]]  # pyright: ignore
+    arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
+    keywords = {key: "cpu" if key == "device" else value for key, value in arguments[1].items()}
+    return node.target(*arguments[0], **keywords)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    scale: float
+    window: int
+
+
+def _replace(softmax: Node, known: _Known) -> bool:
+    product = _product_of_scores(softmax, known)
+    out = _product_of_values(softmax)
+    if product is None or out is None:
+        return False
+    scores = _scores(softmax, product, known)
+    heads = [_four_dimensions(node, out) for node in (*product.args[:2], out.args[1])]  # pyright: ignore[reportArgumentType]
+    q, k_turned, v = (_without_cast(node, heads[2]) for node in heads)
+    k = _call(out, torch.ops.aten.transpose.int, k_turned, 2, 3)
+    attention = torch.ops.tokenspeed.attention.default
+    made = _call(out, attention, q, k, v, None, scores.scale, scores.window, 0.0, 0)
+    made = _call(out, torch.ops.aten.transpose.int, made, 1, 2)
+    if out.meta["val"].ndim == 3:
+        made = _call(out, torch.ops.aten.squeeze.dim, made, 0)
+    out.replace_all_uses_with(made)
+    return True
+
+
+def _product_of_scores(softmax: Node, known: _Known) -> Node | None:
+    """The product of queries and keys that a softmax is taken of."""
+    node: Node = softmax.args[0]  # pyright: ignore[reportAssignmentType]
+    while str(node.target) not in _PRODUCTS:
+        sources = [source for source in node.all_input_nodes if source in known.data]
+        if len(sources) != 1 or node.meta["val"].shape[-1] != softmax.meta["val"].shape[-1]:
+            return None
+        node = sources[0]
+    return node if all(source in known.data for source in node.all_input_nodes) else None
+
+
+def _product_of_values(softmax: Node) -> Node | None:
+    """The product of a softmax with values, nothing but casts and views between."""
+    node = softmax
+    while len(node.users) == 1:
+        (user,) = node.users
+        if str(user.target) in _PRODUCTS:
+            return user if user.args[0] is node else None
+        if str(user.target) not in _CASTS_AND_VIEWS:
+            return None
+        node = user
+    return None
+
+
+def _scores(softmax: Node, product: Node, known: _Known) -> _Scores:
+    """What is done to scores, found by doing it to 0, 1 and 2."""
+    shape = [size if isinstance(size, int) else TOKENS for size in product.meta["val"].shape]
+    source: Node = softmax.args[0]  # pyright: ignore[reportAssignmentType]
+    none, one, two = (known.value(source, {product: torch.full(shape, float(c))}).float() for c in range(3))
+    none, one, two = (made.reshape(-1, TOKENS, TOKENS) for made in (none, one, two))
+    seen = none > HIDDEN
+    window = int(seen[0].sum(-1).max())
+    distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)[None, :]
+    if not bool((seen == ((distance >= 0) & (distance < window))).all()):
+        known.refuse("does not see all tokens before it, or sees some behind it", "another mask")
+    slopes = (one - none)[seen]
+    scale = float(slopes[0])
+    if not torch.allclose(slopes, slopes[:1]) or not torch.allclose((two - none)[seen], 2 * slopes) or scale <= 0:
+        known.refuse("does not only scale its scores", f"factors from {float(slopes.min()):.4g} to {float(slopes.max()):.4g}")
+    if bool((none[seen] != 0).any()):
+        known.refuse("adds something to its scores", "a bias of each pair of tokens, such as alibi")
+    return _Scores(scale, 0 if window == TOKENS else window)
+
+
+def _four_dimensions(node: Node, before: Node) -> Node:
+    rank = node.meta["val"].ndim
+    return _call(before, torch.ops.aten.unsqueeze.default, node, 0) if rank == 3 else node
+
+
+def _without_cast(node: Node, values: Node) -> Node:
+    """What the node is a cast of, if that has the type of the values."""
+    source = node.args[0]
+    if str(node.target) == "aten._to_copy.default" and isinstance(source, Node):
+        return source if source.meta["val"].dtype == values.meta["val"].dtype else node
+    return node
+
+
+def _call(before: Node, target: Any, *arguments: Any) -> Node:
+    """A new node in front of `before`, in the same module."""
+    with before.graph.inserting_before(before):
+        made = before.graph.call_function(target, arguments)
+    if "nn_module_stack" in before.meta:
+        made.meta["nn_module_stack"] = before.meta["nn_module_stack"]
+    with before.meta["val"].fake_mode:
+        made.meta["val"] = target(*(part.meta["val"] if isinstance(part, Node) else part for part in arguments))
+    return made
