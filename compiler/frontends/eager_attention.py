@@ -60,12 +60,15 @@ class _Known:
             node, target = nodes[spec.arg.name], (spec.target or "").removeprefix("model.")
             if spec.kind == InputKind.USER_INPUT:
                 self.given[node] = next(inputs)
-                if len(self.given) == 1:
+                if "ids" in node.name:
                     self.data.add(node)
             elif target in constants:
                 self.given[node] = constants[target]
             elif isinstance(held := exported.constants.get(spec.target or ""), Tensor) and held.device.type == "cpu":
                 self.given[node] = held
+            elif spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].ndim == 0:
+                # made on the meta device, its value is lost: masks are made with zeros, and the proof would notice another
+                self.given[node] = torch.zeros((), dtype=node.meta["val"].dtype)
             else:
                 self.data.add(node)
         for node in exported.graph.nodes:
@@ -145,8 +148,8 @@ def _product_of_scores(softmax: Node, known: _Known) -> Node | None:
 def _product_of_values(softmax: Node) -> Node | None:
     """The product of a softmax with values, nothing but casts and views between."""
     node = softmax
-    while len(node.users) == 1:
-        (user,) = node.users
+    while len(users := [user for user in node.users if not str(user.target).startswith("aten._assert")]) == 1:
+        (user,) = users
         if str(user.target) in _PRODUCTS:
             return user if user.args[0] is node else None
         if str(user.target) not in _CASTS_AND_VIEWS:

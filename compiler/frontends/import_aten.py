@@ -218,6 +218,14 @@ class _Importer:
         kind, target = self.targets[node.name]
         if kind == InputKind.BUFFER and target in self.traced.constants:
             return dialect.Constant(_type_of(node), modules.text(target)).res
+        if kind == InputKind.CONSTANT_TENSOR:
+            raise ModelError(
+                f"model type {self.traced.config['model_type']!r} makes a constant whose value a trace does not keep",
+                where=self._templated(target, layer),
+                expected="weights, buffers, and constants that are operations",
+                got=f"a tensor of {list(value_of(node).shape)}",
+                fix="choose a model of one of the families in docs/models.md",
+            )
         name = self._templated(self.traced.ties.get(target, target), layer)
         weight = dialect.Weight(_type_of(node), modules.text(name), ir.ArrayAttr.get([modules.text(name)]))
         return weight.res
