@@ -54,7 +54,7 @@ def _type_of(node: Node, rows: int = -1) -> ir.RankedTensorType:
 
 class _Importer:
     def __init__(self, traced: TracedModel) -> None:
-        self.traced = traced
+        self.traced, self.exported = traced, traced.exported
         self.graph: AtenGraph = clean(traced)
         self.targets = placeholder_targets(traced.exported)
         ids = next(node for node in self.graph.inputs if self.targets[node.name][0] == InputKind.USER_INPUT)
@@ -226,9 +226,21 @@ class _Importer:
                 got=f"a tensor of {list(value_of(node).shape)}",
                 fix="choose a model of one of the families in docs/models.md",
             )
+        if node.name in self._unsaved():
+            raise ModelError(
+                f"model type {self.traced.config['model_type']!r} has a buffer that no checkpoint holds and nothing fills",
+                where=target,
+                expected="buffers that transformers computes when it loads a model",
+                got="whatever was in memory",
+                fix="choose one of the model types that docs/models.md lists",
+            )
         name = self._templated(self.traced.ties.get(target, target), layer)
         weight = dialect.Weight(_type_of(node), modules.text(name), ir.ArrayAttr.get([modules.text(name)]))
         return weight.res
+
+    def _unsaved(self) -> set[str]:
+        """Placeholders of buffers that are not saved with the parameters."""
+        return {spec.arg.name for spec in self.exported.graph_signature.input_specs if spec.persistent is False}
 
     def _templated(self, name: str, layer: tuple[int, int] | None) -> str:
         """A name inside a kept layer with the layer's index as a template."""
@@ -242,7 +254,7 @@ class _StepImporter(_Importer):
     """Imports the step of one mixer into the layer that has it."""
 
     def __init__(self, traced: TracedModel, mixer: Mixer) -> None:
-        self.traced, self.mixer = traced, mixer
+        self.traced, self.mixer, self.exported = traced, mixer, mixer.step
         self.step = split_step(mixer)
         self.graph = self.step.graph
         found = placeholder_targets(mixer.step)

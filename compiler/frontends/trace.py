@@ -307,23 +307,34 @@ def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: b
 
 
 def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Compute non-persistent buffers on the CPU, as transformers does after loading a checkpoint."""
-    values: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules():
-        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
-        if not names:
-            continue
-        on_meta = {name: module._buffers[name] for name in names}
-        for name, buffer in on_meta.items():
+    """Compute non-persistent buffers on the CPU, as transformers does after loading a checkpoint.
+
+    Modules above the one that has a buffer may be what fills it, so all are asked. What comes out with whatever was in memory
+    before is left out.
+    """
+    owned = {
+        f"{path}.{name}": (module, name)
+        for path, module in model.named_modules()
+        for name in sorted(module._non_persistent_buffers_set)
+        if module._buffers.get(name) is not None
+    }
+    on_meta = {path: module._buffers[name] for path, (module, name) in owned.items()}
+    above = [
+        module for path, module in model.named_modules() if any(name.startswith(f"{path}." if path else "") for name in owned)
+    ]
+    filled = []
+    for value in (0, 1):
+        for path, (module, name) in owned.items():
+            buffer = on_meta[path]
             assert buffer is not None
-            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
-        model._init_weights(module)  # pyright: ignore[reportCallIssue]
-        for name, buffer in on_meta.items():
-            value = module._buffers[name]
-            assert value is not None
-            values[f"{path}.{name}"] = value.clone()
-            module._buffers[name] = buffer
-    return values
+            module._buffers[name] = torch.full(buffer.shape, value, dtype=buffer.dtype, device="cpu")
+        for module in reversed(above):
+            model._init_weights(module)  # pyright: ignore[reportCallIssue]
+        filled.append({path: module._buffers[name] for path, (module, name) in owned.items()})
+    for path, (module, name) in owned.items():
+        module._buffers[name] = on_meta[path]
+    first, second = filled
+    return {path: value for path, value in first.items() if value is not None and torch.equal(value, second[path])}
 
 
 def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
