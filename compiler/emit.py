@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,8 +38,9 @@ from ..plans.schema import (
 )
 from ..plans.template import instantiate
 from ..targets.cost import attention_width, cost_of
-from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names
+from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
+from ..targets.registry import plugins
 from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel
@@ -163,14 +165,21 @@ def _kernels(state: Compilation) -> KernelLibrary | None:
     if not any(call.function.startswith(NATIVE) for call in (*state.step.calls, *state.sample.calls)):
         return None
     compiler, _ = _build(state)
-    return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=kernel_names(), compiler=compiler)
+    names = tuple(sorted((*kernel_names(), *kernels_in(_more_sources(state)))))
+    return KernelLibrary(entry=KERNELS, interface=INTERFACE, kernels=names, compiler=compiler)
 
 
 def _build(state: Compilation) -> tuple[str, bytes]:
     """The C++ compiler and the shared object it gives."""
     compiler = find_compiler()
     assert compiler is not None
-    return compiler.identity, build_library(compiler, state.machine.compiler_flags)
+    return compiler.identity, build_library(compiler, state.machine.compiler_flags, _more_sources(state))
+
+
+def _more_sources(state: Compilation) -> tuple[Path, ...]:
+    """C++ files of plugins whose kernels the step calls."""
+    assert state.step is not None
+    return plugins().sources(call.function for call in state.step.calls)
 
 
 def _constants(state: Compilation, entries: dict[str, Any]) -> tuple[Constant, ...]:
@@ -235,6 +244,7 @@ def _provenance(state: Compilation) -> Provenance:
         inputs=dict(sorted(state.source.inputs.items())),
         options=options,
         libraries=library_versions(),
+        plugins=plugins().behind(state.machine, (decision.operation for decision in state.decisions)),
     )
 
 
@@ -304,11 +314,10 @@ def _goldens(state: Compilation, entries: dict[str, Any]) -> tuple[Golden, ...]:
 def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
     machine = state.machine
     assert state.step is not None
-    native = "dispatch.native" in machine.rates and state.step.is_native
     rates = {
         "compute": machine.compute_rate(state.dtype),
         "bandwidth": machine.rates["bandwidth"],
-        "dispatch": machine.rates["dispatch.native" if native else "dispatch"],
+        "dispatch": machine.dispatch_rate(state.step.is_native),
     }
     performance = Performance(
         rates=rates,

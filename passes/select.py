@@ -13,8 +13,9 @@ from ..ir.mlir import ir
 from ..ir.types import dtype_of
 from ..plans.errors import ModelError
 from ..plans.schema import Decision
-from ..targets.cost import FREE, Cost, cost_of
+from ..targets.cost import FREE, cost_of
 from ..targets.machine import Kernel, Machine
+from ..targets.roofline import Roofline, roofline
 from .choose_weight_types import STORED
 
 _STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
@@ -107,7 +108,7 @@ def _rank(
     for kernel in machine.kernels:
         if kernel.operation != operation.name or kernel.name in refusals:
             continue
-        seconds = tuple(_seconds(cost_of(operation, count), kernel, machine, operation, count) for count in rows)
+        seconds = tuple(_roofline(operation, machine, kernel, count).seconds(kernel.efficiency(count)) for count in rows)
         expected = sum(load.share * value for load, value in zip(workloads, seconds, strict=True))
         candidates.append(_Candidate(kernel, seconds, expected))
     if not candidates:
@@ -120,23 +121,15 @@ def _rank(
     return sorted(candidates, key=lambda candidate: (candidate.expected, candidate.kernel.name))
 
 
-def _limits(cost: Cost, machine: Machine, operation: ir.Operation) -> tuple[float, float]:
-    """Seconds at the compute limit and at the bandwidth limit."""
-    dtype = next((dtype for dtype in map(dtype_of, operation.results) if f"compute.{dtype}" in machine.rates), "f32")
-    return cost.flops / machine.compute_rate(dtype).value, cost.bytes / machine.rates["bandwidth"].value
-
-
-def _seconds(cost: Cost, kernel: Kernel, machine: Machine, operation: ir.Operation, rows: int) -> float:
-    return max(_limits(cost, machine, operation)) / kernel.efficiency(rows) + machine.dispatch(kernel.native)
+def _roofline(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: int) -> Roofline:
+    return roofline(cost_of(operation, rows), machine, map(dtype_of, operation.results), kernel.native)
 
 
 def _decision(
     operation: ir.Operation, machine: Machine, ranked: list[_Candidate], refusals: dict[str, str], rows: int, times: int
 ) -> Decision:
     best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    compute, bandwidth = _limits(cost_of(operation, rows), machine, operation)
-    dispatch = machine.dispatch(best.kernel.native)
-    bound = "dispatch" if dispatch > max(compute, bandwidth) else "compute" if compute > bandwidth else "bandwidth"
+    bounds = _roofline(operation, machine, best.kernel, rows)
     if second is None:
         refused = "; ".join(f"{name}: {why}" for name, why in refusals.items())
         reason = f"only kernel that can run it here (refused: {refused})" if refused else "only kernel registered"
@@ -157,6 +150,6 @@ def _decision(
         rows=rows,
         predicted_seconds=best.seconds[0],
         runner_up_seconds=second.seconds[0] if second else None,
-        bound=bound,
-        roofline_share=max(compute, bandwidth) / best.seconds[0],
+        bound=bounds.bound,
+        roofline_share=bounds.limit / best.seconds[0],
     )

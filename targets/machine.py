@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..ir.mlir import ir
@@ -40,12 +41,30 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class KernelSet:
+    """Kernels for every target of a family, and the C++ files that define the native ones among them.
+
+    A file defines kernels as those in targets/cpu/native do: KERNEL(NAME, attributes) and CHECK(NAME); the row's function is then
+    `native.NAME`.
+    """
+
+    family: str
+    kernels: tuple[Kernel, ...]
+    sources: tuple[Path, ...] = ()
+
+
+State = Literal["ran on hardware", "compiled and checked", "data only"]
+"""How far a target has come: plans for it ran on such a machine; plans are compiled and their contents checked; no plans yet."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """A compile target. `features` must be present on the host; `rates` has "compute.DTYPE", "bandwidth", "dispatch" (the
     fixed cost of a call through a library) and, with native kernels, "dispatch.native".
 
     `overhead_bytes` is what interpreter and libraries take; `native_overhead_bytes` where nothing but native kernels runs.
     `compiler_flags` are what a C++ compiler needs to build native kernels for the instruction set; empty: there are none.
+    `family` is the key under which kernels are registered for it (KernelSet); `arch` is what code is generated for.
     """
 
     name: str
@@ -58,10 +77,23 @@ class Machine:
     overhead_bytes: int
     native_overhead_bytes: int
     compiler_flags: tuple[str, ...] = ()
+    vendor: str = ""
+    arch: str = ""
+    family: str = ""
+    state: State = "data only"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of the device's own memory; None where a plan uses the host's, whose size is not the target's."""
+        return None
 
     def compute_rate(self, dtype: str) -> Rate:
         return self.rates[f"compute.{dtype}"]
 
+    def dispatch_rate(self, native: bool) -> Rate:
+        """What a call costs whatever its size, of a kernel in the plan (`native`) or of a library."""
+        return self.rates["dispatch.native" if native and "dispatch.native" in self.rates else "dispatch"]
+
     def dispatch(self, native: bool) -> float:
         """Seconds that a call costs whatever its size."""
-        return self.rates["dispatch.native" if native and "dispatch.native" in self.rates else "dispatch"].value
+        return self.dispatch_rate(native).value

@@ -26,7 +26,14 @@ def _machine(name: str, description: str, features: str, rates: dict[str, Rate],
     # resident after the largest step (benchmarks/memory_check.py): with torch and its libraries, and without
     overhead, native = 280 << 20, 48 << 20
     words = tuple(features.split()), tuple(flags.split())
-    return Machine(name, "cpu", description, words[0], rates, CPU_KERNELS, "exact", overhead, native, words[1])
+    arm = "asimd" in words[0]
+    return Machine(
+        *(name, "cpu", description, words[0], rates, CPU_KERNELS, "exact", overhead, native, words[1]),
+        vendor="Arm" if arm else "x86",
+        arch="aarch64" if arm else "x86-64",
+        family="cpu",
+        state="compiled and checked" if arm else "ran on hardware",
+    )
 
 
 _NATIVE_CALL = _rate(0.4e-6, "s", "a norm of 1024 features and its barrier, 2 threads of an AMD EPYC (Zen 4), 2026-11-25")

@@ -1,0 +1,72 @@
+"""H100 and H200 (compute capability 9.0): one processor, two memories."""
+
+from __future__ import annotations
+
+from ..accelerator import accelerator
+from ..rates import KIB, MIB, measured, nominal
+
+_H100 = "NVIDIA H100 Tensor Core GPU data sheet, H100 SXM"
+_H200 = "NVIDIA H200 Tensor Core GPU data sheet, H200 SXM"
+_PAPER = "NVIDIA H100 Tensor Core GPU Architecture, white paper V1.04, H100 SXM5"
+_CAPABILITY = "CUDA C++ Programming Guide, technical specifications per compute capability, 9.0"
+_ON_H100 = "one H100 80GB HBM3, torch 2.11, driver 580, 2026-11"
+_ON_H200 = "one H200, torch 2.11, driver 580, 2026-11"
+
+_ARCH = "sm_90a"
+_INSTRUCTIONS = "mma cp.async wgmma tma cluster programmatic-launch fp8-e4m3 fp8-e5m2"
+
+_RATES = {
+    "compute.f32": nominal(66.9e12, "FLOP/s", f"{_PAPER}, FP32"),
+    "compute.bf16": nominal(989.4e12, "FLOP/s", f"{_PAPER}, BF16 tensor core, dense"),
+    "compute.f16": nominal(989.4e12, "FLOP/s", f"{_PAPER}, FP16 tensor core, dense"),
+    "compute.fp8": nominal(1978.9e12, "FLOP/s", f"{_PAPER}, FP8 tensor core, dense"),
+    "compute.int8": nominal(1978.9e12, "OP/s", f"{_PAPER}, INT8 tensor core, dense"),
+    "link.peer": nominal(450e9, "B/s", f"{_H100}, NVLink 900 GB/s in both directions together"),
+    "link.host": nominal(64e9, "B/s", f"{_H100}, PCIe Gen5 128 GB/s in both directions together"),
+}
+_SIZES = {
+    "units": nominal(132, "1", f"{_PAPER}, multiprocessors"),
+    "shared.unit": nominal(228 * KIB, "B", _CAPABILITY),
+    "shared.block": nominal(227 * KIB, "B", _CAPABILITY),
+    "registers.unit": nominal(65536, "1", _CAPABILITY),
+    "registers.thread": nominal(255, "1", _CAPABILITY),
+    "warp": nominal(32, "1", _CAPABILITY),
+}
+
+HOPPER = (
+    accelerator(
+        "h100",
+        "NVIDIA H100 80GB SXM5",
+        kind="cuda",
+        arch=_ARCH,
+        instructions=_INSTRUCTIONS,
+        rates=_RATES | {"bandwidth": nominal(3.35e12, "B/s", f"{_H100}, GPU memory bandwidth")},
+        measured={
+            "compute.bf16": measured(798e12, "FLOP/s", f"cuBLAS, 8192 x 8192 x 8192, random data; {_ON_H100}"),
+            "bandwidth": measured(3.0e12, "B/s", f"copy on the device, bytes read and written; {_ON_H100}"),
+        },
+        sizes=_SIZES
+        | {
+            "memory": nominal(80e9, "B", f"{_H100}, 80 GB HBM3"),
+            "cache.l2": nominal(50 * MIB, "B", f"{_PAPER}, 50 MB"),
+        },
+    ),
+    accelerator(
+        "h200",
+        "NVIDIA H200 141GB SXM5",
+        kind="cuda",
+        arch=_ARCH,
+        instructions=_INSTRUCTIONS,
+        rates=_RATES | {"bandwidth": nominal(4.8e12, "B/s", f"{_H200}, GPU memory bandwidth")},
+        measured={
+            "compute.bf16": measured(790e12, "FLOP/s", f"cuBLAS, products of the 4096 and 8192 classes; {_ON_H200}"),
+            "bandwidth": measured(4.3e12, "B/s", f"copy on the device, bytes read and written; {_ON_H200}"),
+            "dispatch": measured(4.7e-6, "s", f"prepared launch through the CUDA driver, host's time; {_ON_H200}"),
+        },
+        sizes=_SIZES
+        | {
+            "memory": nominal(141e9, "B", f"{_H200}, 141 GB HBM3e"),
+            "cache.l2": measured(60 * MIB, "B", f"as the driver reports it; {_ON_H200}"),
+        },
+    ),
+)
