@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from ..plans.command import run_command
 from ..plans.errors import UsageError
-from ..plans.units import format_bytes
+from ..plans.units import format_bytes, printable
 
 if TYPE_CHECKING:
     from .pipeline import Compilation
@@ -90,6 +89,7 @@ def main(
         raise UsageError("no model was given", where="command line", expected="MODEL", fix="tokenspeed-compile path/to/model")
     from .options import CompileOptions
 
+    _warn_of_plugins()
     chosen = CompileOptions(memory=parse_bytes(memory) if memory else None, traffic=_traffic(traffic), **options)
     started = time.perf_counter()
     state, seconds = _compile(model, chosen, stop_after, dump_ir)
@@ -193,27 +193,23 @@ def _report(state: Compilation, output: Path, plan_id: str, seconds: dict[str, f
 
 
 def _print_targets(as_json: bool) -> None:
-    from ..targets.registry import TARGETS
+    from ..targets.registry import all_targets
+    from .target_list import print_targets, target_data
 
+    targets = all_targets()
+    _warn_of_plugins()
     if as_json:
-        rows = [
-            {
-                "name": machine.name,
-                "kind": machine.kind,
-                "description": machine.description,
-                "features": machine.features,
-                "rates": msgspec.to_builtins(machine.rates),
-            }
-            for machine in TARGETS.values()
-        ]
-        click.echo(json.dumps(rows))
-        return
-    table = Table("target", "what", "compute f32", "compute bf16", "bandwidth", "basis")
-    for machine in TARGETS.values():
-        rates = [machine.rates[name] for name in ("compute.f32", "compute.bf16", "bandwidth")]
-        figures = [f"{rate.value / 1e9:.0f} G{rate.unit}" for rate in rates]
-        table.add_row(machine.name, machine.description, *figures, "/".join(dict.fromkeys(rate.basis for rate in rates)))
-    Console().print(table)
+        click.echo(json.dumps([target_data(machine) for machine in targets.values()]))
+    else:
+        print_targets(targets, Console())
+
+
+def _warn_of_plugins() -> None:
+    """On stderr, why each plugin that cannot be used is not."""
+    from ..targets.registry import plugins
+
+    for error in plugins().refused:
+        click.echo(printable(f"warning: {error}"), err=True)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def _rates_table(rates: dict[str, dict[str, Any]]) -> Table:
 
 def _provenance(provenance: dict[str, Any]) -> dict[str, str]:
     values = {"compiler": f"{provenance['compiler_version']} ({provenance['compiler_digest']})"}
-    for group in ("inputs", "options", "libraries"):
+    for group in ("inputs", "options", "libraries", "plugins"):
         values |= {f"{group}: {name}": value for name, value in provenance[group].items()}
     return values
 

@@ -26,13 +26,17 @@ class Entry(_Part, frozen=True, kw_only=True):
 
 
 class Provenance(_Part, frozen=True, kw_only=True):
-    """Where the plan came from; `inputs` maps an input's role to its digest, `options` are the compile options as spelled."""
+    """Where the plan came from; `inputs` maps an input's role to its digest, `options` are the compile options as spelled.
+
+    `plugins` are the distributions other than the compiler's own whose targets or kernels had a say: name to version and digest.
+    """
 
     compiler_version: str
     compiler_digest: str
     inputs: dict[str, str]
     options: dict[str, str]
     libraries: dict[str, str]
+    plugins: dict[str, str] = {}
 
 
 class Target(_Part, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ def why_not_native(machine: Machine, dtype: str) -> str | None:
 
 @functools.cache
 def build_library(compiler: CxxCompiler, flags: tuple[str, ...], more: tuple[Path, ...] = ()) -> bytes:
-    """The shared object of all kernels for the instruction set that `flags` name. `more` are sources from elsewhere (benchmarks).
+    """The shared object of all kernels for the instruction set that `flags` name. `more` are sources from elsewhere: of benchmarks, of plugins.
 
     Raises ModelError with the compiler's own words when it fails.
     """
@@ -83,16 +83,23 @@ def build_library(compiler: CxxCompiler, flags: tuple[str, ...], more: tuple[Pat
     with tempfile.TemporaryDirectory(prefix="tokenspeed-") as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(scratch)
         made = list(pool.map(lambda source: _object(compiler, source, flags), sources))
-        for source, data in zip(sources, made, strict=True):
-            (folder / f"{source.stem}.o").write_bytes(data)
-        objects = [f"{source.stem}.o" for source in sources]
+        objects = [
+            f"{number}-{source.stem}.o" for number, source in enumerate(sources)
+        ]  # sources from elsewhere may share a name
+        for name, data in zip(objects, made, strict=True):
+            (folder / name).write_bytes(data)
         _run([compiler.path, *_LINK, "-o", "kernels.so", *objects], folder)
         return (folder / "kernels.so").read_bytes()
 
 
 def kernel_names() -> tuple[str, ...]:
     """Names of all kernels in the sources."""
-    return tuple(sorted(name for source in SOURCES.glob("*.cpp") for name in _KERNEL.findall(source.read_text())))
+    return kernels_in(SOURCES.glob("*.cpp"))
+
+
+def kernels_in(sources: Iterable[Path]) -> tuple[str, ...]:
+    """Names of the kernels that C++ files define."""
+    return tuple(sorted(name for source in sources for name in _KERNEL.findall(source.read_text())))
 
 
 def _object(compiler: CxxCompiler, source: Path, flags: Sequence[str]) -> bytes:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from tokenspeed.compiler.cli import PHASES, main, parse_bytes
 from tokenspeed.compiler.pipeline import PHASES as PIPELINE
+from tokenspeed.compiler.target_list import print_targets
 from tokenspeed.ir import module
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.reader import Plan
-from tokenspeed.targets.registry import TARGETS
+from tokenspeed.targets.machine import State
+from tokenspeed.targets.registry import ACCELERATORS, TARGETS
 
 from ..tiny_models import FAMILIES, family_config
 
@@ -92,11 +95,23 @@ def test_the_summary_for_people(config: Path, folder: Path) -> None:
 
 
 def test_targets_are_listed() -> None:
-    text = CliRunner().invoke(COMMAND, ["--list-targets"], env={"COLUMNS": "200"})
-    assert text.exit_code == 0 and all(name in text.stdout for name in TARGETS)
+    """In a pipe: one line each, aligned, whatever the terminal's width."""
+    text = CliRunner().invoke(COMMAND, ["--list-targets"], env={"COLUMNS": "20"})
+    assert text.exit_code == 0
+    head, *lines = text.stdout.splitlines()
+    assert head.split() == ["name", "vendor", "arch", "memory", "bandwidth", "bf16", "state"]
+    assert [line.split()[0] for line in lines] == [*TARGETS, *ACCELERATORS]
+    assert all(line[head.index("state") :] in get_args(State) for line in lines)
     rows = json.loads(CliRunner().invoke(COMMAND, ["--list-targets", "--json"]).stdout)
-    assert [row["name"] for row in rows] == list(TARGETS)
+    assert [row["name"] for row in rows] == [*TARGETS, *ACCELERATORS]
+    assert rows[-1]["arch"] == "gfx950" and rows[-1]["sizes"]["memory"]["value"] == 288e9
     assert all(rate["unit"] and rate["source"] for row in rows for rate in row["rates"].values())
+
+
+def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_targets(ACCELERATORS, Console(force_terminal=True, width=120))
+    text = capsys.readouterr().out
+    assert "┃" in text and "4.30 TB/s*" in text and "measured" in text
 
 
 ERRORS: tuple[tuple[list[object], int, str], ...] = (
@@ -109,7 +124,8 @@ ERRORS: tuple[tuple[list[object], int, str], ...] = (
     (["MODEL", "--max-context", "257"], 2, "2 to 256"),
     (["MODEL", "--max-context", "0"], 2, "2 to 256"),
     (["MODEL", "--max-context", "-5"], 2, "2 to 256"),
-    (["MODEL", "--target", "h100"], 2, "there is no target 'h100'"),
+    (["MODEL", "--target", "h100"], 2, "plans for h100 cannot be compiled yet"),
+    (["MODEL", "--target", "h1000"], 2, "there is no target 'h1000'"),
     (["MODEL", "--dtype", "f16"], 2, "does not compute in f16"),
     (["MODEL", "--dtype", "f64"], 2, "Invalid value"),
     (["MODEL", "--max-sequences", "0"], 2, "Invalid value"),

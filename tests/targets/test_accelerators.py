@@ -1,0 +1,56 @@
+"""Accelerators as data: what each is, that plans for them are refused for now, and that docs/targets.md has them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenspeed.plans.errors import UsageError
+from tokenspeed.targets.accelerator import Accelerator
+from tokenspeed.targets.registry import ACCELERATORS, TARGETS, find_target
+
+DOCS = Path(__file__).parents[2] / "docs" / "targets.md"
+ARCHES = {
+    "a100": "sm_80",
+    "h100": "sm_90a",
+    "h200": "sm_90a",
+    "b200": "sm_100a",
+    "mi300x": "gfx942",
+    "mi325x": "gfx942",
+    "mi355x": "gfx950",
+}
+
+
+def test_names_and_architectures() -> None:
+    assert {name: machine.arch for name, machine in ACCELERATORS.items()} == ARCHES
+
+
+@pytest.mark.parametrize("machine", ACCELERATORS.values(), ids=lambda machine: machine.name)
+def test_devices_are_whole(machine: Accelerator) -> None:
+    assert machine.memory_bytes >= 80e9 and machine.units > 100 and machine.shared_bytes_per_block >= 64 << 10
+    assert machine.warp_size == (32 if machine.vendor == "NVIDIA" else 64)
+    assert machine.row_padding == "bucket", "captured graphs have one size"
+    assert machine.dispatch(native=True) < machine.dispatch(native=False)
+    assert "compute.fp8" in machine.rates or machine.name == "a100"
+    assert all(machine.nominal[name].basis == "nominal" for name in machine.nominal)
+
+
+@pytest.mark.parametrize("machine", ACCELERATORS.values(), ids=lambda machine: machine.name)
+def test_compiling_for_one_without_kernels_is_refused(machine: Accelerator) -> None:
+    with pytest.raises(UsageError, match=f"plans for {machine.name} cannot be compiled yet") as refused:
+        find_target(machine.name)
+    assert machine.arch in refused.value.got and "cpu-avx2" in refused.value.expected
+    assert machine.name not in refused.value.expected.split(", ")
+
+
+def test_several_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="plans for 8 devices cannot be compiled yet"):
+        find_target("h200:8")
+    assert find_target("cpu-avx2:1") == TARGETS["cpu-avx2"]
+
+
+@pytest.mark.parametrize("name", [*TARGETS, *ACCELERATORS])
+def test_the_page_says_how_far_each_has_come(name: str) -> None:
+    machine = {**TARGETS, **ACCELERATORS}[name]
+    row = next(line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    assert machine.arch in row and machine.state in row
