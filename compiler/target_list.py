@@ -20,7 +20,7 @@ NOTE = "Figures are nominal, dense and of one device but for those marked *, whi
 
 def print_targets(targets: Mapping[str, Machine], console: Console) -> None:
     """The table, on a terminal; without lines, and never wrapped, anywhere else."""
-    rows = [_row(machine) for machine in targets.values()]
+    rows = [target_row(machine) for machine in targets.values()]
     if console.is_terminal:
         table = Table(*COLUMNS, caption=NOTE)
         for row in rows:
@@ -52,7 +52,8 @@ def target_data(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _row(machine: Machine) -> tuple[str, ...]:
+def target_row(machine: Machine) -> tuple[str, ...]:
+    """A target's cells, one for each of `COLUMNS`."""
     memory = "host's" if machine.memory_bytes is None else f"{machine.memory_bytes / 1e9:.0f} GB"
     bandwidth, products = machine.rates["bandwidth"], machine.rates["compute.bf16"]
     return machine.name, machine.vendor, machine.arch, memory, _rate(bandwidth), _rate(products), machine.state

@@ -75,7 +75,7 @@ def why_not_native(machine: Machine, dtype: str) -> str | None:
 
 @functools.cache
 def build_library(compiler: CxxCompiler, flags: tuple[str, ...], more: tuple[Path, ...] = ()) -> bytes:
-    """The shared object of all kernels for the instruction set that `flags` name. `more` are sources from elsewhere: of benchmarks, of plugins.
+    """The shared object of all kernels for the instruction set that `flags` name, and of those in `more`, files from elsewhere.
 
     Raises ModelError with the compiler's own words when it fails.
     """
@@ -83,9 +83,8 @@ def build_library(compiler: CxxCompiler, flags: tuple[str, ...], more: tuple[Pat
     with tempfile.TemporaryDirectory(prefix="tokenspeed-") as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(scratch)
         made = list(pool.map(lambda source: _object(compiler, source, flags), sources))
-        objects = [
-            f"{number}-{source.stem}.o" for number, source in enumerate(sources)
-        ]  # sources from elsewhere may share a name
+        # numbered, because files from elsewhere may be called as ours are
+        objects = [f"{number}-{source.stem}.o" for number, source in enumerate(sources)]
         for name, data in zip(objects, made, strict=True):
             (folder / name).write_bytes(data)
         _run([compiler.path, *_LINK, "-o", "kernels.so", *objects], folder)

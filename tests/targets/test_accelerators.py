@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenspeed.compiler.target_list import target_row
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS, TARGETS, find_target
@@ -49,8 +50,8 @@ def test_several_devices_are_refused() -> None:
     assert find_target("cpu-avx2:1") == TARGETS["cpu-avx2"]
 
 
-@pytest.mark.parametrize("name", [*TARGETS, *ACCELERATORS])
-def test_the_page_says_how_far_each_has_come(name: str) -> None:
-    machine = {**TARGETS, **ACCELERATORS}[name]
-    row = next(line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |"))
-    assert machine.arch in row and machine.state in row
+def test_the_page_has_the_figures_of_the_list() -> None:
+    page = DOCS.read_text()
+    for name, machine in {**TARGETS, **ACCELERATORS}.items():
+        cells = target_row(machine)
+        assert f"| `{name}` | {' | '.join(cells[1:])} |\n" in page
