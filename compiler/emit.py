@@ -173,11 +173,21 @@ def _build(state: Compilation) -> tuple[str, bytes]:
     """The C++ compiler and the shared object it gives."""
     compiler = find_compiler()
     assert compiler is not None
-    return compiler.identity, build_library(compiler, state.machine.compiler_flags, _more_sources(state))
+    more = _more_sources(state)
+    try:
+        return compiler.identity, build_library(compiler, state.machine.compiler_flags, tuple(more))
+    except ModelError as error:
+        if not more:
+            raise
+        names = ", ".join(sorted(set(more.values())))
+        fix = f"{error.fix}; pip uninstall {names}, if it is its kernels that fail"
+        raise ModelError(
+            f"{error.what} Those of plugin {names} are among them.", where=error.where, got=error.got, fix=fix
+        ) from error
 
 
-def _more_sources(state: Compilation) -> tuple[Path, ...]:
-    """C++ files of plugins whose kernels the step calls."""
+def _more_sources(state: Compilation) -> dict[Path, str]:
+    """C++ files of plugins whose kernels the step calls, each with its plugin's name."""
     assert state.step is not None
     return plugins().sources(call.function for call in state.step.calls)
 

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from ..ir.mlir import ir
 from ..plans.errors import TokenspeedError
 from ..plans.program import NATIVE
 from .check import check_target, kernel_problems
@@ -81,11 +82,11 @@ class Plugins:
             or wanted & {kernel.operation for kernel in plugin.kernels(machine.family)}
         }
 
-    def sources(self, functions: Iterable[str]) -> tuple[Path, ...]:
-        """C++ files of the sets that define a native function among `functions`."""
+    def sources(self, functions: Iterable[str]) -> dict[Path, str]:
+        """C++ files of the sets that define a native function among `functions`, each with its plugin's name."""
         wanted = {name.removeprefix(NATIVE) for name in functions if name.startswith(NATIVE)}
-        sets = (item for plugin in self.used for item in plugin.kernel_sets)
-        return tuple(path for item in sets if wanted & set(kernels_in(item.sources)) for path in item.sources)
+        sets = ((plugin.name, item) for plugin in self.used for item in plugin.kernel_sets)
+        return {path: name for name, item in sets if wanted & set(kernels_in(item.sources)) for path in item.sources}
 
 
 def find_plugins(machines: Sequence[Machine]) -> Plugins:
@@ -123,7 +124,8 @@ def _load(name: str, points: Sequence[EntryPoint]) -> Plugin:
         if point.group == TARGETS_GROUP:
             targets += _items(name, point, Machine)
         else:
-            sets += _items(name, point, KernelSet)
+            for item in _items(name, point, KernelSet):
+                sets.append(replace(item, kernels=tuple(_guarded(name, kernel) for kernel in item.kernels)))
     version = points[0].dist.version if points[0].dist is not None else "unknown"
     return Plugin(name, version, _digest(points), tuple(targets), tuple(sets))
 
@@ -136,6 +138,18 @@ def _items(name: str, point: EntryPoint, kind: type[Any]) -> list[Any]:
         expected = f"a {kind.__name__} of tokenspeed.targets.machine, or a tuple of them"
         raise _refusal(name, f"{point.group}: {point.value} is something else", ", ".join(wrong) or "nothing in it", expected)
     return items
+
+
+def _guarded(name: str, kernel: Kernel) -> Kernel:
+    """The kernel, refusing, with the plugin's name, what its own rule fails on."""
+
+    def refuses(operation: ir.Operation, machine: Machine) -> str | None:
+        try:
+            return kernel.refuses(operation, machine)
+        except Exception as error:
+            return f"plugin {name}: its rule failed, {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+    return replace(kernel, refuses=refuses)
 
 
 def _digest(points: Sequence[EntryPoint]) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenspeed.targets.plugins import Plugins, find_plugins
@@ -90,8 +91,16 @@ def test_kernels_are_offered_to_their_family_and_named_where_they_were_considere
     assert found.extended(replace(AVX2, family="other")).kernels == AVX2.kernels
     assert list(found.behind(AVX2, ["ts.linear", "ts.add"])) == ["adder"]
     assert found.behind(AVX2, ["ts.linear"]) == {}
-    (source,) = found.sources(["native.add", "native.adder_add"])
-    assert source.name == "kernel.cpp" and found.sources(["native.add", "add"]) == ()
+    ((source, owner),) = found.sources(["native.add", "native.adder_add"]).items()
+    assert (source.name, owner) == ("kernel.cpp", "adder") and found.sources(["native.add", "add"]) == {}
+
+
+def test_a_rule_that_fails_refuses_with_the_plugins_name(install: Installer) -> None:
+    text = kernel("adder.add", "adder_add").replace('"set")', '"set", lambda operation, machine: 1 // 0)')
+    install("adder", text, 'KERNEL(adder_add, "") {}')
+    operation: Any = None
+    refusal = find().extended(AVX2).kernels[-1].refuses(operation, AVX2)
+    assert refusal is not None and refusal.startswith("plugin adder: its rule failed, ZeroDivisionError")
 
 
 def test_the_digest_follows_the_files_and_not_their_place(install: Installer, tmp_path: Path) -> None:

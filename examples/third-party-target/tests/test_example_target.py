@@ -53,5 +53,6 @@ def test_a_plan_uses_the_kernel_and_says_whose_it_is(tmp_path: Path) -> None:
     assert manifest.kernels is not None and "example_gated_silu" in manifest.kernels.kernels
     (gated,) = [item for item in decisions if item["operation"] == "ts.gated_activation"]
     assert gated["kernel"] == "example.gated_silu" and gated["runner_up"] == "native.gated_activation"
+    assert "tokenspeed-example-target" in run(plan_command, "inspect", path)
     if host_features().issuperset(manifest.target.features):
         assert "golden layers: passed" in run(plan_command, "verify", path)
