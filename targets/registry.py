@@ -50,14 +50,6 @@ def find_target(name: str, host_features: Iterable[str] | None = None) -> Machin
             fix="tokenspeed-compile --list-targets",
         )
     machine = plugins().extended(known[name])
-    if count not in {"", "1"}:
-        raise UsageError(
-            f"plans for {count} devices cannot be compiled yet: a plan is for one",
-            where="--target",
-            expected=name,
-            got=f"{name}:{count}",
-            fix=f"tokenspeed-compile MODEL --target {name}",
-        )
     if not machine.kernels:
         ready = [target.name for target in known.values() if plugins().extended(target).kernels]
         raise UsageError(
@@ -66,5 +58,13 @@ def find_target(name: str, host_features: Iterable[str] | None = None) -> Machin
             expected=", ".join(["cpu", *ready]),
             got=f"{name} ({machine.description}, {machine.arch}): {machine.state}",
             fix="tokenspeed-compile --list-targets shows how far each target has come",
+        )
+    if count not in {"", "1"}:
+        raise UsageError(
+            f"plans for {count} devices cannot be compiled yet: a plan is for one",
+            where="--target",
+            expected=name,
+            got=f"{name}:{count}",
+            fix=f"tokenspeed-compile MODEL --target {name}",
         )
     return machine
