@@ -133,7 +133,7 @@ ERRORS: tuple[tuple[list[object], int, str], ...] = (
     (["MODEL", "--traffic", "README.txt"], 2, "not a traffic profile"),
     (["MODEL", "--bundle-weights"], 6, "no weights to bundle"),
     (["MODEL", "-o", "no/such/folder/plan.bin"], 74, "no/such/folder"),
-    (["MAMBA"], 6, "mamba"),
+    (["REFORMER"], 6, "reformer"),
     (["UNKNOWN"], 6, "lama"),
     (["WRONG"], 6, "cannot build a llama model"),
 )
@@ -147,7 +147,7 @@ def test_errors_have_a_code_a_message_and_no_trace(
 ) -> None:
     (folder / "README.txt").write_text("{}?")
     models: dict[str, dict[str, Any]] = {
-        "MAMBA": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64},
+        "REFORMER": {"model_type": "reformer", "is_decoder": True},
         "UNKNOWN": FAMILIES["llama"] | {"model_type": "lama"},
         "WRONG": FAMILIES["llama"] | {"num_attention_heads": 0},
     }
