@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import prod
 
 from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
+from .device_integrity import check_device
 from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
 from .kv_caches import block_bytes, state_bytes
 from .names import read_only_names, writable_names
@@ -53,6 +54,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_performance(manifest)
     _check_tokenizer_and_goldens(manifest, sizes)
     _check_kernels(manifest, sizes)
+    check_device(manifest, sizes)
 
 
 def ranks(manifest: Manifest) -> int:

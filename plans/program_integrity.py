@@ -8,9 +8,11 @@ from itertools import pairwise
 from math import prod
 
 from .container import ALIGNMENT
+from .device_integrity import check_device_call, check_device_launch
+from .device_kernels import DEVICE, DeviceFunction, DevicePlan
 from .findings import MAX_NUMBER, require, require_number, require_unique
-from .kv_caches import cache_names, caches_of_libraries
-from .names import read_only_names, writable_names
+from .kv_caches import cache_names, caches_of_libraries, state_arrays
+from .names import read_only_names, weight_instances, writable_names
 from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
 from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
@@ -36,6 +38,7 @@ def check_program(manifest: Manifest, program: Program) -> None:
         _check_views(program, bucket, f"{where}, bucket of {bucket.rows} rows")
     _check_operands(manifest, program, where)
     _check_block_orders(manifest, program, where)
+    _check_device_calls(manifest, program, where)
 
 
 def extents(shape: Sequence[Dimension], bucket: Bucket) -> tuple[int, ...]:
@@ -140,6 +143,58 @@ def _check_block_orders(manifest: Manifest, program: Program, where: str) -> Non
             f"token_major blocks (kv.groups: block_order) of {cache}",
             "head_major",
         )
+
+
+def _check_device_calls(manifest: Manifest, program: Program, where: str) -> None:
+    """A plan for an accelerator calls its device functions alone, with operands of their types, in buckets they can run;
+    any other plan calls none."""
+    device = manifest.device
+    if device is None:
+        loose = next((call.function for call in program.calls if call.function.startswith(DEVICE)), None)
+        require(loose is None, where, "device functions only in a plan for an accelerator", repr(loose))
+        return
+    types = _element_types(manifest, program)
+    called: dict[str, DeviceFunction] = {}
+    for position, (call, indices) in enumerate(_calls(manifest, program, where)):
+        at = f"{where}, instruction {position} ({call.function})"
+        require(call.function.startswith(DEVICE), at, "a device function in a plan for an accelerator", repr(call.function))
+        function = _check_device_types(device, call, indices, types, at)
+        called.setdefault(function.name, function)
+    for bucket in program.buckets:
+        symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
+        for function in called.values():
+            at = f"{where}, bucket of {bucket.rows} rows, {DEVICE}{function.name}"
+            check_device_launch(device, function, symbols, at)
+
+
+def _check_device_types(
+    device: DevicePlan, call: Call, indices: range | None, types: dict[str, str], where: str
+) -> DeviceFunction:
+    require(not call.attributes, f"{where}: attributes", "none: a kernel's parameters hold them", sorted(call.attributes))
+    function = None
+    for index in indices or (0,):
+        inputs, outputs = (
+            [types[instantiate(name, index) if indices is not None and is_templated(name) else name] for name in names]
+            for names in (call.inputs, call.outputs)
+        )
+        function = check_device_call(device, call.function.removeprefix(DEVICE), (inputs, outputs), where)
+    assert function is not None
+    return function
+
+
+def _element_types(manifest: Manifest, program: Program) -> dict[str, str]:
+    """Element type of everything an operand may name."""
+    types: dict[str, str] = {}
+    for group in manifest.kv.groups:
+        types |= dict.fromkeys(cache_names(group), group.dtype)
+    for states in manifest.kv.states:
+        types |= {name: dtype for name, _, dtype in state_arrays(states)}
+    for weight in manifest.weights:
+        types |= {name: weight.dtype for name, _ in weight_instances(weight)}
+    for item in (*manifest.constants, *manifest.slot_buffers, *manifest.step_inputs):
+        types[item.name] = item.dtype
+    buffers = {buffer.name: buffer.dtype for buffer in program.buffers}
+    return types | buffers | {view.name: buffers[view.base] for view in program.views}
 
 
 def _operand_count(item: Call | Repeat) -> int:

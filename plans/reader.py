@@ -17,6 +17,7 @@ import msgspec
 
 from .. import __version__
 from .container import MANIFEST_NAME, WEIGHTS_PREFIX, Member
+from .device_integrity import check_binary
 from .directory import FETCH_AGAIN, read_directory, refusal
 from .errors import PlanError
 from .integrity import check_manifest, check_program
@@ -130,7 +131,10 @@ class Plan:
         return _decode(msgspec.json.Decoder(tuple[Decision, ...]), self.entry(DECISIONS_NAME), DECISIONS_NAME)
 
     def verify_all(self, progress: Progress | None = None) -> None:
-        """Check every entry's SHA-256 and CRC, every program and the decisions. `progress(entry, bytes done, bytes in all)`."""
+        """Check every entry's SHA-256 and CRC, every program, the device kernels and the decisions.
+
+        `progress(entry, bytes done, bytes in all)` is told.
+        """
         total = sum(entry.size for entry in self.manifest.entries)
         done = 0
         for entry in self.manifest.entries:
@@ -142,6 +146,9 @@ class Plan:
                 progress(entry.name, done, total)
         for reference in self.manifest.programs:
             self.program(reference.name)
+        if self.manifest.device is not None:
+            for kernel in self.manifest.device.kernels:
+                check_binary(kernel, self.manifest.device.vendor, self.entry(kernel.entry))
         self.decisions()
 
     def _data(self, name: str) -> memoryview:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from .device_kernels import DevicePlan
 from .program import Buffer, DType, StepInput
 from .recipe import Recipe
 from .weight_layout import Prepack, StoredType
@@ -283,6 +284,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     tokenizer: TokenizerReference | None
     goldens: tuple[Golden, ...]
     kernels: KernelLibrary | None = None
+    device: DevicePlan | None = None
     entries: tuple[Entry, ...]
 
 

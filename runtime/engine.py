@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .device.errors import DeviceLost
 from .engine_sequence import EngineSequence
 from .executor_interface import Executor, RowsFailed, StepResult
 from .protocol import (
@@ -199,6 +200,9 @@ class EngineLoop:
     def _fail_step(self, batch: StepBatch, error: Exception) -> list[TokenEvent]:
         events = [self._error_event(outcome, str(error)) for outcome in self._scheduler.fail(batch.step_id)]
         self._failed_steps += 1
+        if isinstance(error, DeviceLost):
+            self._tell(events)
+            raise EngineStuck(str(error))  # no further step can run in this process
         if self._failed_steps >= _FAILED_STEPS_IN_A_ROW:
             self._tell(events)
             raise EngineStuck(f"{self._failed_steps} steps in a row failed, the last with {type(error).__name__}: {error}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +13,18 @@ from ..plans.errors import PlanError
 from ..plans.program import FUNCTIONS_VERSION
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
 from .executor_interface import Report, RowsFailed, StepResult
-from .expand import Expansion, Extent, Surroundings, operand_names
+from .expand import Expansion, operand_names
 from .expansions import Expansions, read_programs
-from .functions.context import Context
-from .host_arrays import release_free_memory
-from .native.runtime import NativeRuntime
+from .host_placement import place_on_host
+from .operands import Extent
+from .placement import Placement
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
 from .scheduling.step import IntArray, StepBatch
-from .static_memory import StaticMemory, allocate
-from .weights import PlanSource, load_weights
+from .weights import PlanSource
 
-Mode = Callable[[], AbstractContextManager[object]]
-"""What programs run inside of."""
+if TYPE_CHECKING:
+    from .device.driver import Driver
 
 
 @dataclass
@@ -51,52 +48,47 @@ def load_executor(
     truncate_repeats: bool = False,
     exact_weights: bool = False,
     pin_threads: bool = False,
+    driver: Driver | None = None,
 ) -> PlanExecutor:
     """Allocate, load the weights and expand the largest buckets of a plan.
 
     `weights` as for `load_weights`; `threads` to compute with (None: the libraries' choice, all cores for native kernels).
     With `truncate_repeats` each repeat runs its first iteration alone and only what that needs is loaded (goldens); with
-    `exact_weights` nothing is rounded to block types. `pin_threads` keeps each native thread on a core of its own. Raises a
-    TokenspeedError saying what does not fit.
+    `exact_weights` nothing is rounded to block types. `pin_threads` keeps each native thread on a core of its own. `driver` is
+    that of a plan for an accelerator (None: the vendor's own). Raises a TokenspeedError saying what does not fit.
     """
-    _check_functions(plan.manifest.functions_version)
-    check_slot_buffers(plan.manifest)
+    manifest = plan.manifest
+    _check_functions(manifest.functions_version)
+    check_slot_buffers(manifest)
     programs = read_programs(plan)
-    mode = nullcontext if programs.are_native else _library_mode(threads)
-    with mode():
-        needed = None
-        if truncate_repeats:
-            needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
-        memory = allocate(plan, needed)
-        report("memory")
-        native = _native(plan, threads, pin_threads)
-        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
-        release_free_memory()  # loading went through arrays as large as the largest weight
-        report("weights")
-        context = Context()
-        inputs = {**memory.inputs, **memory.constants, **tensors}
-        around = Surroundings(memory.arena, inputs, memory.state, context, native)
-        expansions = Expansions(plan.manifest, programs, around, truncate_repeats)
-        expansions.prepare_largest()
-        report("programs")
-    return PlanExecutor(memory, expansions, context, SamplingSlots(memory.state, plan.manifest.model.vocabulary), native, mode)
+    needed = None
+    if truncate_repeats:
+        needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
+    if manifest.device is not None:
+        from .device.placement import place_on_device
 
-
-def _library_mode(threads: int | None) -> Mode:
-    """What library functions run in: torch's inference mode, on as many threads."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return torch.inference_mode
-
-
-def _native(plan: PlanSource, threads: int | None, pin: bool) -> NativeRuntime | None:
-    library = plan.manifest.kernels
-    if library is None:
-        return None
-    (digest,) = (entry.sha256 for entry in plan.manifest.entries if entry.name == library.entry)
-    return NativeRuntime(plan.entry(library.entry), digest, threads, sorted(os.sched_getaffinity(0)) if pin else None)
+        every = (*programs.steps, programs.sample)
+        placement: Placement = place_on_device(plan, every, weights, report, needed, exact_weights=exact_weights, driver=driver)
+    else:
+        placement = place_on_host(
+            plan,
+            weights,
+            report,
+            needed,
+            native_only=programs.are_native,
+            threads=threads,
+            pin_threads=pin_threads,
+            exact_weights=exact_weights,
+        )
+    try:
+        with placement.running():
+            expansions = Expansions(manifest, programs, placement.surroundings, truncate_repeats)
+            expansions.prepare()
+            report("programs")
+        return PlanExecutor(placement, expansions, SamplingSlots(placement.slots, manifest.model.vocabulary))
+    except BaseException:
+        placement.close()
+        raise
 
 
 def _check_functions(version: int) -> None:
@@ -113,49 +105,40 @@ def _check_functions(version: int) -> None:
 class PlanExecutor:
     """An `Executor`. One thread at a time."""
 
-    def __init__(
-        self,
-        memory: StaticMemory,
-        expansions: Expansions,
-        context: Context,
-        slots: SamplingSlots,
-        native: NativeRuntime | None = None,
-        mode: Mode = nullcontext,
-    ) -> None:
-        self._memory, self._expansions, self._context, self._slots = memory, expansions, context, slots
-        self._native, self._mode = native, mode
+    def __init__(self, placement: Placement, expansions: Expansions, slots: SamplingSlots) -> None:
+        self._placement, self._expansions, self._slots = placement, expansions, slots
+        self._context = placement.surroundings.context
         self._inputs: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
-            name: array.data for name, array in memory.inputs.items()
+            name: array.data for name, array in placement.step_inputs.items()
         }
         self.breakdown = Breakdown()
 
     @property
     def threads(self) -> int:
-        """Threads that programs compute with."""
-        if self._native is not None:
-            return self._native.team.size
-        import torch
-
-        return torch.get_num_threads()
+        """Threads of the host that programs compute with."""
+        return self._placement.threads
 
     @property
     def scratch_bytes(self) -> int:
         """Memory that functions keep for themselves; part of the plan's `workspace`."""
-        return self._context.scratch_bytes + (self._native.team.scratch_bytes if self._native else 0)
+        return self._placement.scratch_bytes
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:
-        self._slots.admit(slot, sampling, end_tokens, prompt, output)
+        with self._placement.running():
+            self._placement.before_filling()
+            self._slots.admit(slot, sampling, end_tokens, prompt, output)
+            self._placement.slot_filled(slot)
 
     def run(self, batch: StepBatch) -> StepResult:
         times = [time.perf_counter()]
-        with self._mode():
+        with self._placement.running():
             wanted = len(batch.logit_rows)
             model, extent = self._expansions.step(batch.rows, wanted)
-            sample = self._expansions.sample(extent.logit_rows) if wanted else None
+            sample, sampled = self._expansions.sample(extent.logit_rows) if wanted else (None, extent)
             times.append(time.perf_counter())
-            self._fill(batch, extent)
+            self._fill(batch, extent, sampled.logit_rows)
             times.append(time.perf_counter())
             for launch in model.launches:
                 launch()
@@ -171,22 +154,22 @@ class PlanExecutor:
 
     def logits_for(self, batch: StepBatch) -> NDArray[np.float32]:
         """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]."""
-        with self._mode():
+        with self._placement.running():
             model, extent = self._expansions.step(batch.rows, len(batch.logit_rows))
-            self._fill(batch, extent)
+            self._fill(batch, extent, extent.logit_rows)
             for launch in model.launches:
                 launch()
             return model.array("logits").first(len(batch.logit_rows)).as_float()
 
     def close(self) -> None:
         """Let go of all memory; the executor cannot be used any more."""
-        if self._native is not None:
-            self._native.close()
-        del self._memory, self._expansions, self._slots, self._inputs, self._context
+        self._placement.close()
+        del self._placement, self._expansions, self._slots, self._inputs, self._context
 
-    def _fill(self, batch: StepBatch, extent: Extent) -> None:
-        """Copy a step into the input buffers, padded rows as the step ABI says."""
-        inputs = self._inputs
+    def _fill(self, batch: StepBatch, extent: Extent, sampled_rows: int) -> None:
+        """Copy a step into the input buffers, padded rows as the step ABI says; `sampled_rows` logit rows are sampled."""
+        self._placement.before_filling()
+        inputs, padded = self._inputs, max(extent.logit_rows, sampled_rows)
         rows, sequences, logit_rows = batch.rows, len(batch.context_lengths), len(batch.logit_rows)
         inputs["token_ids"][:rows] = batch.token_ids
         inputs["positions"][:rows] = batch.positions
@@ -201,10 +184,11 @@ class PlanExecutor:
         if extent.rows > rows:
             for name, padding in (("token_ids", 0), ("positions", 0), ("slot_mapping", -1), ("row_slots", -1)):
                 inputs[name][rows : extent.rows] = padding
-        if extent.logit_rows > logit_rows:
-            inputs["logit_rows"][logit_rows : extent.logit_rows] = 0
-            inputs["logit_slots"][logit_rows : extent.logit_rows] = -1
+        if padded > logit_rows:
+            inputs["logit_rows"][logit_rows:padded] = 0
+            inputs["logit_slots"][logit_rows:padded] = -1
         self._context.step += 1
+        self._placement.inputs_filled()
 
     def _result(self, batch: StepBatch, sample: Expansion) -> StepResult:
         tokens = sample.array(TOKENS).data[: len(batch.logit_rows)].copy()

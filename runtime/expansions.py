@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from ..plans.errors import PlanError, UsageError
 from ..plans.program import Bucket, Program
 from ..plans.schema import Manifest
-from .expand import Expansion, Extent, Surroundings, bucket_for, expand
+from .expand import Expansion, bucket_for, expand
+from .operands import Extent, Surroundings
 from .weights import PlanSource
 
 _KEPT = 128
 _LOGITS = "logits"
+_SAMPLE = -1
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def _logits(program: Program) -> tuple[str, tuple[int | str, ...], tuple[int, ..
 class Expansions:
     """Makes and keeps expansions. With row padding "exact" there is one for each number of rows, else one per bucket.
 
-    A program of native kernels alone is expanded once per bucket, and fitted to each step's exact size.
+    A program of native kernels alone is expanded once per bucket, and fitted to each step's exact size; one on a device once
+    per bucket, at the bucket's size.
     """
 
     def __init__(self, manifest: Manifest, programs: Programs, around: Surroundings, first_only: bool) -> None:
@@ -65,11 +68,16 @@ class Expansions:
         self._decode: dict[tuple[int, int, int], Expansion] = {}
         self._recent: OrderedDict[tuple[int, int, int], Expansion] = OrderedDict()
 
-    def prepare_largest(self) -> None:
-        """Expand each program at its largest size, which checks it whole and grows the scratch to its final size."""
-        for program in (*self._programs.steps, self._programs.sample):
-            bucket = max(program.buckets, key=lambda bucket: (bucket.rows, bucket.logit_rows))
-            expand(program, bucket, Extent(bucket.rows, bucket.logit_rows), self._around, self._first_only)
+    def prepare(self) -> None:
+        """Expand each program at its largest size, which checks it whole and grows the scratch to its final size; on a device at
+        every size, so that no step waits for it."""
+        for index, program in (*enumerate(self._programs.steps), (_SAMPLE, self._programs.sample)):
+            if self._around.device is None:
+                bucket = max(program.buckets, key=lambda bucket: (bucket.rows, bucket.logit_rows))
+                expand(program, bucket, Extent(bucket.rows, bucket.logit_rows), self._around, self._first_only)
+                continue
+            for bucket in program.buckets:
+                self._expansion(index, program, bucket, Extent(bucket.rows, bucket.logit_rows))
 
     def step(self, rows: int, logit_rows: int) -> tuple[Expansion, Extent]:
         """What runs a step of that size, and the extent its inputs must be padded to. Raises UsageError when it is too large."""
@@ -87,16 +95,20 @@ class Expansions:
                 return expansion, extent
         raise UsageError("A step is larger than any bucket of the plan.", got=f"{rows} rows, {logit_rows} logit rows")
 
-    def sample(self, logit_rows: int) -> Expansion:
+    def sample(self, logit_rows: int) -> tuple[Expansion, Extent]:
+        """What samples that many rows, and the extent its inputs must be padded to. Raises UsageError when they are too many."""
         program = self._programs.sample
         bucket = bucket_for(program, logit_rows, logit_rows)
         if bucket is None:
             raise UsageError("A step samples more rows than the plan allows.", got=f"{logit_rows} logit rows")
+        whole, exact = Extent(bucket.rows, bucket.logit_rows), Extent(logit_rows, logit_rows)
+        if self._around.device is not None:
+            return self._expansion(_SAMPLE, program, bucket, whole), whole
         if not program.is_native:
-            return self._expansion(-1, program, bucket, Extent(logit_rows, logit_rows))
-        expansion = self._expansion(-1, program, bucket, Extent(bucket.logit_rows, bucket.logit_rows))
+            return self._expansion(_SAMPLE, program, bucket, exact), exact
+        expansion = self._expansion(_SAMPLE, program, bucket, Extent(bucket.logit_rows, bucket.logit_rows))
         expansion.resize(logit_rows, logit_rows)
-        return expansion
+        return expansion, exact
 
     def _expansion(self, index: int, program: Program, bucket: Bucket, extent: Extent) -> Expansion:
         key = (index, extent.rows, extent.logit_rows)

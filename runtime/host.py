@@ -11,7 +11,7 @@ from ..plans.integrity import ranks
 from ..plans.schema import Manifest
 from ..plans.units import format_bytes
 
-SUPPORTED_KINDS = ("cpu",)
+SUPPORTED_KINDS = ("cpu", "cuda", "hip")
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CONTROL_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -50,7 +50,7 @@ def check_host(manifest: Manifest, *, features: frozenset[str] | None = None, me
     """Refuse a plan this machine cannot run; `features` and `memory_bytes` stand in for the machine's own.
 
     Raises `TargetMismatch` for another kind of device, missing features or more than one rank, and `MemoryPlanError` when the
-    planned memory exceeds the machine's.
+    planned memory exceeds the machine's. A plan for an accelerator is compared with it when the engine opens it.
     """
     target, recompile = manifest.target, f"tokenspeed-compile {manifest.model.name} --target cpu"
     if target.kind not in SUPPORTED_KINDS:
@@ -68,6 +68,8 @@ def check_host(manifest: Manifest, *, features: frozenset[str] | None = None, me
             got=got,
             fix=recompile,
         )
+    if manifest.device is not None:
+        return  # the engine asks the device, whose driver this process must not open
     _check_features(manifest, host_features() if features is None else features, recompile)
     _check_memory(manifest, host_memory_bytes() if memory_bytes is None else memory_bytes)
 

@@ -64,6 +64,25 @@ class HostArray:
         """The first rows of it, the same memory."""
         return HostArray(self.data[:rows], self.dtype)
 
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def elements(self) -> int:
+        return self.data.size
+
+    def window(self, offset: int, dtype: str, shape: tuple[int, ...]) -> HostArray:
+        """A dense array at byte `offset` of this array of bytes."""
+        data = self.data[offset : offset + prod(shape) * DTYPE_BYTES[dtype]]
+        return HostArray(data.view(NUMPY_TYPES[dtype]).reshape(shape), dtype, self)
+
+    def strided(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> HostArray:
+        """A view from element `offset` on; strides count elements."""
+        flat = self.data.reshape(-1)[offset:]
+        counted = [stride * flat.itemsize for stride in strides]
+        return HostArray(np.lib.stride_tricks.as_strided(flat, shape, counted), self.dtype, self.arena)
+
     def as_float(self) -> NDArray[np.float32]:
         """A copy in float32."""
         return widened(self.data) if self.dtype == "bf16" else self.data.astype(np.float32)

@@ -18,10 +18,12 @@ from ..plans.recipe import Cast, Quantize, decoded, sources
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import stored_bytes
+from .device.arrays import DeviceArray
 from .dummy_weights import COUNTER, DUMMY, counter_array, dummy_array
 from .host_arrays import HostArray, LibraryArray
 from .native.records import PackedWeight
 from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
+from .operands import Array
 from .recipe_evaluation import Stored, evaluate, result_of
 
 _PACKED_FROM = ("f32", "bf16")
@@ -40,7 +42,9 @@ class PlanSource(Protocol):
     def program(self, name: str) -> Program: ...
 
 
-Loaded = HostArray | PackedWeight | LibraryArray
+Loaded = Array
+Place = Callable[[HostArray], DeviceArray]
+"""Copies an array to where it stays."""
 
 
 def load_weights(
@@ -50,12 +54,13 @@ def load_weights(
     progress: Progress | None = None,
     native: NativeRuntime | None = None,
     exact: bool = False,
+    place: Place | None = None,
 ) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
     "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
-    the model's own type instead, decoded or not rounded at all.
+    the model's own type instead, decoded or not rounded at all; `place` copies each to a device.
     One final tensor is made at a time and its sources are not kept.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
@@ -72,7 +77,10 @@ def load_weights(
     with _maker(plan, weights, wanted) as make:
         for weight, name, layer in wanted:
             made = make(weight, name, layer)
-            loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
+            if place is not None:
+                loaded[name] = place(made)
+            else:
+                loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
             done += weight.bytes
             if progress is not None:
                 progress(done, total)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from tokenspeed.passes.sample_program import build_sample_program
 from tokenspeed.runtime.device_arrays import TORCH_TYPES
-from tokenspeed.runtime.expand import Expansion, Extent, Surroundings, expand
+from tokenspeed.runtime.expand import Expansion, expand
 from tokenspeed.runtime.functions.base import Context
 from tokenspeed.runtime.host_arrays import HostArray, committed
 from tokenspeed.runtime.native.runtime import NativeRuntime
+from tokenspeed.runtime.operands import Extent, Surroundings
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.sampling_slots import SamplingSlots
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tokenspeed.runtime.device.errors import DeviceLost
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor_interface import RowsFailed
 from tokenspeed.runtime.protocol import (
@@ -217,6 +218,16 @@ def test_step_after_step_failing_stops_the_engine(engine: Engine) -> None:
         engine.events(f"r{n}") if n < 2 else None
     failed = engine.next(EngineFailed)
     assert isinstance(failed, EngineFailed) and "broken device" in failed.message
+    engine.thread.join(20)
+    assert engine.result is False
+
+
+def test_a_lost_device_stops_the_engine_at_once(engine: Engine) -> None:
+    engine.executor.failures = [DeviceLost("The device is lost to this process.", fix="start the server again")]
+    engine.submit("r", (10, 20))
+    assert engine.events("r")["r"][-1].finish_reason == "error"
+    failed = engine.next(EngineFailed)
+    assert isinstance(failed, EngineFailed) and "start the server again" in failed.message
     engine.thread.join(20)
     assert engine.result is False
 

@@ -14,8 +14,10 @@ from tokenspeed.plans.program import Buffer, Call, Program, View
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.executor_interface import RowsFailed
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.host_placement import HostPlacement
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.static_memory import StaticMemory
 
 from .llama_plan import Llama, MemoryPlan, exact_logits, head_major, plan_of, random_sources, write_safetensors
 
@@ -36,6 +38,12 @@ def load(weights: str, **shape: Any) -> PlanExecutor:
 
 def batch_of(*rows: Rows, all_logits: bool = False) -> StepBatch:
     return fixed_batch(rows, BLOCKS, Llama.block_tokens, all_logits)
+
+
+def host_memory(executor: PlanExecutor) -> StaticMemory:
+    placement = executor._placement
+    assert isinstance(placement, HostPlacement)
+    return placement.memory
 
 
 def admit(executor: PlanExecutor, slot: int, prompt: list[int], **settings: Any) -> None:
@@ -105,7 +113,7 @@ def test_steady_state_allocates_nothing_and_moves_nothing(weights: str) -> None:
         executor.run(batch_of(*[Rows(slot, position, [-1]) for slot in range(3)]))
 
     def pointers() -> dict[str, int]:
-        memory = executor._memory
+        memory = host_memory(executor)
         arrays = {"arena": memory.arena, **memory.inputs, **memory.state}
         return {name: array.data.ctypes.data for name, array in arrays.items()}
 
@@ -122,7 +130,7 @@ def test_rows_that_are_not_finite_fail_alone(weights: str) -> None:
     for slot in (0, 1):
         admit(executor, slot, SECOND)
     clean = executor.run(batch_of(Rows(0, 0, SECOND), Rows(1, 0, FIRST[:5]))).tokens
-    executor._memory.state["kv.v.0"].data[BLOCKS:] = np.nan
+    host_memory(executor).state["kv.v.0"].data[BLOCKS:] = np.nan
     with pytest.raises(RowsFailed) as failure:
         executor.run(batch_of(Rows(0, 0, SECOND), Rows(1, 1, FIRST[1:5])))
     assert failure.value.request_ids == ("1",)
@@ -135,7 +143,7 @@ def test_truncated_repeats_run_the_first_layer_and_load_no_other(weights: str, t
     executor = load_executor(plan_of(Llama()), str(path), None, lambda _phase: None, truncate_repeats=True)
     logits = executor.logits_for(batch_of(Rows(0, 0, FIRST)))
     assert np.abs(logits[0] - exact_logits(Llama(layers=1), SOURCES, FIRST)[-1]).max() < 1e-5
-    assert "kv.k.1" not in executor._memory.state
+    assert "kv.k.1" not in host_memory(executor).state
 
 
 def test_a_step_that_no_bucket_holds_is_refused(weights: str) -> None:

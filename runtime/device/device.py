@@ -1,0 +1,181 @@
+"""One device with its context and one stream: memory, modules, events and capture as typed calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .driver import Driver
+from .errors import DeviceError
+
+_NON_BLOCKING, _THREAD_LOCAL, _NO_TIMING = 1, 1, 2
+_SHARED_SIZE_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+SHARED_WITHOUT_ASKING = 48 << 10
+
+Launch = Callable[[], None]
+
+
+class Device:
+    """An open device; everything on it goes through one stream, in order. Use it from one thread at a time, `with` it current.
+
+    The context is the device's primary one, which torch uses as well.
+    """
+
+    def __init__(self, driver: Driver, ordinal: int) -> None:
+        self.driver, self.ordinal = driver, ordinal
+        self._handle = driver.device(ordinal)
+        self.name, self.architecture = driver.device_name(self._handle), driver.architecture(self._handle)
+        self._context: int | None = None
+        if driver.has("retain_context"):
+            self._context = self._made("retain_context", self._handle)
+        self.make_current()
+        self.stream = self._made("create_stream", _NON_BLOCKING)
+        self._allocations: dict[int, str] = {}
+        self._modules: list[int] = []
+        self._events: list[int] = []
+        self._graphs: list[int] = []
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self.make_current()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def make_current(self) -> None:
+        """Bind the calling thread to this device."""
+        self.driver.call(*self._binding())
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the device."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.driver.call("memory_information", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def allocate(self, count: int, purpose: str) -> int:
+        """Address of `count` bytes of device memory, zeroed. Raises DeviceMemoryError."""
+        address = self._made("allocate", max(count, 1), where=f"{purpose}, {count} bytes")
+        self._allocations[address] = "free"
+        if count:
+            self.driver.call("fill_bytes", address, 0, count, self.stream, where=purpose)
+        return address
+
+    def allocate_host(self, count: int, purpose: str) -> NDArray[np.uint8]:
+        """Page-locked host memory, zeroed, that copies reach without a detour; it lives until the device is closed."""
+        address = self._made("allocate_host", max(count, 1), 0, where=f"{purpose}, {count} bytes of page-locked memory")
+        self._allocations[address] = "free_host"
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * max(count, 1)).from_address(address))[:count]
+        data[:] = 0
+        return data
+
+    def upload(self, address: int, source: NDArray[Any]) -> None:
+        """Begin to copy a dense host array to the device; from page-locked memory it must stay as it is until then."""
+        if source.nbytes:
+            self.driver.call("copy_to_device", address, source.ctypes.data, source.nbytes, self.stream)
+
+    def download(self, target: NDArray[Any], address: int) -> None:
+        """Begin to copy device memory into a dense host array."""
+        if target.nbytes:
+            self.driver.call("copy_to_host", target.ctypes.data, address, target.nbytes, self.stream)
+
+    def synchronise(self) -> None:
+        """Wait for all work. A kernel's fault may show here: raises DeviceLost."""
+        self.driver.call("synchronise_stream", self.stream, where="waiting for the device")
+
+    def create_event(self, timed: bool = False) -> int:
+        event = self._made("create_event", 0 if timed else _NO_TIMING)
+        self._events.append(event)
+        return event
+
+    def record(self, event: int) -> None:
+        """The event comes to pass when all work so far is done."""
+        self.driver.call("record_event", event, self.stream)
+
+    def wait(self, event: int) -> None:
+        """Wait on the host for an event; one that was never recorded has come to pass."""
+        self.driver.call("synchronise_event", event)
+
+    def seconds_between(self, start: int, end: int) -> float:
+        """Of two timed events that came to pass."""
+        milliseconds = ctypes.c_float()
+        self.driver.call("elapsed_time", ctypes.byref(milliseconds), start, end)
+        return milliseconds.value / 1e3
+
+    def load_function(self, binary: bytes | memoryview, symbol: str, shared_bytes: int, where: str) -> int:
+        """The function of a binary (a module of its own), which may use that much dynamic shared memory. Raises DeviceError."""
+        module = self.load_module(binary, where)
+        function = self._made("module_function", module, symbol.encode(), where=f"{where}, symbol {symbol}")
+        if shared_bytes > SHARED_WITHOUT_ASKING and self.driver.has("set_function_attribute"):
+            self.driver.call("set_function_attribute", function, _SHARED_SIZE_ATTRIBUTE, shared_bytes, where=where)
+        return function
+
+    def load_module(self, binary: bytes | memoryview, where: str) -> int:
+        image = ctypes.create_string_buffer(bytes(binary), len(binary))
+        module = self._made("load_module", image, where=where)
+        self._modules.append(module)
+        return module
+
+    def capture(self, launches: tuple[Launch, ...], where: str) -> Launch:
+        """One launch that does what `launches` do, recorded now without running them."""
+        self.driver.call("begin_capture", self.stream, _THREAD_LOCAL, where=where)
+        try:
+            for launch in launches:
+                launch()
+            graph = self._made("end_capture", self.stream, trailing=True, where=where)
+        except DeviceError:
+            self._end_capture_quietly()
+            raise
+        try:
+            executable = self._made("instantiate_graph", graph, 0, where=where)
+            self._graphs.append(executable)
+        finally:
+            self.driver.function("destroy_graph")(graph)  # what was instantiated stands alone
+        run, stream, driver = self.driver.function("launch_graph"), self.stream, self.driver
+
+        def replay() -> None:
+            code = run(executable, stream)
+            if code:
+                raise driver.error("launch_graph", code, where)
+
+        return replay
+
+    def close(self) -> None:
+        """Free everything. What fails then is not told: a lost device refuses all of it."""
+        if self._closed:
+            return
+        self._closed = True
+        operation, handle = self._binding()
+        self.driver.function(operation)(handle)
+        steps: list[tuple[str, int]] = [("destroy_executable_graph", graph) for graph in self._graphs]
+        steps += [("destroy_event", event) for event in self._events]
+        steps += [("unload_module", module) for module in self._modules]
+        steps += [(operation, address) for address, operation in self._allocations.items()]
+        self.driver.function("synchronise_stream")(self.stream)
+        for operation, handle in steps:
+            self.driver.function(operation)(handle)
+        self.driver.function("destroy_stream")(self.stream)
+        if self._context is not None:
+            self.driver.function("release_context")(self._handle)
+
+    def _binding(self) -> tuple[str, int | None]:
+        """What makes the device current on the calling thread."""
+        return ("set_context", self._context) if self.driver.has("set_context") else ("set_device", self._handle)
+
+    def _made(self, operation: str, *arguments: object, where: str = "", trailing: bool = False) -> int:
+        """The handle that an operation gives through its first (with `trailing`: last) argument."""
+        handle = ctypes.c_void_p()
+        place = ctypes.byref(handle)
+        self.driver.call(operation, *((*arguments, place) if trailing else (place, *arguments)), where=where)
+        return handle.value or 0
+
+    def _end_capture_quietly(self) -> None:
+        graph = ctypes.c_void_p()
+        self.driver.function("end_capture")(self.stream, ctypes.byref(graph))
+        if graph.value:
+            self.driver.function("destroy_graph")(graph.value)

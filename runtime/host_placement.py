@@ -1,0 +1,104 @@
+"""A plan placed on the host: programs read what the executor writes, so that nothing has to be moved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from .executor_interface import Report
+from .functions.context import Context
+from .host_arrays import HostArray, release_free_memory
+from .native.runtime import NativeRuntime
+from .operands import Surroundings
+from .static_memory import StaticMemory, allocate
+from .weights import PlanSource, load_weights
+
+Mode = Callable[[], AbstractContextManager[object]]
+"""What programs run inside of."""
+
+
+class HostPlacement:
+    """A `Placement`. Make one with `place_on_host`."""
+
+    def __init__(self, memory: StaticMemory, surroundings: Surroundings, mode: Mode) -> None:
+        self.memory, self.surroundings, self.running = memory, surroundings, mode
+        self._native = surroundings.native
+
+    @property
+    def step_inputs(self) -> Mapping[str, HostArray]:
+        return self.memory.inputs
+
+    @property
+    def slots(self) -> Mapping[str, HostArray]:
+        return self.memory.state
+
+    @property
+    def threads(self) -> int:
+        if self._native is not None:
+            return self._native.team.size
+        import torch
+
+        return torch.get_num_threads()
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.surroundings.context.scratch_bytes + (self._native.team.scratch_bytes if self._native else 0)
+
+    def before_filling(self) -> None:
+        pass
+
+    def inputs_filled(self) -> None:
+        pass
+
+    def slot_filled(self, slot: int) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._native is not None:
+            self._native.close()
+        del self.memory, self.surroundings
+
+
+def place_on_host(
+    plan: PlanSource,
+    weights: str | None,
+    report: Report,
+    needed: set[str] | None,
+    *,
+    native_only: bool,
+    threads: int | None,
+    pin_threads: bool,
+    exact_weights: bool,
+) -> HostPlacement:
+    """Allocate and load; `native_only` says that programs call the plan's own kernels alone, so that no library is imported.
+
+    Raises a TokenspeedError saying what does not fit.
+    """
+    mode = nullcontext if native_only else _library_mode(threads)
+    with mode():
+        memory = allocate(plan, needed)
+        report("memory")
+        native = _native(plan, threads, pin_threads)
+        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
+        release_free_memory()  # loading went through arrays as large as the largest weight
+        report("weights")
+        inputs = {**memory.inputs, **memory.constants, **tensors}
+        return HostPlacement(memory, Surroundings(memory.arena, inputs, memory.state, Context(), native), mode)
+
+
+def _library_mode(threads: int | None) -> Mode:
+    """What library functions run in: torch's inference mode, on as many threads."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.inference_mode
+
+
+def _native(plan: PlanSource, threads: int | None, pin: bool) -> NativeRuntime | None:
+    library = plan.manifest.kernels
+    if library is None:
+        return None
+    (digest,) = (entry.sha256 for entry in plan.manifest.entries if entry.name == library.entry)
+    return NativeRuntime(plan.entry(library.entry), digest, threads, sorted(os.sched_getaffinity(0)) if pin else None)

@@ -1,0 +1,63 @@
+"""Where a plan's arrays live and its programs run: what the executor asks of the host and of devices alike. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from .host_arrays import HostArray
+from .operands import Surroundings
+
+
+class Placement(Protocol):
+    """Static arrays, allocated once.
+
+    A step is: `before_filling`, write `step_inputs`, `inputs_filled`, the launches, then arrays of an `Expansion`. A new request
+    is: `before_filling`, write its row of `slots`, `slot_filled`. All of it happens inside `running`.
+    """
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What programs are expanded in."""
+        ...
+
+    @property
+    def step_inputs(self) -> Mapping[str, HostArray]:
+        """The step ABI's arrays, as the host writes them."""
+        ...
+
+    @property
+    def slots(self) -> Mapping[str, HostArray]:
+        """The slot buffers, as the host writes them; what programs have written to them need not be seen here."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Threads of the host that programs compute with."""
+        ...
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that functions keep for themselves; part of the plan's `workspace`."""
+        ...
+
+    def running(self) -> AbstractContextManager[object]:
+        """What everything but `close` happens inside of."""
+        ...
+
+    def before_filling(self) -> None:
+        """Wait until `step_inputs` and `slots` may be written again."""
+        ...
+
+    def inputs_filled(self) -> None:
+        """The step inputs are those of the next step."""
+        ...
+
+    def slot_filled(self, slot: int) -> None:
+        """That row of every slot buffer is new."""
+        ...
+
+    def close(self) -> None:
+        """Give all memory back."""
+        ...
