@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..plans.errors import ModelError
 from .frontends.frozen_rope import freeze_rope
+from .frontends.text_part import model_maker
 from .frontends.trace import quiet
 
 
@@ -25,7 +26,8 @@ def eager_logits(
     try:
         with quiet():
             typed = AutoConfig.for_model(**copy.deepcopy(config))
-            model = AutoModelForCausalLM.from_config(typed, dtype=torch.float32, attn_implementation="eager").eval()
+            make = model_maker(config) or AutoModelForCausalLM.from_config
+            model = make(typed, dtype=torch.float32, attn_implementation="eager").eval()
             given = parameters | freeze_rope(model, context)
             for name, held in (*model.named_parameters(), *model.named_buffers()):
                 if name in given:

@@ -43,6 +43,7 @@ from ..targets.machine import Machine
 from ..targets.registry import plugins
 from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
+from .frontends.text_part import text_configuration
 from .frontends.trace import TracedModel
 from .goldens import make_golden
 from .identity import compiler_digest, library_versions
@@ -81,7 +82,7 @@ def _config_dtype(source: ModelSource) -> str:
 
 def choose_context(source: ModelSource, options: CompileOptions) -> int:
     """Longest sequence in tokens: as asked, within what the model was made for."""
-    limit = int(read_field(source.config, "max_position_embeddings") or DEFAULT_CONTEXT)
+    limit = int(read_field(text_configuration(source.config), "max_position_embeddings") or DEFAULT_CONTEXT)
     wanted = min(limit, DEFAULT_CONTEXT) if options.max_context is None else options.max_context
     if not 2 <= wanted <= limit:
         raise UsageError(

@@ -48,7 +48,7 @@ class CounterWeights:
         if name in self.head[1:]:
             return self.rows(name, self.columns)
         shape, _ = self.shapes[name]
-        return self._slice(name, 0, shape[0])
+        return self._slice(name, 0, _rows_of(shape))
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         if name == self.head[0]:
@@ -67,13 +67,18 @@ class CounterWeights:
 
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
         shape, dtype = self.shapes[name]
-        whole = (start, stop) == (0, shape[0])
+        whole = (start, stop) == (0, _rows_of(shape))
         if whole and name in self.kept:
             return self.kept[name]
         values = _stored(torch.from_numpy(counter_weight(name, shape, start, stop)), dtype).double()
         if whole and values.numel() <= KEPT_ELEMENTS:
             self.kept[name] = values
         return values
+
+
+def _rows_of(shape: Sequence[int]) -> int:
+    """A scalar counts as one row, as in `counter_weight`."""
+    return shape[0] if shape else 1
 
 
 def _stored(values: Tensor, dtype: str) -> Tensor:

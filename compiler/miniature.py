@@ -45,7 +45,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     _shrink_latents(config, small)
     shrink_recurrence(config, small)
     for name in ("bos_token_id", "eos_token_id"):
-        small[name] = None
+        small[name] = PADDING  # of the small vocabulary; some types take no None
     small["pad_token_id"] = PADDING  # some models count positions from it
     representatives = _representatives(kinds)
     depth = len(kinds)

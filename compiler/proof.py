@@ -112,7 +112,8 @@ class _TensorWeights:
 
     def full(self, name: str) -> Tensor:
         parts, steps = self.joined[name]
-        return torch.cat([arranged(self.parameters[part], steps) for part in parts])
+        made = [arranged(self.parameters[part], steps) for part in parts]
+        return torch.cat(made) if len(made) > 1 else made[0]  # scalars cannot be joined
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self.full(name).T

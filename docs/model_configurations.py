@@ -57,22 +57,57 @@ _DECODER: dict[str, Any] = {"is_decoder": True, "add_cross_attention": False}
 _LATENT: dict[str, Any] = {"head_dim": 6, "num_key_value_heads": 4, "num_experts_per_tok": 3}
 """Latent attention: heads are as wide as what rope turns of them."""
 
+_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+
+_GEMMA3N: dict[str, Any] = {
+    "intermediate_size": 96,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": 160,
+    "hidden_size_per_layer_input": 16,
+    "activation_sparsity_pattern": None,
+}
+"""Layers have keys and values of their own."""
+
+_GEMMA4: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "global_head_dim": 32,
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": 160,
+    "hidden_size_per_layer_input": 16,
+}
+"""Heads of the last layer are wider."""
+
 FIELDS: dict[str, dict[str, Any]] = {
     "axk1": {**_LATENT, "n_group": 4, "topk_group": 2},
     "axk2": _LATENT,
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {**_ROPE, "mrope_section": [3, 3, 2]}}},
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 3,
+        "max_seq_len": 256,
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 3},
+    },
     "deepseek_v2": {**_LATENT, "q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
     "deepseek_v32": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "gemma3n_text": _GEMMA3N,
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": _LATENT,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
+    "got_ocr2": {"tie_word_embeddings": False},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
     "minicpm3": _LATENT,
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "youtu": _LATENT,
+    "zaya": {"num_experts_per_tok": 1},
     "bert": _DECODER,
     "bert-generation": _DECODER,
     "big_bird": {**_DECODER, "attention_type": "original_full"},

@@ -55,7 +55,7 @@ def _shrunk(defaults: Any) -> dict[str, Any]:
     common = {own: name for name, own in defaults.attribute_map.items()}
     made: dict[str, Any] = {}
     for name, value in defaults.to_dict().items():
-        inner = getattr(defaults, name, None)
+        inner = vars(defaults).get(name)  # asking for what differs from layer to layer is an error
         size = SIZES.get(common.get(name, name), SIZES.get(name))
         if inner is not None and hasattr(inner, "to_dict"):
             made[name] = {**_shrunk(inner), "model_type": inner.model_type}

@@ -34,17 +34,27 @@ class Parts:
 
 @dataclass(frozen=True)
 class CheckpointNames:
-    """Conversions of one model. `single` are patterns of names whose tensors are in float32 whatever the model's type."""
+    """Conversions of one model. `single` are patterns of names whose tensors are in float32 whatever the model's type.
+
+    `moved` are the path of a part that is compiled alone and its path in the whole model, whose checkpoints these are.
+    """
 
     converters: tuple[Any, ...] = ()
     renamings: tuple[Any, ...] = ()
     single: tuple[str, ...] = ()
+    moved: tuple[str, str] = ("", "")
+
+    def moved_name(self, parameter: str) -> str:
+        """What the whole model calls a parameter of the part."""
+        here, there = self.moved
+        inside = bool(here) and parameter.startswith(f"{here}.")
+        return there + parameter.removeprefix(here) if inside else parameter
 
     def parts(self, parameter: str, shape: Sequence[int]) -> Parts:
         """How the parameter (a name or a template) is made. Raises ModelError for a conversion that is not known here."""
         found = _TEMPLATE.search(parameter)
         name = _TEMPLATE.sub(_STAND_IN, parameter)
-        made = self._parts(name, tuple(shape))
+        made = self._parts(self.moved_name(name), tuple(shape))
         if found is None:
             return made
 

@@ -18,8 +18,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AttentionInterface, AutoConfig
 
 from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames, checkpoint_names
@@ -28,12 +27,14 @@ from .complex_pairs import complex_as_pairs
 from .config_fields import read_field
 from .decompositions import DECOMPOSITIONS
 from .eager_attention import replace_eager_attention
+from .empty_parts import leave_out_empty_parts
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .selected_keys import leave_out_selection
+from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -195,7 +196,8 @@ def quiet() -> Iterator[None]:
 
 def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) -> Any:
     model_type = config.get("model_type", "")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    make = model_maker(config)
+    if make is None:
         raise ModelError(
             f"model type {model_type!r} is not a causal language model of transformers {transformers.__version__}",
             where="config.json, field model_type",
@@ -206,7 +208,7 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) 
     try:
         typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = make(
                 typed,
                 dtype=TORCH_DTYPES[dtype],
                 attn_implementation=attention,
@@ -222,6 +224,18 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) 
             fix="correct config.json",
         ) from error
     return model.eval()
+
+
+def _names(model: Any, parameters: dict[str, tuple[int, ...]], whole: dict[str, Any], config: dict[str, Any]) -> CheckpointNames:
+    if not is_wrapped(whole, config):
+        return checkpoint_names(model)
+    outer = _build(whole, "f32", "eager")
+    paths = _path_of(model, model.get_decoder()), _path_of(outer, outer.get_decoder())
+    return names_in_the_whole(checkpoint_names(outer), _stored(outer), parameters, paths)
+
+
+def _path_of(model: torch.nn.Module, part: torch.nn.Module) -> str:
+    return next(path for path, module in model.named_modules() if module is part)
 
 
 def _stored(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -355,14 +369,15 @@ def trace(
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
     with quiet(), complex_as_pairs():
+        whole, config = config, text_configuration(config)
         model = _build(config, dtype, attention)
         parameters = _stored(model)
-        names = checkpoint_names(model)
+        names = _names(model, parameters, whole, config)
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
         require_one_chunk(typed, context)
-        given, own_attention = config, typed._attn_implementation == "eager"
+        own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)
         path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
@@ -380,7 +395,7 @@ def trace(
             raise
         except Exception as error:  # torch.export raises whatever the traced code raises
             if not own_attention:
-                return trace(given, dtype, every_layer, context, "eager")
+                return trace(whole, dtype, every_layer, context, "eager")
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise ModelError(
                 f"model type {config['model_type']!r} cannot be traced with a dynamic number of tokens",
@@ -388,11 +403,12 @@ def trace(
                 got=f"{type(error).__name__}: {first_line[:300]}",
                 fix="choose one of the families that docs/models.md lists",
             ) from error
+        leave_out_empty_parts(exported)
         architecture = type(model).__name__
         if own_attention:
             replace_eager_attention(exported, constants, architecture)
         elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
-            return trace(given, dtype, every_layer, context, "eager")
+            return trace(whole, dtype, every_layer, context, "eager")
     return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers)
 
 

@@ -28,7 +28,7 @@ def test_sizes_shrink_and_the_groups_of_heads_stay() -> None:
     small = miniature(LARGE, [0] * 80)
     assert small["num_attention_heads"] / small["num_key_value_heads"] == 8
     assert small["hidden_size"] == small["num_attention_heads"] * HEAD_DIM
-    assert small["num_hidden_layers"] == 1 and small["eos_token_id"] is None
+    assert small["num_hidden_layers"] == 1 and small["eos_token_id"] == 0
     assert LARGE["hidden_size"] == 8192, "the model's own configuration is left alone"
 
 
