@@ -14,20 +14,12 @@ from .raised import Raised, Raiser, Rule, rows_of
 
 _END = Number("end")
 
-# keys as torch.cat gives them, or written into an empty tensor piece by piece
-_EMPTY = op("new_empty", Bind("like"), Bind("sizes"))
-_LEADING = op("copy", op("slice", _EMPTY, 3, 0, Number("nope")), Bind("k_nope"))
-_WRITTEN = op("slice_scatter", _EMPTY, _LEADING, 3, 0, Number("nope"))
-_SHARED = either(op("expand", Bind("k_rope"), Bind("shape")), Bind("k_rope"))
+# keys as torch.cat gives them, or written piece by piece (compiler/frontends/decompositions.py)
+_LEADING = op("cat", [either(op("expand", Bind("k_nope"), Bind("nope_shape")), Bind("k_nope")), Bind("unwritten")], 3)
+_ONE_FOR_ALL = either(op("expand", Bind("k_rope"), Bind("shape")), Bind("k_rope"))
+_SHARED = either(op("expand", _ONE_FOR_ALL, Bind("rope_shape")), _ONE_FOR_ALL)
 _KEYS = either(
-    op(
-        "slice_scatter",
-        _WRITTEN,
-        op("copy", op("slice", _WRITTEN, 3, Number("nope"), _END), _SHARED),
-        3,
-        Number("nope"),
-        _END,
-    ),
+    op("cat", [op("slice", _LEADING, 3, 0, Number("nope")), _SHARED], 3),
     op("cat", [Bind("k_nope"), _SHARED], -1),
 )
 _QUERIES = op("cat", [Bind("q_nope"), Bind("q_rope")], -1)
@@ -93,6 +85,8 @@ def _latent_attention(root: AtenOp, raiser: Raiser) -> Raised | None:
     q, k, v = list(root.operation.operands)[:3]
     queries, keys = match(_QUERIES, q), match(_KEYS, k)
     if window or softcap or queries is None or keys is None:
+        return None
+    if keys.get("nope", shape_of(keys["k_nope"])[3]) != shape_of(keys["k_nope"])[3]:
         return None
     of_keys, of_values = _pieces(keys["k_nope"], 0), _pieces(v, 1)
     expanded = match(_EXPANDED, of_keys[0]) if of_keys is not None and of_keys == of_values else None
