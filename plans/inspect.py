@@ -86,6 +86,7 @@ def _kv(manifest: Manifest) -> dict[str, Any]:
         "groups": [_fields(group) for group in kv.groups],
         "states": [_fields(group) | {"bytes": state_bytes(group)} for group in kv.states],
         "shares_prefixes": kv.shares_prefixes,
+        "prefix_reuse": kv.prefix_reuse,
         "tokens": kv.blocks * kv.block_tokens,
     }
 
@@ -161,7 +162,7 @@ def _kv_table(kv: dict[str, Any]) -> Table:
             f"{len(group['layers'])} recurrent layers of {shapes}, {group['slots']} slots, {format_bytes(group['bytes'])}"
         )
     if not kv["shares_prefixes"]:
-        values["prefix reuse"] = "off: recurrent states are kept by sequence, cached blocks do not hold them"
+        values["prefix reuse"] = kv["prefix_reuse"]
     return _pairs("KV cache", values)
 
 

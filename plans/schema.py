@@ -161,6 +161,11 @@ class KvGeometry(_Part, frozen=True, kw_only=True):
         """Whether cached blocks hold all that a sequence needs to go on behind them; recurrent states are not in them."""
         return not self.states
 
+    @property
+    def prefix_reuse(self) -> str:
+        """Whether requests reuse what was computed for equal prefixes, in words, with the reason where they do not."""
+        return "on" if self.shares_prefixes else "off: recurrent states are kept by sequence, cached blocks do not hold them"
+
 
 class Schedule(_Part, frozen=True, kw_only=True):
     """Limits the scheduler works within, fixed from the traffic profile. All counts are of rows or requests."""

@@ -80,17 +80,22 @@ def verify(
 @_json_option
 @run_command
 def explain(plan: Path, operation: str | None, as_json: bool) -> None:
-    """Show, for each operation: its kernel, why, the runner-up, the predicted time and the roofline share."""
+    """Show, for each operation: its kernel, why, the runner-up, the predicted time and the roofline share.
+
+    Says too whether equal prefixes are computed once, and why not.
+    """
     from ..plans.explain import explanation, pages
 
     with Plan.open(plan) as opened:
-        decisions = opened.decisions()
+        decisions, kv = opened.decisions(), opened.manifest.kv
     if as_json:
-        _print_json(explanation(decisions, operation))
+        _print_json(explanation(decisions, operation) | {"prefix_reuse": kv.prefix_reuse})
     elif decisions:
         _print_pages(pages(decisions, operation))
     else:
         click.echo("The plan records no decisions.")
+    if not as_json:
+        click.echo(f"Prefix reuse: {kv.prefix_reuse}")
 
 
 @main.command()

@@ -67,9 +67,11 @@ def test_inspect(plan: Path) -> None:
 
 
 def test_explain(plan: Path, tmp_path: Path) -> None:
-    assert "least predicted time" in run("explain", plan).stdout
+    text = run("explain", plan).stdout
+    assert "least predicted time" in text and "Prefix reuse: on" in text
     data = json.loads(run("explain", plan, "--json", "--operation", "attention").stdout)
     assert {item["kernel"] for item in data["decisions"]} == {"packed", "tiled"}
+    assert data["prefix_reuse"] == "on"
     write_sample_plan(tmp_path / "bare.bin", entries={"decisions.json": None})
     assert "no decisions" in run("explain", tmp_path / "bare.bin").stdout
 
