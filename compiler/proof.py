@@ -55,6 +55,8 @@ def prove(traced: TracedModel, raised: ir.Module, transform: Callable[[ir.Module
     """Prove that `transform` (ATen module to raised module) is right for this model; gives back the largest difference.
 
     The miniature must raise to the same operations as the model itself, and give the logits of transformers' eager model.
+    The values of the model's own constants are beyond it: the miniature has others, of its own sizes. So constants are taken
+    only where transformers fills them whatever was in memory before when it loads a model, and refused elsewhere.
     Raises ModelError otherwise.
     """
     small_config = miniature(traced.config, traced.kinds)

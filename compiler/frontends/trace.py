@@ -32,6 +32,7 @@ from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
+from .own_state import refuse_own_state
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .selected_keys import leave_out_selection
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
@@ -205,6 +206,7 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) 
             got=repr(model_type),
             fix="choose another model, or check config.json",
         )
+    refuse_own_state(model_type)
     try:
         typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
         with torch.device("meta"):
