@@ -22,6 +22,9 @@ _DIGESTED = {
     "chat_template": "chat_template.jinja",
 }
 
+_SHARED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype")
+"""What a configuration of several parts may say for its language model."""
+
 
 def open_directory(directory: Path) -> ModelSource:
     """A directory with config.json; shape-only when it has no weights. Raises ModelError, naming the file."""
@@ -88,7 +91,22 @@ def _read_config(path: Path) -> dict[str, Any]:
             got=f"quant_method {method}",
             fix="use the unquantized checkpoint, or a GGUF file of the same model",
         )
-    return config
+    return _language_model(config)
+
+
+def _language_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the language model inside one of several parts, where both types name the same causal LM class."""
+    # imported here, as below
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = config.get("text_config")
+    if not isinstance(text, dict) or not isinstance(text.get("model_type"), str):
+        return config
+    outer, inner = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(part["model_type"]) for part in (config, text))
+    if inner is None or inner != outer:
+        return config
+    shared = {name: config[name] for name in _SHARED if config.get(name) is not None and text.get(name) is None}
+    return {**text, **shared}
 
 
 def _with_numbers(item: Any) -> Any:

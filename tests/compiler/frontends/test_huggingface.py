@@ -219,3 +219,11 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelError, match=named):
             open_model(path)
+
+
+def test_the_language_model_of_a_configuration_of_several_parts(tmp_path: Path) -> None:
+    text = {**CONFIG, "model_type": "qwen3_5_text", "eos_token_id": None}
+    whole = {"model_type": "qwen3_5", "text_config": text, "vision_config": {"depth": 1}, "eos_token_id": 7}
+    assert open_model(directory(tmp_path / "a", whole)).config == text | {"eos_token_id": 7}
+    other = {"model_type": "gemma3", "text_config": {**CONFIG, "model_type": "gemma3_text"}}
+    assert open_model(directory(tmp_path / "b", other)).config == other, "whose causal LM is another class"
