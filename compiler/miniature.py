@@ -14,6 +14,11 @@ PADDING = 0
 """The padding token, which no text of the proof holds."""
 EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
 
+_SECTIONED_TYPES = ("qwen3_5", "qwen4_exp")
+"""Types that divide their frequencies into sections even where the configuration does not say how."""
+_SECTIONED_PART = 0.75
+"""Of a head: six frequencies, two for each section."""
+
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERT_SIZES = {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 56, "moe_shared_expert_intermediate_size": 56}
 _LATENT_SIZES = {"q_lora_rank": 48, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
@@ -41,6 +46,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
             small[name] = _with_fewer_factors(value, int(config.get("head_dim") or hidden // heads or 1))
     if config.get("sliding_window"):
         small["sliding_window"] = WINDOW
+    _keep_sections(config, small)
     _shrink_experts(config, small)
     _shrink_latents(config, small)
     shrink_recurrence(config, small)
@@ -64,6 +70,17 @@ def _with_fewer_factors(rope: dict[str, Any], head_dim: int) -> dict[str, Any]:
         if isinstance(rope.get(name), list):
             small[name] = rope[name][: len(rope[name]) * HEAD_DIM // head_dim]
     return small
+
+
+def _keep_sections(config: dict[str, Any], small: dict[str, Any]) -> None:
+    """Rope whose frequencies take turns at three kinds of positions: enough of them that each kind has its turn."""
+    rope = small.get("rope_parameters") or {}
+    if "mrope_section" not in rope and not str(config.get("model_type")).startswith(_SECTIONED_TYPES):
+        return
+    small["rope_parameters"] = {**rope, "partial_rotary_factor": _SECTIONED_PART}
+    small["partial_rotary_factor"] = _SECTIONED_PART
+    if "mrope_section" in rope:
+        small["rope_parameters"]["mrope_section"] = [2, 2, 2]
 
 
 def _shrink_latents(config: dict[str, Any], small: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ _RANKS = ("mamba_dt_rank", "time_step_rank")
 
 def shrink_recurrence(config: dict[str, Any], small: dict[str, Any]) -> None:
     """Shrink in `small`, whose hidden size is set, what `config` says of state space and gated delta layers."""
-    if not any(config.get(name) for name in (*_STATES, "linear_num_key_heads")):
+    if not any(config.get(name) for name in (*_STATES, "linear_num_key_heads", "linear_num_heads")):
         return
     hidden = int(small["hidden_size"])
     expansion = next((int(config[name]) for name in _EXPANSIONS if config.get(name)), 2)
@@ -40,6 +40,9 @@ def shrink_recurrence(config: dict[str, Any], small: dict[str, Any]) -> None:
     for name in _RANKS:
         if isinstance(config.get(name), int):
             small[name] = min(int(config[name]), 6)
+    for name, size in (("linear_num_heads", HEADS), ("linear_head_dim", KEY_DIM)):
+        if config.get(name):
+            small[name] = size
     if config.get("linear_num_key_heads"):
         ratio = max(1, int(config.get("linear_num_value_heads") or 1) // int(config["linear_num_key_heads"]))
         small["linear_num_key_heads"], small["linear_num_value_heads"] = 2, 2 * min(ratio, 4)

@@ -78,6 +78,42 @@ _GEMMA4: dict[str, Any] = {
 }
 """Heads of the last layer are wider."""
 
+_STATE_SPACE: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 8,
+}
+"""Mamba-2 layers inside: heads together are twice as wide as the model."""
+
+_GATED_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+"""Gated delta nets, and a layer of attention between them."""
+
+_LANGUAGE_MODEL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 160,
+    "max_position_embeddings": 256,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+"""The part of a configuration of several parts that is compiled."""
+
+_SECTIONED: dict[str, Any] = {"head_dim": 48}
+"""A quarter of a head is turned, by three kinds of positions in turn: enough frequencies for each."""
+
 FIELDS: dict[str, dict[str, Any]] = {
     "axk1": {**_LATENT, "n_group": 4, "topk_group": 2},
     "axk2": _LATENT,
@@ -125,6 +161,63 @@ FIELDS: dict[str, dict[str, Any]] = {
     "xlm-roberta": _DECODER,
     "xlm-roberta-xl": _DECODER,
     "xmod": {**_DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
+    "bamba": {**_STATE_SPACE, "attn_layer_indices": [1]},
+    "falcon_h1": {**_STATE_SPACE, "mamba_d_ssm": 128},
+    "falcon_mamba": {"state_size": 8, "time_step_rank": 6},
+    "granitemoehybrid": {
+        **_STATE_SPACE,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "shared_intermediate_size": 40,
+    },
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 6},
+    "kimi_linear": {
+        "num_key_value_heads": 4,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "mamba": {"state_size": 8, "time_step_rank": 6},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "chunk_size": 8},
+    "minimax": {"block_size": 8},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention"],
+        "ssm_state_size": 16,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "olmo_hybrid": _GATED_DELTA,
+    "qwen3_5": {"text_config": {**_LANGUAGE_MODEL, **_GATED_DELTA, **_SECTIONED, "model_type": "qwen3_5_text"}},
+    "qwen3_5_moe": {"text_config": {**_LANGUAGE_MODEL, **_GATED_DELTA, **_SECTIONED, "model_type": "qwen3_5_moe_text"}},
+    "qwen3_5_moe_text": {**_GATED_DELTA, **_SECTIONED},
+    "qwen3_5_text": {**_GATED_DELTA, **_SECTIONED},
+    "qwen3_next": _GATED_DELTA,
+    "recurrent_gemma": {"lru_width": 64, "num_key_value_heads": 1},
+    "rwkv": {"attention_hidden_size": 64},
+    "xlstm": {"embedding_dim": 64, "num_blocks": 3, "num_heads": 4},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 6,
+        "use_mamba_kernels": False,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 8,
+        "mamba_d_state": 16,
+        "adapter_rank": 8,
+        "chunk_size": 8,
+    },
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 24},
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 7},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},

@@ -122,9 +122,28 @@ def _replace_scaled_inputs(module: Any) -> None:
     _set(module, "forward", forward)
 
 
+def _replace_ungated_experts(module: Any) -> None:
+    """Experts of two projections with an activation alone between them (Nemotron-H): one not chosen has the weight zero.
+
+    up_proj: [experts, inner, hidden]; down_proj: [experts, hidden, inner].
+    """
+    experts, inner, hidden = module.up_proj.shape
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        none = torch.zeros(hidden_states.shape[0], experts, dtype=top_k_weights.dtype, device=hidden_states.device)
+        weights = none.scatter(1, top_k_index, top_k_weights)
+        made = module.act_fn(functional.linear(hidden_states, module.up_proj.reshape(experts * inner, hidden)))
+        weighted = made.view(-1, experts, inner) * weights[:, :, None]
+        down = module.down_proj.transpose(1, 2).reshape(experts * inner, hidden)
+        return (weighted.view(-1, experts * inner).to(hidden_states.dtype) @ down).view(hidden_states.shape)
+
+    _set(module, "forward", forward)
+
+
 _BLOCKS: tuple[tuple[tuple[str, ...], Callable[[Any], None]], ...] = (
     (("input_linear", "output_linear", "router", "bias", "map", "reduce"), _replace_attention_experts),
     (("input_linear", "output_linear", "router", "bias", "activation"), _replace_parallel_block),
+    (("up_proj", "down_proj", "act_fn", "num_experts"), _replace_ungated_experts),
     (("fc1", "fc2", "route_tokens_to_experts"), _replace_grouped_experts),
     (("mlp", "ffn_hidden_size", "num_experts"), _replace_flat_experts),
     (("router", "experts", "shared_expert", "hidden_dim", "top_k"), _replace_scaled_inputs),

@@ -42,6 +42,8 @@ RECURRENT_SIZES = (
     "linear_num_value_heads",
     "linear_key_head_dim",
     "linear_value_head_dim",
+    "linear_num_heads",
+    "linear_head_dim",
 )
 """Sizes of recurrent layers that a config.json may leave to transformers' defaults."""
 STEP_ROWS = 1_000_003

@@ -77,3 +77,12 @@ def test_patterns_fold_in_the_miniature_as_in_the_model(pattern: list[int], coun
     assert len(kept) <= 2 * sum(len(found.pattern) for found in fold(kinds))
     if len(fold(kinds)) == 1:
         assert {found.pattern for found in fold(kept)} == patterns
+
+
+def test_each_kind_of_position_keeps_frequencies() -> None:
+    rope = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
+    plain = miniature(LARGE | {"rope_parameters": rope}, [0])
+    assert plain["rope_parameters"] == rope
+    sections = miniature(LARGE | {"rope_parameters": rope | {"mrope_section": [11, 11, 10]}, "head_dim": 256}, [0])
+    assert sections["rope_parameters"]["mrope_section"] == [2, 2, 2]
+    assert sections["rope_parameters"]["partial_rotary_factor"] * sections["head_dim"] == 2 * 6

@@ -13,11 +13,12 @@ from tokenspeed.compiler.frontends.looped_experts import replace_looped_experts
 from tokenspeed.compiler.frontends.selected_keys import leave_out_selection
 from tokenspeed.plans.errors import ModelError
 from torch import Tensor, nn
-from transformers import AriaTextConfig, DbrxConfig, JetMoeConfig, Llama4TextConfig
+from transformers import AriaTextConfig, DbrxConfig, JetMoeConfig, Llama4TextConfig, NemotronHConfig
 from transformers.models.aria.modeling_aria import AriaTextMoELayer
 from transformers.models.dbrx.modeling_dbrx import DbrxFFN
 from transformers.models.jetmoe.modeling_jetmoe import JetMoeMoA, JetMoeMoE
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 HIDDEN, INNER, EXPERTS, CHOSEN = 12, 20, 6, 3
 
@@ -110,3 +111,14 @@ def test_a_context_that_leaves_keys_out_is_refused() -> None:
     leave_out_selection(attention, 32)
     with pytest.raises(ModelError, match="all are selected"):
         leave_out_selection(attention, 33)
+
+
+def test_experts_without_a_gate() -> None:
+    config = NemotronHConfig(hidden_size=HIDDEN, moe_intermediate_size=INNER, n_routed_experts=EXPERTS)
+    module: Any = _filled(NemotronHExperts(config))
+    x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(1))
+    best, indices = torch.randn(7, EXPERTS, generator=torch.Generator().manual_seed(2)).topk(CHOSEN)
+    with torch.no_grad():
+        expected = module(x, indices, best)
+        replace_looped_experts(module)
+        torch.testing.assert_close(module(x, indices, best), expected, rtol=1e-5, atol=1e-5)
