@@ -171,6 +171,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 6},
     "kimi_linear": {
+        "head_dim": 6,
         "num_key_value_heads": 4,
         "linear_head_dim": 16,
         "linear_num_heads": 4,
@@ -217,7 +218,6 @@ FIELDS: dict[str, dict[str, Any]] = {
         "adapter_rank": 8,
         "chunk_size": 8,
     },
-    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 24},
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 7},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},
