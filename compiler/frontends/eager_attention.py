@@ -6,6 +6,7 @@ query sees, and whether anything else is done to the scores. Only causal attenti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from ...plans.errors import ModelError
+from .mask_reach import tokens_to_look_at
 
-TOKENS = 600
-"""Of the sequence whose masks are looked at. A window longer than this is not seen, and one that a graph holds is shorter."""
+MOST_SCORES = 1 << 27
+"""Of all heads together, that are worked out to look at a mask."""
 HIDDEN = -5000.0
 """Scores below are those of keys that are not seen; models use -10000 and less."""
 
@@ -55,29 +58,42 @@ class _Known:
         self.data: set[Node] = set()
         self.given: dict[Node, Tensor] = {}
         nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-        inputs = iter((torch.zeros(1, TOKENS, dtype=torch.long), torch.arange(TOKENS)[None]))
+        self.texts: list[Node] = []
         for spec in exported.graph_signature.input_specs:
             node, target = nodes[spec.arg.name], (spec.target or "").removeprefix("model.")
             if spec.kind == InputKind.USER_INPUT:
-                self.given[node] = next(inputs)
-                if "ids" in node.name:
+                self.texts.append(node)
+                if len(self.texts) == 1:
                     self.data.add(node)
             elif target in constants:
                 self.given[node] = constants[target]
             elif isinstance(held := exported.constants.get(spec.target or ""), Tensor) and held.device.type == "cpu":
                 self.given[node] = held
-            elif spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].ndim == 0:
-                # made on the meta device, its value is lost: masks are made with zeros, and the proof would notice another
-                self.given[node] = torch.zeros((), dtype=node.meta["val"].dtype)
             else:
                 self.data.add(node)
         for node in exported.graph.nodes:
             if any(source in self.data for source in node.all_input_nodes) and isinstance(node.meta.get("val"), Tensor):
                 self.data.add(node)
 
-    def value(self, node: Node, stand_in: dict[Node, Tensor]) -> Any:
-        """The node's value in a text of TOKENS tokens, with `stand_in` for some nodes."""
-        values: dict[Node, Any] = {**self.given, **stand_in}
+    def tokens(self, softmax: Node, product: Node) -> int:
+        """How many tokens of the mask between the two have to be looked at, to know it."""
+        made: set[Node] = set()
+        waiting = [softmax.args[0]]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Node) and node is not product and node not in made:
+                made.add(node)
+                waiting.extend(node.all_input_nodes)
+        tokens = tokens_to_look_at(made, self.given, set(self.texts))
+        heads = math.prod(size for size in product.meta["val"].shape if isinstance(size, int))
+        if heads * tokens**2 > MOST_SCORES:
+            self.refuse("may see further back than can be looked at", f"a mask to be looked at over {tokens} tokens")
+        return tokens
+
+    def value(self, node: Node, stand_in: dict[Node, Tensor], tokens: int) -> Any:
+        """The node's value in a text of so many tokens, with `stand_in` for some nodes."""
+        inputs = (torch.zeros(1, tokens, dtype=torch.long), torch.arange(tokens)[None])
+        values: dict[Node, Any] = {**self.given, **dict(zip(self.texts, inputs, strict=True)), **stand_in}
         waiting = [node]
         while waiting:
             top = waiting[-1]
@@ -87,7 +103,7 @@ class _Known:
                 continue
             waiting.pop()
             if top not in values:
-                values[top] = _run(top, values)
+                values[top] = _run(top, values, tokens)
         return values[node]
 
     def refuse(self, what: str, got: str) -> None:
@@ -100,14 +116,19 @@ class _Known:
         )
 
 
-def _run(node: Node, values: dict[Node, Any]) -> Any:
+def _run(node: Node, values: dict[Node, Any], tokens: int) -> Any:
     if node.op == "placeholder" or not callable(node.target):
-        raise ModelError("a mask of attention depends on weights", where=node.name)
+        raise ModelError("a mask of attention depends on weights, or on a constant that is not known", where=node.name)
     if str(node.target) == "aten.sym_size.int" and (size := node.meta.get("val")) is not None and not isinstance(size, int):
-        return TOKENS if str(size).isidentifier() else values[node.args[0]].shape[node.args[1]]  # pyright: ignore
-    arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
+        return tokens if str(size).isidentifier() else values[node.args[0]].shape[node.args[1]]  # pyright: ignore
+    arguments = map_arg((node.args, node.kwargs), lambda source: values[source])
     keywords = {key: "cpu" if key == "device" else value for key, value in arguments[1].items()}
-    return node.target(*arguments[0], **keywords)
+    try:
+        return node.target(*arguments[0], **keywords)
+    except (IndexError, RuntimeError) as error:  # a table that is shorter than the text
+        raise ModelError(
+            f"a mask of attention cannot be worked out for {tokens} tokens", where=node.name, got=str(error).splitlines()[0][:200]
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -160,13 +181,14 @@ def _product_of_values(softmax: Node) -> Node | None:
 
 def _scores(softmax: Node, product: Node, known: _Known) -> _Scores:
     """What is done to scores, found by doing it to 0, 1 and 2."""
-    shape = [size if isinstance(size, int) else TOKENS for size in product.meta["val"].shape]
+    tokens = known.tokens(softmax, product)
+    shape = [size if isinstance(size, int) else tokens for size in product.meta["val"].shape]
     source: Node = softmax.args[0]  # pyright: ignore[reportAssignmentType]
-    none, one, two = (known.value(source, {product: torch.full(shape, float(c))}).float() for c in range(3))
-    none, one, two = (made.reshape(-1, TOKENS, TOKENS) for made in (none, one, two))
+    none, one, two = (known.value(source, {product: torch.full(shape, float(c))}, tokens).float() for c in range(3))
+    none, one, two = (made.reshape(-1, tokens, tokens) for made in (none, one, two))
     seen = none > HIDDEN
     window = int(seen[0].sum(-1).max())
-    distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)[None, :]
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
     if not bool((seen == ((distance >= 0) & (distance < window))).all()):
         known.refuse("does not see all tokens before it, or sees some behind it", "another mask")
     slopes = (one - none)[seen]
@@ -175,7 +197,7 @@ def _scores(softmax: Node, product: Node, known: _Known) -> _Scores:
         known.refuse("does not only scale its scores", f"factors from {float(slopes.min()):.4g} to {float(slopes.max()):.4g}")
     if bool((none[seen] != 0).any()):
         known.refuse("adds something to its scores", "a bias of each pair of tokens, such as alibi")
-    return _Scores(scale, 0 if window == TOKENS else window)
+    return _Scores(scale, 0 if window == tokens else window)
 
 
 def _four_dimensions(node: Node, before: Node) -> Node:

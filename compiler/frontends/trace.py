@@ -30,6 +30,7 @@ from .eager_attention import replace_eager_attention
 from .empty_parts import leave_out_empty_parts
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
+from .kept_constants import KeptConstants
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
 from .own_state import refuse_own_state
@@ -390,9 +391,11 @@ def trace(
         tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
-            exported = torch.export.export(
-                _Logits(model), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
-            ).run_decompositions(DECOMPOSITIONS)
+            with KeptConstants():
+                exported = torch.export.export(
+                    _Logits(model), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
+                )
+            exported = exported.run_decompositions(DECOMPOSITIONS)
         except ModelError:
             raise
         except Exception as error:  # torch.export raises whatever the traced code raises

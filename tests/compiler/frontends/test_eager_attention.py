@@ -1,0 +1,84 @@
+"""Attention that a model writes out: what is recognised keeps its scale and window, what is not certain is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenspeed.compiler.frontends.eager_attention import replace_eager_attention
+from tokenspeed.compiler.frontends.kept_constants import KeptConstants
+from tokenspeed.plans.errors import ModelError
+from torch import Tensor
+
+Mask = Callable[[Tensor], Tensor]
+"""From distances, [tokens, tokens], to which keys are seen."""
+
+
+class _Attention(torch.nn.Module):
+    def __init__(self, mask: Mask, on_scores: Callable[[Tensor, Tensor], Tensor] = lambda scores, _: scores) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(16, 2 * 8, device="meta"))
+        self.mask, self.on_scores = mask, on_scores
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        x = (self.weight[ids]).view(1, -1, 2, 8).transpose(1, 2)
+        distance = positions[0][:, None] - positions[0][None, :]
+        scores = self.on_scores(x @ x.transpose(2, 3) * 0.25, distance)
+        hidden = torch.tensor(-1e9, device="meta")
+        return torch.where(self.mask(distance), scores, hidden).softmax(-1) @ x
+
+
+def _found(module: _Attention) -> list[tuple[float, int]]:
+    """Scale and window of each attention that is found in the module's graph."""
+    example = torch.zeros(1, 8, dtype=torch.long, device="meta")
+    tokens = torch.export.Dim("tokens", min=2, max=65536)
+    with KeptConstants():
+        exported = torch.export.export(
+            module, (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
+        )
+    exported = exported.run_decompositions({})
+    replace_eager_attention(exported, {}, "Tiny")
+    calls = [node for node in exported.graph.nodes if str(node.target) == "tokenspeed.attention.default"]
+    return [(node.args[4], node.args[5]) for node in calls]
+
+
+def test_causal_attention_keeps_its_scale() -> None:
+    assert _found(_Attention(lambda distance: distance >= 0)) == [(0.25, 0)]
+
+
+@pytest.mark.parametrize("window", [64, 700])
+def test_a_window_of_any_length_is_seen(window: int) -> None:
+    assert _found(_Attention(lambda distance: (distance >= 0) & (distance < window))) == [(0.25, window)]
+
+
+def test_a_window_made_of_two_numbers_is_seen() -> None:
+    assert _found(_Attention(lambda distance: (distance >= 0) & (distance - 400 < 500))) == [(0.25, 900)]
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (lambda distance: (distance >= 0) & (distance * 3 < 90), "mul"),
+        (lambda distance: (distance >= 0) & (distance.float().sqrt() < 30.0), "_to_copy"),
+        (lambda distance: (distance >= 0) & (distance < 100000), "100003 tokens"),
+        (lambda distance: distance >= -1, "another mask"),
+    ],
+)
+def test_a_mask_that_is_not_certain_is_refused(mask: Mask, got: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        _found(_Attention(mask))
+    assert got in str(refused.value.got)
+
+
+def test_a_bias_of_distances_is_refused() -> None:
+    with pytest.raises(ModelError):
+        _found(_Attention(lambda distance: distance >= 0, lambda scores, distance: scores - 0.5 * distance))
+
+
+def test_constants_made_while_the_model_runs_keep_their_values() -> None:
+    with KeptConstants():
+        assert torch.tensor(2.5).item() == 2.5
+        assert torch.tensor([1, 2]).tolist() == [1, 2]
+        assert torch.tensor([True, False]).dtype == torch.bool
+        assert torch.tensor([[1, 2], [3, 4]]).shape == (2, 2)
