@@ -45,7 +45,15 @@ SIZES: dict[str, int | float] = {
 }
 """Replaced where a configuration has the field, by its own or its common name."""
 
-LISTED = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "attention_types", "attention_layers")
+LISTED = (
+    "per_layer_config",
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "no_rope_layers",
+    "attention_types",
+    "attention_layers",
+)
 """Lists with an entry for each layer: left to be made for the smaller depth."""
 
 TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -130,16 +138,21 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_routed_experts": 8},
     "deepseek_v32": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "gemma3n": {"text_config": {**SIZES, **_GEMMA3N}},
     "gemma3n_text": _GEMMA3N,
+    "gemma4": {"text_config": {**SIZES, **_GEMMA4}},
     "gemma4_text": _GEMMA4,
+    "gemma4_unified": {"text_config": {**SIZES, **_GEMMA4}},
     "gemma4_unified_text": _GEMMA4,
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": _LATENT,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
+    "emu3": {"text_config": {**SIZES, **TOKENS}},
     "got_ocr2": {"tie_word_embeddings": False},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "minicpm3": _LATENT,
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},

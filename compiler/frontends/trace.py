@@ -337,7 +337,9 @@ def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
     on_meta = {path: module._buffers[name] for path, (module, name) in owned.items()}
     above = [
-        module for path, module in model.named_modules() if any(name.startswith(f"{path}." if path else "") for name in owned)
+        (path, module)
+        for path, module in model.named_modules()
+        if any(name.startswith(f"{path}." if path else "") for name in owned)
     ]
     filled = []
     for value in (0, 1):
@@ -345,13 +347,22 @@ def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             buffer = on_meta[path]
             assert buffer is not None
             module._buffers[name] = torch.full(buffer.shape, value, dtype=buffer.dtype, device="cpu")
-        for module in reversed(above):
-            model._init_weights(module)  # pyright: ignore[reportCallIssue]
+        for path, module in reversed(above):
+            _owner(model, path)._init_weights(module)
         filled.append({path: module._buffers[name] for path, (module, name) in owned.items()})
     for path, (module, name) in owned.items():
         module._buffers[name] = on_meta[path]
     first, second = filled
     return {path: value for path, value in first.items() if value is not None and torch.equal(value, second[path])}
+
+
+def _owner(model: torch.nn.Module, path: str) -> Any:
+    """The innermost model of transformers around a module, whose rules fill it."""
+    found: Any = model
+    for name in filter(None, path.split(".")):
+        model = getattr(model, name)
+        found = model if isinstance(model, transformers.PreTrainedModel) else found
+    return found
 
 
 def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
