@@ -16,10 +16,11 @@ from .frontends.trace import quiet
 
 
 def eager_logits(
-    config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor], context: int = 0
+    config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor], context: int = 0, masked: bool = False
 ) -> list[Tensor]:
     """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens], nothing else given: no positions, no cache.
 
+    With `masked`, a mask that hides no token is given, as in generation: some models are only causal with one.
     `parameters` are parameters and persistent buffers by name; `context` is what rope is fixed for, as in a trace.
     Raises ModelError when transformers cannot run its model.
     """
@@ -32,7 +33,7 @@ def eager_logits(
             for name, held in (*model.named_parameters(), *model.named_buffers()):
                 if name in given:
                     held.copy_(given[name])
-            return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
+            return [model(input_ids=ids[None], use_cache=False, **_masks(ids, masked)).logits[0] for ids in sequences]
     except Exception as error:  # whatever the model's own code raises
         lines = str(error).strip().splitlines()
         raise ModelError(
@@ -41,3 +42,7 @@ def eager_logits(
             got=f"{type(error).__name__}: {lines[0][:300] if lines else ''}",
             fix="choose one of the model types that docs/models.md lists",
         ) from error
+
+
+def _masks(ids: Tensor, masked: bool) -> dict[str, Tensor]:
+    return {"attention_mask": torch.ones_like(ids[None])} if masked else {}

@@ -41,6 +41,8 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     set_field(small, "hidden_size", few * HEAD_DIM)
     small["intermediate_size"] = INTERMEDIATE
     small["vocab_size"] = VOCABULARY
+    if config.get("vocab_size_per_layer_input"):
+        small["vocab_size_per_layer_input"] = VOCABULARY
     for name, value in config.items():
         if isinstance(value, dict):
             small[name] = _with_fewer_factors(value, int(config.get("head_dim") or hidden // heads or 1))
@@ -59,6 +61,9 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
         if isinstance(value, list) and len(value) == depth and depth > 1:
             small[name] = [value[index] for index in representatives]
     _keep_dense_layers(config, small, representatives)
+    if isinstance(config.get("per_layer_config"), dict):
+        own = {int(index): fields for index, fields in config["per_layer_config"].items()}
+        small["per_layer_config"] = {at: own[index] for at, index in enumerate(representatives) if index in own}
     set_field(small, "num_hidden_layers", len(representatives))
     return small
 

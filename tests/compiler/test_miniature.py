@@ -86,3 +86,9 @@ def test_each_kind_of_position_keeps_frequencies() -> None:
     sections = miniature(LARGE | {"rope_parameters": rope | {"mrope_section": [11, 11, 10]}, "head_dim": 256}, [0])
     assert sections["rope_parameters"]["mrope_section"] == [2, 2, 2]
     assert sections["rope_parameters"]["partial_rotary_factor"] * sections["head_dim"] == 2 * 6
+
+
+def test_what_layers_have_of_their_own_moves_with_them() -> None:
+    own = {"1": {"head_dim": 32}, "2": {"head_dim": 64}}
+    small = miniature({**LARGE, "num_hidden_layers": 4, "per_layer_config": own}, [0, 0, 1, 1])
+    assert small["per_layer_config"] == {1: {"head_dim": 64}}
