@@ -152,7 +152,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "got_ocr2": {"tie_word_embeddings": False},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "minicpm3": _LATENT,
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
