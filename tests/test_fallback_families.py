@@ -1,0 +1,30 @@
+"""Families of which parts stay ATen and run through torch, row by row: their plans give transformers' logits all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .test_families import ALL_KINDS, check, compiled
+from .test_families import quick as quick
+from .tiny_models import build, save
+
+_TOKENS: dict[str, Any] = {"vocab_size": 160, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+_SIZES: dict[str, Any] = {**_TOKENS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+FALLBACKS: dict[str, dict[str, Any]] = {
+    "gptj": {**_TOKENS, "model_type": "gptj", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
+    "bert": {**_SIZES, "model_type": "bert", "is_decoder": True, "max_position_embeddings": 256},
+    "biogpt": {**_SIZES, "model_type": "biogpt", "max_position_embeddings": 256, "pad_token_id": 1},
+}
+"""One that writes its attention out, an encoder used as a decoder, one with positions counted behind an offset."""
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model = build(FALLBACKS[name])
+    directory = save(model, tmp_path / "model")
+    found = compiled(directory, directory, model)
+    assert "ts.aten" in str(found.state.module)
+    check(found, ALL_KINDS)
