@@ -264,6 +264,8 @@ def _require_elements(parameters: dict[str, tuple[int, ...]]) -> None:
 
 def _depth(config: Any) -> int:
     depth = read_field(vars(config) | {"model_type": config.model_type}, "num_hidden_layers")
+    if depth is None:
+        depth = getattr(config, "num_hidden_layers", None)  # which some work out from the kinds of their layers
     if not isinstance(depth, int) or depth < 1:
         raise ModelError(
             f"a {config.model_type} configuration does not say how many layers the language model has",
