@@ -24,6 +24,9 @@ def shrink_recurrence(config: dict[str, Any], small: dict[str, Any]) -> None:
     if not any(config.get(name) for name in (*_STATES, "linear_num_key_heads", "linear_num_heads")):
         return
     hidden = int(small["hidden_size"])
+    if config.get("attention_hidden_size") and config.get("hidden_size"):  # shared blocks that take the embeddings besides
+        wide = hidden * int(config["attention_hidden_size"]) // int(config["hidden_size"])
+        small["attention_hidden_size"], small["attention_head_dim"] = wide, wide // int(small["num_attention_heads"])
     expansion = next((int(config[name]) for name in _EXPANSIONS if config.get(name)), 2)
     inner = expansion * hidden
     if config.get("mamba_d_ssm"):
