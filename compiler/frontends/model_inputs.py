@@ -14,8 +14,9 @@ def token_inputs(model: torch.nn.Module, ids: Tensor, positions: Tensor) -> dict
     """
     given = {"position_ids": positions}
     for module in model.modules():
-        if hasattr(module, "create_position_ids_from_input_ids") and isinstance(getattr(module, "padding_idx", None), int):
-            given["position_ids"] = positions + (module.padding_idx + 1)
+        padding = getattr(module, "padding_idx", None)
+        if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding, int):
+            given["position_ids"] = positions + (padding + 1)
         if "token_type_ids" in module._buffers:
             given["token_type_ids"] = torch.zeros_like(ids)
     return given
