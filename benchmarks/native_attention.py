@@ -5,39 +5,30 @@
 Heads are query heads / KV heads x head size; decode cases are sequences x context, one new token each; prefill cases are
 prompts of so many tokens, all in one step. Blocks lie scattered over a pool larger than the caches. For each case: the time of
 the best and of the median turn, bytes of keys and values per second as a share of the read bandwidth, operations per second
-(causal pairs alone) as a share of what vector registers can do, and the share of the roofline, the larger of the two bounds,
-that the best turn reaches. Both rates are probed in the same turns. Needs a C++ compiler.
+(causal pairs alone) as a share of what registers can do (with matrix tiles: what tiles can do), and the share of the roofline,
+the larger of the two bounds, that the best turn reaches. Both rates are probed in the same turns. Needs a C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import numpy as np
 import torch
+from native_turns import Call, ProbedTeam, Timing, cycle, timing
 from tokenspeed.runtime.benchmark.environment import Environment, environment, usable_cores
 from tokenspeed.runtime.host_arrays import large_bytes
 from tokenspeed.runtime.native.calls import CallList
-from tokenspeed.runtime.native.library import NativeLibrary
-from tokenspeed.runtime.native.records import NativeArray, describe
-from tokenspeed.runtime.native.team import ThreadTeam
-from tokenspeed.targets.cpu.build import build_library, find_compiler
-from tokenspeed.targets.cpu.machines import resolve_host_cpu
+from tokenspeed.runtime.native.records import describe
 
-PROBES = Path(__file__).with_name("native_probe.cpp")
 HEADS = "9/3x64,16/8x128"
 DECODE = "1x512,1x4096,4x512,4x4096,16x512,16x4096"
 PREFILL = "512,4096"
-T = TypeVar("T")
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
 BLOCK_TOKENS = 64
 POOL_BYTES = 256 << 20  # of keys; as much of values
@@ -59,13 +50,6 @@ class Heads:
         heads, size = text.split("x")
         queries, keys = heads.split("/")
         return cls(int(queries), int(keys), int(size))
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds of one call."""
-
-    best: float
-    median: float
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -99,18 +83,11 @@ class Bench:
     """A team of threads with the kernels and the probes, and two stretches of memory on huge pages for keys and values."""
 
     def __init__(self, threads: int, seconds: float) -> None:
-        compiler = find_compiler()
-        if compiler is None:
-            raise SystemExit("native_attention.py needs a C++ compiler: install g++ 12 or newer")
-        machine = resolve_host_cpu()
-        self.target, self._seconds = machine.name, seconds
-        data = build_library(compiler, machine.compiler_flags, (PROBES,))
-        self._library = NativeLibrary(data, hashlib.sha256(data).hexdigest())
-        self._team = ThreadTeam(self._library, threads)
+        self._seconds = seconds
         self._keys, self._values = (torch.from_numpy(large_bytes(POOL_BYTES)).fill_(0) for _ in range(2))
         reads = [part for pool in (self._keys, self._values) for part in pool.split(READ_BYTES)]
-        self._reads = _cycle([self._sealed([_Call("read_probe", [describe(part, "u8")], [], {})]) for part in reads])
-        self._products = torch.zeros(1, dtype=torch.int64)
+        self._team = ProbedTeam(threads, "cpu", reads, MULTIPLY_REPEATS)
+        self.target = self._team.target
 
     def case(self, dtype: str, heads: Heads, block_order: str, sequences: int, rows: int, context: int) -> Case:
         """`rows` new tokens of each of `sequences` contexts."""
@@ -119,15 +96,15 @@ class Bench:
         pairs = sequences * sum(range(context - rows + 1, context + 1))
         operations = 4.0 * heads.queries * heads.size * pairs
         lists, count = self._turns(dtype, heads, caches, (sequences, rows, context), kv_bytes, operations)
-        turns, multiply = _cycle(lists), self._multiply_probe(dtype)
+        turns, multiply = cycle(lists), self._team.multiply_probe(dtype)
         reads: list[float] = []
         rates: list[float] = []
         native: list[float] = []
         end = time.perf_counter() + self._seconds
         while time.perf_counter() < end or len(native) < 3:
-            reads.append(_timed(lambda: next(self._reads).run(self._team)))
-            rates.append(_timed(lambda: multiply.run(self._team)))
-            native.append(_timed(lambda: next(turns).run(self._team)) / count)
+            reads.append(self._team.read())
+            rates.append(self._team.run(multiply))
+            native.append(self._team.run(next(turns)) / count)
         return Case(
             dtype=dtype,
             heads=f"{heads.queries}/{heads.keys}x{heads.size}",
@@ -138,8 +115,8 @@ class Bench:
             kv_bytes=kv_bytes,
             operations=operations,
             bandwidth=READ_BYTES / min(reads),
-            rate=2.0 * int(self._products) * self._team.size / min(rates),
-            native=Timing(min(native), statistics.median(native)),
+            rate=self._team.operations_of_a_probe / min(rates),
+            native=timing(native),
         )
 
     def close(self) -> None:
@@ -186,38 +163,8 @@ class Bench:
             table = pool[copy * sequences * blocks : (copy + 1) * sequences * blocks].reshape(sequences, blocks)
             given = [describe(item, dtype) for item in (q, *caches)]
             given += [describe(item, "i32") for item in (starts, lengths, torch.from_numpy(table), counts)]
-            calls.append(_Call("attention", given, [describe(out, dtype)], {"scale": heads.size**-0.5}))
-        return [self._sealed(calls[at : at + count]) for at in range(0, len(calls), count)], count
-
-    def _multiply_probe(self, dtype: str) -> CallList:
-        attributes = {"type": dtype, "repeats": MULTIPLY_REPEATS}
-        return self._sealed([_Call("multiply_probe", [], [describe(self._products, "i64")], attributes)])
-
-    def _sealed(self, run: Sequence[_Call]) -> CallList:
-        calls = CallList(self._library)
-        for call in run:
-            calls.add(call.name, call.given, call.taken, call.attributes, call.name)
-        self._team.reserve(calls.seal(self._team.size))
-        return calls
-
-
-@dataclass(frozen=True)
-class _Call:
-    name: str
-    given: list[NativeArray]
-    taken: list[NativeArray]
-    attributes: dict[str, float | str]
-
-
-def _cycle(items: Sequence[T]) -> Iterator[T]:
-    while True:
-        yield from items
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+            calls.append(Call("attention", given, [describe(out, dtype)], {"scale": heads.size**-0.5}))
+        return [self._team.sealed(calls[at : at + count]) for at in range(0, len(calls), count)], count
 
 
 def _line(case: Case) -> str:

@@ -12,31 +12,21 @@ instruction set that this machine runs too. Needs a C++ compiler.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable
 
 import msgspec
 import torch
+from native_turns import Call, ProbedTeam, Timing, cycle, timed, timing
 from tokenspeed.plans.weight_layout import stored_bytes
 from tokenspeed.runtime.benchmark.environment import Environment, environment, usable_cores
 from tokenspeed.runtime.host_arrays import large_bytes
-from tokenspeed.runtime.native.calls import CallList
-from tokenspeed.runtime.native.library import NativeLibrary
-from tokenspeed.runtime.native.records import NativeArray, PackedWeight, describe
-from tokenspeed.runtime.native.team import ThreadTeam
-from tokenspeed.targets.cpu.build import build_library, find_compiler
-from tokenspeed.targets.registry import find_target
+from tokenspeed.runtime.native.records import PackedWeight, describe
 
-PROBES = Path(__file__).with_name("native_probe.cpp")
 SHAPES = "1024x4096,2048x1024,1024x6144,3072x1024,1024x151936,576x960,576x576,576x3072,1536x576,4096x4096"
 TYPES = "f32,bf16,q8_0,q4_0,q4_1"
 ROWS = "1,4,8,16,64,512"
-T = TypeVar("T")
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
 BEYOND_CACHES = 256 << 20
 READ_BYTES = 64 << 20
@@ -44,13 +34,6 @@ TURN_BYTES, TURN_OPERATIONS = 64 << 20, 2e9
 MULTIPLY_REPEATS = 100_000
 OPENMP_SPINS = 0.005  # seconds that torch's threads stay on the cores after a product
 ONEDNN_PACK_ROWS = 64
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds of one product."""
-
-    best: float
-    median: float
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -86,18 +69,10 @@ class Bench:
     """A team of threads with the kernels and the probes; one stretch of memory on huge pages for all weights."""
 
     def __init__(self, threads: int, seconds: float, target: str) -> None:
-        compiler = find_compiler()
-        if compiler is None:
-            raise SystemExit("native_linear.py needs a C++ compiler: install g++ 12 or newer")
-        machine = find_target(target)
-        self.target, self._seconds, self._tiles = machine.name, seconds, "amx_bf16" in machine.features
-        data = build_library(compiler, machine.compiler_flags, (PROBES,))
-        self._library = NativeLibrary(data, hashlib.sha256(data).hexdigest())
-        self._team = ThreadTeam(self._library, threads)
+        self._seconds = seconds
         self._bytes = torch.from_numpy(large_bytes(2 * BEYOND_CACHES)).fill_(1)
-        reads = [self._bytes[at : at + READ_BYTES] for at in range(0, 2 * BEYOND_CACHES, READ_BYTES)]
-        self._reads = _cycle([self._sealed([("read_probe", [describe(part, "u8")], [])]) for part in reads])
-        self._products = torch.zeros(1, dtype=torch.int64)
+        self._team = ProbedTeam(threads, target, self._bytes.split(READ_BYTES), MULTIPLY_REPEATS)
+        self.target = self._team.target
 
     def case(self, dtype: str, inputs: int, outputs: int, rows: int) -> Case:
         kind = TORCH.get(dtype, torch.bfloat16)
@@ -109,22 +84,21 @@ class Bench:
         arrays = [describe(weight, dtype) for weight in weights]
         given, taken = describe(x, _name(kind)), describe(out, _name(kind))
         lists = [
-            self._sealed([("linear", [given, array], [taken]) for array in arrays[at : at + count]])
+            self._team.sealed([Call("linear", [given, array], [taken]) for array in arrays[at : at + count]])
             for at in range(0, len(arrays) - count + 1, count)
         ]
-        turns = _cycle(lists)
-        multiply = self._multiply_probe(self._peak(dtype))
+        turns = cycle(lists)
+        multiply = self._team.multiply_probe(dtype)
         library = _onednn(kind, x, out, inputs, outputs, len(weights), count) if dtype in TORCH else None
         reads, rates, native, torch_times = [], [], [], []
         end = time.perf_counter() + self._seconds
         while time.perf_counter() < end or len(native) < 3:
-            reads.append(_timed(lambda: next(self._reads).run(self._team)))
-            rates.append(_timed(lambda: multiply.run(self._team)))
-            native.append(_timed(lambda: next(turns).run(self._team)) / count)
+            reads.append(self._team.read())
+            rates.append(self._team.run(multiply))
+            native.append(self._team.run(next(turns)) / count)
             if library is not None:
-                torch_times.append(_timed(library) / count)
+                torch_times.append(timed(library) / count)
                 time.sleep(OPENMP_SPINS)
-        products = 2.0 * int(self._products) * self._team.size
         return Case(
             dtype=dtype,
             inputs=inputs,
@@ -132,9 +106,9 @@ class Bench:
             rows=rows,
             weight_bytes=weights[0].data.numel(),
             bandwidth=READ_BYTES / min(reads),
-            rate=products / min(rates),
-            native=_timing(native),
-            onednn=_timing(torch_times) if torch_times else None,
+            rate=self._team.operations_of_a_probe / min(rates),
+            native=timing(native),
+            onednn=timing(torch_times) if torch_times else None,
         )
 
     def close(self) -> None:
@@ -148,31 +122,11 @@ class Bench:
         parts = [memory[at * count : (at + 1) * count] for at in range(copies)]
         source = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
         weights = [PackedWeight(part, (outputs, inputs), dtype) for part in parts]
-        call = ("pack_panel", [describe(source, "bf16")], [describe(weights[0], dtype)])
-        self._sealed([call]).run(self._team)
+        call = Call("pack_panel", [describe(source, "bf16")], [describe(weights[0], dtype)])
+        self._team.run(self._team.sealed([call]))
         for part in parts[1:]:
             part.copy_(parts[0])
         return weights
-
-    def _peak(self, dtype: str) -> str:
-        """The instruction whose rate bounds products with a type."""
-        if dtype == "f32":
-            return "f32"
-        return "tiles" if self._tiles else "bf16" if dtype == "bf16" else "int8"
-
-    def _multiply_probe(self, dtype: str) -> CallList:
-        calls = CallList(self._library)
-        attributes = {"type": dtype, "repeats": MULTIPLY_REPEATS}
-        calls.add("multiply_probe", [], [describe(self._products, "i64")], attributes, "probe")
-        self._team.reserve(calls.seal(self._team.size))
-        return calls
-
-    def _sealed(self, run: Sequence[tuple[str, list[NativeArray], list[NativeArray]]]) -> CallList:
-        calls = CallList(self._library)
-        for name, given, taken in run:
-            calls.add(name, given, taken, {}, name)
-        self._team.reserve(calls.seal(self._team.size))
-        return calls
 
 
 def _onednn(
@@ -184,7 +138,7 @@ def _onednn(
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_PACK_ROWS) for _ in range(copies)]
     except RuntimeError:
         return None
-    turns, pointwise = _cycle(packed), torch.ops.mkldnn._linear_pointwise.default
+    turns, pointwise = cycle(packed), torch.ops.mkldnn._linear_pointwise.default
 
     def run() -> None:
         for _ in range(count):
@@ -199,21 +153,6 @@ def _name(kind: torch.dtype) -> str:
 
 def _calls_in_a_turn(copies: int, weight_bytes: int, operations: float) -> int:
     return max(1, min(copies, TURN_BYTES // weight_bytes, int(TURN_OPERATIONS / operations)))
-
-
-def _cycle(items: Sequence[T]) -> Iterator[T]:
-    while True:
-        yield from items
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _timing(seconds: list[float]) -> Timing:
-    return Timing(min(seconds), statistics.median(seconds))
 
 
 def _line(case: Case) -> str:
