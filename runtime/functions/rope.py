@@ -80,38 +80,21 @@ def rotation(
     return run
 
 
-class _SignedSine:
-    """sin with its first half negated, so that one product with the swapped halves does both; made once a step."""
-
-    def __init__(self, sin: torch.Tensor) -> None:
-        rows, columns = sin.shape
-        self._source = sin.numpy()
-        self._half = columns // 2
-        self._step = -1
-        self._flat = np.empty((rows, columns), np.float32)
-        self.table = self._flat.reshape(rows, 1, 2, self._half)
-
-    def refresh(self, step: int) -> None:
-        if self._step != step:
-            np.copyto(self._flat, self._source)
-            np.negative(self._flat[:, : self._half], self._flat[:, : self._half])
-            self._step = step
-
-
 def _small(context: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> Launch:
     rows, heads, columns = x.shape
-    key = ("signed sine", sin.data_ptr(), tuple(sin.shape), sin.stride())
-    sine = context.shared(key, _SignedSine, lambda: _SignedSine(sin))
+    half = columns // 2
     values, result, cosine = x.numpy(), out.numpy(), cos.numpy()[:, None, :]
-    swapped = x.unflatten(2, (2, columns // 2)).numpy()[:, :, ::-1]
+    swapped, sine = x.unflatten(2, (2, half)).numpy()[:, :, ::-1], sin.unflatten(1, (2, half)).numpy()[:, None]
     product = context.scratch("rope product", torch.float32, x.numel()).view(x.shape).numpy()
-    halves = product.reshape(rows, heads, 2, columns // 2)
+    halves = product.reshape(rows, heads, 2, half)
+    left, right = result[..., :half], result[..., half:]
+    left_product, right_product = product[..., :half], product[..., half:]
 
     def run() -> None:
-        sine.refresh(context.step)
-        np.multiply(swapped, sine.table, halves)
+        np.multiply(swapped, sine, halves)
         np.multiply(values, cosine, result)
-        np.add(result, product, result)
+        np.subtract(left, left_product, left)
+        np.add(right, right_product, right)
 
     return run
 
