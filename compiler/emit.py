@@ -95,19 +95,6 @@ def vocabulary(traced: TracedModel) -> int:
     return int(traced.config["vocab_size"])
 
 
-def parameter_shapes(traced: TracedModel) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter and of every template `layers.{i+n}` that stands for it."""
-    shapes = dict(traced.parameters)
-    depth = len(traced.kinds)
-    for name, shape in traced.parameters.items():
-        head, found, tail = name.partition(f"{traced.layers_path}.")
-        if found and not head:
-            index, rest = tail.split(".", 1)
-            for offset in range(min(int(index), 16) + 1 if depth > 1 else 1):
-                shapes[f"{found}{{i+{offset}}}.{rest}" if offset else f"{found}{{i}}.{rest}"] = shape
-    return shapes
-
-
 def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     """The manifest (its entry table still empty) and the container's entries."""
     assert state.step is not None and state.sample is not None

@@ -17,7 +17,9 @@ Shape = tuple[int, ...]
 
 def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> int:
     """Bytes for all functions together."""
-    of_weights = {weight.name: weight.shape for weight in weights}
+    of_weights = {
+        weight.name: weight.shape for weight in sorted(weights, key=lambda weight: prod(weight.shape))
+    }  # the largest stays
     needs: dict[str, int] = {}
     for program in programs:
         last = program.buckets[-1]

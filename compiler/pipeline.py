@@ -84,8 +84,7 @@ def quantize(state: Compilation) -> None:
 def choose_kernels(state: Compilation) -> None:
     state.decisions = select(state.module, state.machine, workloads(state.limits), state.no_native_kernels)
     split_packed(state.module, state.machine)
-    shapes = emit.parameter_shapes(state.traced)
-    state.weights = plan_weights(state.module, state.machine, shapes, state.source)
+    state.weights = plan_weights(state.module, state.machine, state.traced.parameters, state.source)
 
 
 def make_instructions(state: Compilation) -> None:

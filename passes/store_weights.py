@@ -12,6 +12,7 @@ from ..ir.mlir import ir
 from ..ir.types import dtype_of, shape_of
 from ..plans.recipe import Concat, Quantize, Recipe, Slice, Transpose
 from ..plans.schema import Weight
+from ..plans.template import instantiate
 from ..plans.weight_layout import Prepack, stored_bytes
 from ..targets.machine import Machine
 from .choose_weight_types import KEPT, STORED, layers_of, stored_type, users_of
@@ -33,17 +34,21 @@ class ParameterRecipes(Protocol):
 def plan_weights(
     module: ir.Module, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipes
 ) -> tuple[Weight, ...]:
-    """All weights of the step program, by name. `shapes` gives each parameter template's shape."""
-    found: dict[str, Weight] = {}
+    """All weights of the step program, by name. `shapes` gives each parameter's shape, layer indices filled in.
+
+    Layers that differ in the shape of a weight have rows of their own.
+    """
+    found: dict[tuple[str, tuple[int, ...], str], Weight] = {}
     for operation in modules.walk(modules.step_block(module)):
         if operation.name == "ts.weight":
             weight = _weight(operation, machine, shapes, recipe)
-            before = found.get(weight.name)
+            key = weight.name, weight.shape, weight.dtype
+            before = found.get(key)
             if before is not None:
                 layers = tuple(sorted({*before.layers, *weight.layers}))
                 weight = _make(operation, layers, before.prepack, shapes, recipe)
-            found[weight.name] = weight
-    return tuple(found[name] for name in sorted(found))
+            found[key] = weight
+    return tuple(found[key] for key in sorted(found))
 
 
 def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
@@ -122,16 +127,17 @@ def _recipe(
     recipe: ParameterRecipes,
 ) -> Recipe:
     names, steps = modules.text_list(operation, "parameters"), arrangement_of(operation)
+    shape_of_part = {name: shapes[instantiate(name, layers[0]) if layers else name] for name in names}
 
     def valued(dtype: str) -> Recipe:
-        parts = [_arranged(recipe.recipe(name, dtype, shapes[name], layers or None), shapes[name], steps) for name in names]
-        return _joined(parts)
+        made = ((recipe.recipe(name, dtype, shape_of_part[name], layers or None), shape_of_part[name]) for name in names)
+        return _joined([_arranged(part, shape, steps) for part, shape in made])
 
     if stored == dtype:
         return valued(dtype)
     kept = modules.text_attribute(operation, KEPT)
     if kept and not steps:
-        joined = _joined([recipe.blocks(name, shapes[name], layers or None) for name in names])
+        joined = _joined([recipe.blocks(name, shape_of_part[name], layers or None) for name in names])
         return joined if kept == stored else Quantize(joined, stored)
     return Quantize(valued("f32"), stored)
 

@@ -99,7 +99,6 @@ def _check_model(manifest: Manifest) -> None:
 
 def _check_names(manifest: Manifest) -> None:
     """One namespace for everything an operand may name outside its program."""
-    require_unique((weight.name for weight in manifest.weights), "weights")
     for weight in manifest.weights:
         _check_layers(weight.layers, f"weights, {weight.name}: layers", manifest)
         templated = is_templated(weight.name)

@@ -14,7 +14,7 @@ from tokenspeed.plans.schema import Weight
 from tokenspeed.plans.template import instantiate
 from tokenspeed.targets.registry import find_target
 
-from ..ir.modules import HIDDEN, VOCABULARY, decoder
+from ..ir.modules import HIDDEN, INTERMEDIATE, VOCABULARY, decoder
 from .test_fusions import fused
 from .test_select import LOADS, NO_NATIVE
 
@@ -30,7 +30,8 @@ def selected(text: str) -> ir.Module:
 def shapes(parsed: ir.Module) -> dict[str, tuple[int, ...]]:
     """Any shape does for this test's recipes; the names must all be asked for."""
     operations = [item for item in module.walk(module.step_block(parsed)) if item.name == "ts.weight"]
-    return {name: (1,) for item in operations for name in module.text_list(item, "parameters")}
+    names = {name for item in operations for name in module.text_list(item, "parameters")}
+    return {instantiate(name, layer): (1,) for name in names for layer in range(8)}
 
 
 class Recipes:
@@ -86,12 +87,26 @@ def test_joined_weights_are_a_concatenation_of_rows() -> None:
     assert bias.prepack == "none" and bias.shape == (2 * HIDDEN,)
 
 
-def test_two_repeats_over_one_name_are_one_row() -> None:
-    """Layers 0 and 1 in one repeat, layers 2 and 3 in another: the same weight names, other layers."""
+def two_repeats() -> tuple[str, str]:
+    """Layers 0 and 1 in one repeat, layers 2 and 3 in another: the same weight names. The text up to and after the second."""
     text = decoder(layers=2)
     body = text[text.index('%out = "ts.repeat"') : text.index("%last =")]
     second = body.replace("%out", "%out2").replace("(%x)", "(%out)").replace("first = 0", "first = 2")
-    text = text.replace("%last =", second + "    %last =").replace('"ts.rms_norm"(%out,', '"ts.rms_norm"(%out2,')
-    weights = table(selected(text))
+    text = text.replace('"ts.rms_norm"(%out,', '"ts.rms_norm"(%out2,')
+    return text, second
+
+
+def test_two_repeats_over_one_name_are_one_row() -> None:
+    text, second = two_repeats()
+    weights = table(selected(text.replace("%last =", second + "    %last =")))
     assert weights["layers.{i}.norm1.weight"].layers == (0, 1, 2, 3)
     assert len(weights) == 9
+
+
+def test_layers_of_other_shapes_are_rows_of_their_own() -> None:
+    text, second = two_repeats()
+    wider = second.replace(f"x{INTERMEDIATE}x", "x80x").replace(f"<{INTERMEDIATE}x", "<80x")
+    parsed = selected(text.replace("%last =", wider + "    %last ="))
+    weights = plan_weights(parsed, MACHINE, shapes(parsed), Recipes())
+    found = {(weight.shape, weight.layers) for weight in weights if weight.name == "layers.{i}.down_proj.weight"}
+    assert found == {((HIDDEN, INTERMEDIATE), (0, 1)), ((HIDDEN, 80), (2, 3))}
