@@ -100,7 +100,7 @@ def _check_model(manifest: Manifest) -> None:
 def _check_names(manifest: Manifest) -> None:
     """One namespace for everything an operand may name outside its program."""
     for weight in manifest.weights:
-        _check_layers(weight.layers, f"weights, {weight.name}: layers", manifest)
+        _check_layers(weight.layers, f"weights, {weight.name}: layers", manifest.model.layers)
         templated = is_templated(weight.name)
         require(
             templated == bool(weight.layers),
@@ -112,7 +112,8 @@ def _check_names(manifest: Manifest) -> None:
         sum(len(weight.layers) or 1 for weight in manifest.weights) <= MAX_INSTANCES, "weights", "fewer instances", "too many"
     )
     for group in manifest.kv.groups:
-        _check_layers(group.layers, f"kv.groups, {group.name}: layers", manifest)
+        # a layer may have several caches
+        _check_layers(group.layers, f"kv.groups, {group.name}: layers", MAX_LAYERS)
     for group in manifest.kv.states:
         _check_states(group, manifest)
     require_unique([*read_only_names(manifest), *writable_names(manifest)], "names of operands")
@@ -120,7 +121,7 @@ def _check_names(manifest: Manifest) -> None:
 
 def _check_states(group: StateGroup, manifest: Manifest) -> None:
     where = f"kv.states, {group.name}"
-    _check_layers(group.layers, f"{where}: layers", manifest)
+    _check_layers(group.layers, f"{where}: layers", manifest.model.layers)
     require_number(group.slots, f"{where}: slots", manifest.schedule.max_sequences)
     require(0 < len(group.shapes) <= MAX_STATES, f"{where}: shapes", f"1 to {MAX_STATES} states", len(group.shapes))
     require(len(group.shapes) == len(group.dtypes), f"{where}: dtypes", f"{len(group.shapes)} types", len(group.dtypes))
@@ -128,8 +129,8 @@ def _check_states(group: StateGroup, manifest: Manifest) -> None:
         require_shape(shape, f"{where}: shapes")
 
 
-def _check_layers(layers: tuple[int, ...], where: str, manifest: Manifest) -> None:
-    require(all(0 <= layer < manifest.model.layers for layer in layers), where, f"0 to {manifest.model.layers - 1}", layers)
+def _check_layers(layers: tuple[int, ...], where: str, count: int) -> None:
+    require(all(0 <= layer < count for layer in layers), where, f"0 to {count - 1}", layers)
     require(all(one < other for one, other in pairwise(layers)), where, "ascending layers", layers)
 
 

@@ -103,9 +103,11 @@ class _Importer:
         return repeat.results[0]
 
     def _emit(self, segment: Segment, values: Environment, layer: tuple[int, int] | None) -> None:
+        attentions = 0
         for node in segment.nodes:
             if target_name(node) == "tokenspeed.attention.default":
-                self._emit_attention(node, values, layer)
+                self._emit_attention(node, values, layer, attentions)
+                attentions += 1
                 continue
             if target_name(node) == "tokenspeed.recurrence.default":
                 self._emit_recurrence(node, values, layer)
@@ -156,12 +158,15 @@ class _Importer:
         inner = _StepImporter(self.traced, self.traced.mixers[int(node.args[2])])  # pyright: ignore[reportArgumentType]
         values[node] = inner.emit(rows, _type_of(node), layer, self._label(node, layer))
 
-    def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None) -> None:
+    def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None, number: int) -> None:
+        """Attention `number` of its layer. Each has a cache of its own: those of layers' first attentions are called as the
+        layers, then come those of their second ones, and so on."""
         if layer is None:
             raise ModelError("attention outside of the layers is not supported", where=module_path(node))
+        cache = shift("{i}", layer[1] + number * len(self.traced.kinds))
         *tensors, scale, window, softcap, _layer = node.args
         operands = [self._value(source, values, layer) for source in tensors if isinstance(source, Node)]
-        arguments = {"args": [scale, window, softcap, shift("{i}", layer[1])], "kwargs": {}}
+        arguments = {"args": [scale, window, softcap, cache], "kwargs": {}}
         op = dialect.aten(_type_of(node), operands, target_name(node), json.dumps(arguments))
         modules.set_label(op, self._templated(module_path(node), layer))
         values[node] = op.results[0]

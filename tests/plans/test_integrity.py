@@ -107,7 +107,7 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("kv.compatibility", "", "kv.compatibility"),
     ("kv.groups.0.kind", "latent", "kv.groups, all: heads"),
     ("kv.groups.0.window", 0, "kv.groups, all: window"),
-    ("kv.groups.0.layers", (0, 7), "kv.groups, all: layers"),
+    ("kv.groups.0.layers", (0, 4096), "kv.groups, all: layers"),
     ("kv.groups", lambda groups: (*groups, replace(groups[0], name="again")), "names of operands"),
     ("memory.kv", lambda size: size + 64, "memory.kv"),
     ("memory.weights", lambda size: size - 1, "memory.weights"),
