@@ -38,6 +38,8 @@ _CASTS_AND_VIEWS = {
     "aten.type_as.default",
     "aten.view.default",
 }
+_OF_A_SHAPE = {"aten.full_like.default", "aten.ones_like.default", "aten.zeros_like.default"}
+"""What they give depends on their input's shape alone."""
 
 
 def replace_eager_attention(exported: ExportedProgram, constants: dict[str, Tensor], name: str) -> int:
@@ -72,7 +74,7 @@ class _Known:
             else:
                 self.data.add(node)
         for node in exported.graph.nodes:
-            if any(source in self.data for source in node.all_input_nodes) and isinstance(node.meta.get("val"), Tensor):
+            if any(source in self.data for source in _read_by(node)) and isinstance(node.meta.get("val"), Tensor):
                 self.data.add(node)
 
     def tokens(self, softmax: Node, product: Node) -> int:
@@ -83,7 +85,7 @@ class _Known:
             node = waiting.pop()
             if isinstance(node, Node) and node is not product and node not in made:
                 made.add(node)
-                waiting.extend(node.all_input_nodes)
+                waiting.extend(_read_by(node))
         tokens = tokens_to_look_at(made, self.given, set(self.texts))
         heads = math.prod(size for size in product.meta["val"].shape if isinstance(size, int))
         if heads * tokens**2 > MOST_SCORES:
@@ -97,7 +99,7 @@ class _Known:
         waiting = [node]
         while waiting:
             top = waiting[-1]
-            missing = [source for source in top.all_input_nodes if source not in values] if top not in values else []
+            missing = [source for source in _read_by(top) if source not in values] if top not in values else []
             if missing:
                 waiting.extend(missing)
                 continue
@@ -116,11 +118,20 @@ class _Known:
         )
 
 
+def _read_by(node: Node) -> list[Node]:
+    """The nodes whose values, not only their shapes, go into this one."""
+    return [source for source in node.all_input_nodes if str(node.target) not in _OF_A_SHAPE or source is not node.args[0]]
+
+
 def _run(node: Node, values: dict[Node, Any], tokens: int) -> Any:
     if node.op == "placeholder" or not callable(node.target):
         raise ModelError("a mask of attention depends on weights, or on a constant that is not known", where=node.name)
     if str(node.target) == "aten.sym_size.int" and (size := node.meta.get("val")) is not None and not isinstance(size, int):
         return tokens if str(size).isidentifier() else values[node.args[0]].shape[node.args[1]]  # pyright: ignore
+    if str(node.target) in _OF_A_SHAPE:
+        like: Any = node.args[0]
+        shape = [size if isinstance(size, int) else tokens for size in like.meta["val"].shape]
+        values = {**values, like: torch.empty(shape, dtype=like.meta["val"].dtype)}
     arguments = map_arg((node.args, node.kwargs), lambda source: values[source])
     keywords = {key: "cpu" if key == "device" else value for key, value in arguments[1].items()}
     try:

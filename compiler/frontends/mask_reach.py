@@ -96,8 +96,8 @@ def _require_simple(node: Node) -> None:
             return  # a comparison
         if _name(node) in {"cumsum", "_to_copy"} and kinds == {"mask"}:
             return  # counts of a mask's entries, which grow no faster than positions
-        if _name(node) == "index" and kinds == {"mask", "number"}:
-            return  # entries of a mask
+        if _name(node) in {"index", "where"} and kinds <= {"mask", "number"}:
+            return  # entries of a mask, or a choice by one
     raise ModelError(
         "a mask of attention is made in a way that does not tell how far it reaches",
         where=node.name,

@@ -56,6 +56,16 @@ def test_a_window_made_of_two_numbers_is_seen() -> None:
     assert _found(_Attention(lambda distance: (distance >= 0) & (distance - 400 < 500))) == [(0.25, 900)]
 
 
+def test_a_mask_may_take_the_shape_of_what_the_text_says() -> None:
+    def causal_outside_of_images(scores: Tensor, distance: Tensor) -> Tensor:
+        kinds = torch.zeros_like(scores[0, 0, :, 0], dtype=torch.int)
+        groups = torch.where(kinds == 1, 0, -1)
+        image = (groups[:, None] == groups[None, :]) & (groups[:, None] >= 0)
+        return torch.where((distance >= 0) | image, scores, -1e9)
+
+    assert _found(_Attention(lambda distance: distance == distance, causal_outside_of_images)) == [(0.25, 0)]
+
+
 @pytest.mark.parametrize(
     ("mask", "got"),
     [
