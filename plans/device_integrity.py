@@ -77,9 +77,12 @@ def check_device_call(device: DevicePlan, name: str, operands: tuple[Sequence[st
 
 def check_device_launch(device: DevicePlan, function: DeviceFunction, symbols: Mapping[str, int], where: str) -> None:
     """The kernel that runs for a bucket has a grid the device takes, and numbers as its code relies on."""
-    name = function.kernel_for(symbols)
-    require(name is not None, where, f"a variant for {symbols[function.by]} {function.by}", "none")
-    kernel = next(item for item in device.kernels if item.name == name)
+    variant = function.variant_for(symbols)
+    require(variant is not None, where, f"a variant for {symbols[function.by]} {function.by}", "none")
+    assert variant is not None
+    if variant.kernel is None:
+        return
+    kernel = next(item for item in device.kernels if item.name == variant.kernel)
     at = f"{where}, kernel {kernel.name}"
     grid = [evaluate(size, symbols) for size in kernel.grid]
     blocks = (grid[0] * kernel.cluster, *grid[1:])
@@ -174,33 +177,33 @@ def _check_functions(device: DevicePlan) -> None:
         where = f"device.functions, {function.name}"
         require(_NAME.fullmatch(function.name) is not None, where, "the name of a function", repr(function.name))
         require(bool(function.variants), f"{where}: variants", "at least one", "none")
-        ascending = all(one.most < other.most for one, other in pairwise(function.variants))
-        require(ascending, f"{where}: variants", "ascending rows", [item.most for item in function.variants])
-        for variant in function.variants:
+        for variants in (function.variants, function.decode):
+            ascending = all(one.most < other.most for one, other in pairwise(variants))
+            require(ascending, f"{where}: variants", "ascending rows", [item.most for item in variants])
+        for variant in (*function.variants, *function.decode):
             require_number(variant.most, f"{where}: variants", 1)
-            require(variant.kernel in kernels, f"{where}: variants", "a kernel of device.kernels", repr(variant.kernel))
-            _check_operand_types(function, kernels[variant.kernel], where)
+            if variant.kernel is not None:
+                require(variant.kernel in kernels, f"{where}: variants", "a kernel of device.kernels", repr(variant.kernel))
+                _check_operand_types(function, kernels[variant.kernel], where)
 
 
 def _check_operand_types(function: DeviceFunction, kernel: DeviceKernel, where: str) -> None:
-    """Every pointer is to an operand of its type, and every output is pointed to."""
+    """Every pointer is to an operand of its type, and some output is pointed to."""
     types = (*function.inputs, *function.outputs)
     pointers = [parameter for parameter in kernel.parameters if isinstance(parameter, Pointer)]
     for pointer in pointers:
         at = f"{where}, kernel {kernel.name}: operand {pointer.operand}"
         require(pointer.operand < len(types), at, f"an operand below {len(types)}", pointer.operand)
         require(pointer.dtype == types[pointer.operand], at, types[pointer.operand], pointer.dtype)
-    outputs = set(range(len(function.inputs), len(types)))
-    missing = outputs - {pointer.operand for pointer in pointers}
-    at = f"{where}, kernel {kernel.name}"
-    require(not missing, at, "a pointer to every output", f"none to operand {min(missing, default=0)}")
+    written = any(pointer.operand >= len(function.inputs) for pointer in pointers)
+    require(written, f"{where}, kernel {kernel.name}", "a pointer to an output", "none")
 
 
 def _check_references(device: DevicePlan, sizes: Mapping[str, int]) -> None:
     """Names are unique, and every kernel and every binary is used."""
     require_unique((function.name for function in device.functions), "device.functions")
     names = require_unique((kernel.name for kernel in device.kernels), "device.kernels")
-    unused = names - {variant.kernel for function in device.functions for variant in function.variants}
+    unused = names - {item.kernel for function in device.functions for item in (*function.variants, *function.decode)}
     require(not unused, "device.kernels", "kernels that a function names", sorted(unused)[:8])
     loose = {name for name in sizes if name.startswith(KERNELS_PREFIX)} - {kernel.entry for kernel in device.kernels}
     require(not loose, "entries", "no binary that no kernel names", sorted(loose)[:8])

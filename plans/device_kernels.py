@@ -119,27 +119,30 @@ class DeviceKernel(_Part, frozen=True, kw_only=True):
 
 
 class Variant(_Part, frozen=True, kw_only=True):
-    """The kernel for buckets of up to `most` rows."""
+    """The kernel for buckets of up to `most` rows; None: nothing is to be done there."""
 
     most: int
-    kernel: str
+    kernel: str | None
 
 
 class DeviceFunction(_Part, frozen=True, kw_only=True):
     """What a call `device.NAME` runs: the first variant that holds the bucket's count of `by`.
 
-    `inputs` and `outputs` are the element types of its operands.
+    `inputs` and `outputs` are the element types of its operands. In a decode bucket (rows == logit_rows), whose steps have one
+    row of each sequence, it is `decode` that counts, where that is not empty.
     """
 
     name: str
     inputs: tuple[DType, ...]
     outputs: tuple[DType, ...]
     variants: tuple[Variant, ...]
+    decode: tuple[Variant, ...] = ()
     by: Symbol = "rows"
 
-    def kernel_for(self, symbols: Mapping[str, int]) -> str | None:
-        """Name of the kernel for a bucket, None if it has more rows than any variant holds."""
-        return next((item.kernel for item in self.variants if symbols[self.by] <= item.most), None)
+    def variant_for(self, symbols: Mapping[str, int]) -> Variant | None:
+        """The variant for a bucket, None if it has more rows than any holds."""
+        choices = self.decode if self.decode and symbols["rows"] == symbols["logit_rows"] else self.variants
+        return next((item for item in choices if symbols[self.by] <= item.most), None)
 
 
 class DevicePlan(_Part, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from .device_kernels import DEVICE
 from .program import DTYPE_BYTES, NATIVE, Program, Repeat
 from .schema import KvGroup, StateGroup
 from .template import instantiate
@@ -45,12 +46,12 @@ def block_bytes(group: KvGroup, block_tokens: int) -> int:
 
 
 def caches_of_libraries(program: Program) -> Iterator[tuple[str, str]]:
-    """(cache, function) for each cache that a function reads or writes which is not a kernel of the plan's own library. Such
+    """(cache, function) for each cache that a function reads or writes which is no kernel of the plan's own. Such
     functions take token-major blocks only."""
     for item in program.body:
         calls, layers = (item.body, _layers(item)) if isinstance(item, Repeat) else ((item,), range(1))
         for call in calls:
-            if call.function.startswith(NATIVE):
+            if call.function.startswith((NATIVE, DEVICE)):
                 continue
             for name in (*call.inputs, *call.outputs):
                 if name.startswith(_PREFIX):

@@ -17,6 +17,7 @@ ADJUSTMENTS = PENALTIES | BIAS | MINIMUM_TOKENS
 
 # What a sample program leaves for the runtime, one row for each logit row.
 TOKENS, CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES = "tokens", "chosen_logprobs", "top_tokens", "top_logprobs"
+RESULTS = (TOKENS, CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES)
 
 _SCALARS: dict[str, DType] = {
     "last_tokens": "i32",

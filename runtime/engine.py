@@ -9,7 +9,7 @@ import numpy as np
 
 from .device.errors import DeviceLost
 from .engine_sequence import EngineSequence
-from .executor_interface import Executor, RowsFailed, StepResult
+from .executor_interface import Executor, RowsFailed, Started, StepResult
 from .protocol import (
     Abort,
     Accepted,
@@ -81,18 +81,18 @@ class EngineLoop:
             self._take_commands(idle=True)
             batch = self._schedule(idle=True)
             if batch is not None:
-                self._complete(batch, self._execute(batch, self._admitted(batch)))
+                self._complete(batch, _result(self._execute(batch, self._admitted(batch))))
 
     def overlap_loop(self) -> None:
         """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1."""
-        running: tuple[StepBatch, Future[StepResult | Exception]] | None = None
+        running: tuple[StepBatch, Future[Started | Exception]] | None = None
         with ThreadPoolExecutor(1, "executor") as thread:
             while not self._finished:
                 self._take_commands(idle=running is None)
                 batch = self._schedule(idle=running is None)
                 launched = batch and (batch, thread.submit(self._execute, batch, self._admitted(batch)))
                 if running is not None:
-                    self._complete(running[0], running[1].result())
+                    self._complete(running[0], _result(running[1].result()))
                 running = launched
 
     @property
@@ -164,14 +164,14 @@ class EngineLoop:
             sequence.admitted()
         return admissions
 
-    def _execute(self, batch: StepBatch, admissions: list[Admission]) -> StepResult | Exception:
+    def _execute(self, batch: StepBatch, admissions: list[Admission]) -> Started | Exception:
         """Touches nothing but the executor: with overlap this runs in the executor's thread."""
         try:
             for admission, sequence in admissions:
                 self._executor.admit(
                     admission.slot, sequence.submit.sampling, sequence.end_tokens, admission.prompt, admission.output
                 )
-            return self._executor.run(batch)
+            return self._executor.start(batch)
         except Exception as error:  # handed over to `_complete`, which decides who is affected
             return error
 
@@ -222,6 +222,16 @@ class EngineLoop:
         stats = self._scheduler.stats()
         figures = {name: getattr(stats, name) for name in EngineStats.__struct_fields__}
         self._channel.send(StepNews(tuple(events), EngineStats(**figures)))
+
+
+def _result(started: Started | Exception) -> StepResult | Exception:
+    """Waits for a step; an error is handed over to `_complete`."""
+    if isinstance(started, Exception):
+        return started
+    try:
+        return started()
+    except Exception as error:
+        return error
 
 
 def _without(result: StepResult, batch: StepBatch, failed: tuple[str, ...]) -> StepResult:

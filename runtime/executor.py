@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from ..plans.errors import PlanError
 from ..plans.program import FUNCTIONS_VERSION
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
-from .executor_interface import Report, RowsFailed, StepResult
-from .expand import Expansion, operand_names
+from .executor_interface import Report, RowsFailed, Started, StepResult
+from .expand import operand_names
 from .expansions import Expansions, read_programs
+from .host_arrays import HostArray
 from .host_placement import place_on_host
 from .operands import Extent
 from .placement import Placement
@@ -132,10 +134,14 @@ class PlanExecutor:
             self._placement.slot_filled(slot)
 
     def run(self, batch: StepBatch) -> StepResult:
+        """Start a step and wait for it."""
+        return self.start(batch)()
+
+    def start(self, batch: StepBatch) -> Started:
         times = [time.perf_counter()]
         with self._placement.running():
             wanted = len(batch.logit_rows)
-            model, extent = self._expansions.step(batch.rows, wanted)
+            model, extent = self._expansions.step(batch.rows, wanted, len(batch.context_lengths))
             sample, sampled = self._expansions.sample(extent.logit_rows) if wanted else (None, extent)
             times.append(time.perf_counter())
             self._fill(batch, extent, sampled.logit_rows)
@@ -147,15 +153,15 @@ class PlanExecutor:
                 for launch in sample.launches:
                     launch()
             times.append(time.perf_counter())
-            try:
-                return StepResult(np.empty(0, np.int32), ()) if sample is None else self._result(batch, sample)
-            finally:
-                self._record(times, time.perf_counter())
+            asked = self._asked(batch)
+            read = None if sample is None else self._placement.read({name: sample.own(name) for name in _names(asked)})
+            times.append(time.perf_counter())
+        return self._started(batch, read, asked, times)
 
     def logits_for(self, batch: StepBatch) -> NDArray[np.float32]:
         """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]."""
         with self._placement.running():
-            model, extent = self._expansions.step(batch.rows, len(batch.logit_rows))
+            model, extent = self._expansions.step(batch.rows, len(batch.logit_rows), len(batch.context_lengths))
             self._fill(batch, extent, extent.logit_rows)
             for launch in model.launches:
                 launch()
@@ -190,33 +196,58 @@ class PlanExecutor:
         self._context.step += 1
         self._placement.inputs_filled()
 
-    def _result(self, batch: StepBatch, sample: Expansion) -> StepResult:
-        tokens = sample.array(TOKENS).data[: len(batch.logit_rows)].copy()
-        result = StepResult(tokens, self._logprobs(batch, sample, tokens))
+    def _started(self, batch: StepBatch, read: _Read | None, asked: IntArray | None, times: list[float]) -> Started:
+        def result() -> StepResult:
+            before = time.perf_counter()
+            try:
+                if read is None:
+                    return StepResult(np.empty(0, np.int32), ())
+                with self._placement.running():
+                    return self._result(batch, read(), asked)
+            finally:
+                self._record(times, time.perf_counter() - before)
+
+        return result
+
+    def _asked(self, batch: StepBatch) -> IntArray | None:
+        """How many logprobs each logit row wants, -1: none; None if no row wants any."""
+        asked = self._slots.features[batch.logit_slots] & LOGPROBS
+        return np.where(asked, self._slots.logprobs_wanted[batch.logit_slots], -1) if asked.any() else None
+
+    def _result(self, batch: StepBatch, found: Mapping[str, HostArray], asked: IntArray | None) -> StepResult:
+        tokens = found[TOKENS].data[: len(batch.logit_rows)]
+        result = StepResult(tokens, _logprobs(found, tokens, asked))
         failed = np.flatnonzero(tokens < 0)
         if len(failed):
             names = tuple(batch.logit_request_ids[index] for index in failed)
             raise RowsFailed(names, "the model gave logits that are not finite", result)
         return result
 
-    def _logprobs(self, batch: StepBatch, sample: Expansion, tokens: IntArray) -> tuple[TokenLogprob | None, ...]:
-        asked = self._slots.features[batch.logit_slots] & LOGPROBS
-        if not asked.any():
-            return (None,) * len(tokens)
-        counts = np.where(asked, self._slots.logprobs_wanted[batch.logit_slots], -1)
-        chosen, top, values = (sample.array(name).data for name in (CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES))
-        return tuple(
-            _token_logprob(int(tokens[row]), float(chosen[row]), top[row, :count], values[row, :count]) if count >= 0 else None
-            for row, count in enumerate(counts.tolist())
-        )
-
-    def _record(self, times: list[float], end: float) -> None:
+    def _record(self, times: list[float], waited: float) -> None:
         self.breakdown.steps += 1
         self.breakdown.expand += times[1] - times[0]
         self.breakdown.fill += times[2] - times[1]
         self.breakdown.model += times[3] - times[2]
         self.breakdown.sample += times[4] - times[3]
-        self.breakdown.result += end - times[4]
+        self.breakdown.result += times[5] - times[4] + waited
+
+
+_Read = Callable[[], Mapping[str, HostArray]]
+
+
+def _names(asked: IntArray | None) -> tuple[str, ...]:
+    """Buffers of the sample program that a step's result is made of."""
+    return (TOKENS,) if asked is None else (TOKENS, CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES)
+
+
+def _logprobs(found: Mapping[str, HostArray], tokens: IntArray, asked: IntArray | None) -> tuple[TokenLogprob | None, ...]:
+    if asked is None:
+        return (None,) * len(tokens)
+    chosen, top, values = (found[name].data for name in (CHOSEN_LOGPROBS, TOP_TOKENS, TOP_LOGPROB_VALUES))
+    return tuple(
+        _token_logprob(int(tokens[row]), float(chosen[row]), top[row, :count], values[row, :count]) if count >= 0 else None
+        for row, count in enumerate(asked.tolist())
+    )
 
 
 def _token_logprob(token: int, logprob: float, top: NDArray[np.int32], values: NDArray[np.float32]) -> TokenLogprob:

@@ -31,8 +31,15 @@ class RowsFailed(Exception):
         self.request_ids, self.message, self.result = request_ids, message, result
 
 
+Started = Callable[[], StepResult]
+"""A step that is under way: waits for it and gives its result.
+
+Raises RowsFailed when only some requests are affected; any other error fails the whole step.
+"""
+
+
 class Executor(Protocol):
-    """Runs steps, one at a time, always from one thread."""
+    """Runs steps in the order they are started, always from one thread; any thread may wait for a step that was started."""
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
@@ -43,8 +50,12 @@ class Executor(Protocol):
         """
         ...
 
-    def run(self, batch: StepBatch) -> StepResult:
-        """Run one step. Raises RowsFailed when only some requests are affected; any other error fails the whole step."""
+    def start(self, batch: StepBatch) -> Started:
+        """Start one step, whose result must be asked for before the second one after it is started.
+
+        On the host it is done when this returns; on a device it runs behind those started before. Raises what the
+        result would.
+        """
         ...
 
     def close(self) -> None:

@@ -29,19 +29,25 @@ def lookup(name: str) -> Function:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Launches in order; `array` gives a view or buffer of the program by name, on a device a copy of it as the launches left it.
+    """Launches in order; `own` gives a view or buffer of the program by name, where the launches leave it; `array` a copy on the
+    host if that is on a device, after all work so far.
 
     `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_native`.
     """
 
     launches: tuple[Launch, ...]
+    own: Callable[[str], Addressed]
     array: Callable[[str], HostArray]
     resize: Callable[[int, int], None]
 
 
-def bucket_for(program: Program, rows: int, logit_rows: int) -> Bucket | None:
-    """The smallest bucket that holds the step."""
-    fitting = [bucket for bucket in program.buckets if bucket.rows >= rows and bucket.logit_rows >= logit_rows]
+def bucket_for(program: Program, rows: int, logit_rows: int, decode: bool = True) -> Bucket | None:
+    """The smallest bucket that holds the step; without `decode`, none in which every row wants its logits."""
+    fitting = [
+        bucket
+        for bucket in program.buckets
+        if bucket.rows >= rows and bucket.logit_rows >= logit_rows and (decode or bucket.rows != bucket.logit_rows)
+    ]
     return min(fitting, key=lambda bucket: (bucket.rows, bucket.logit_rows), default=None)
 
 
@@ -82,7 +88,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     made = tuple(launch for launch in launches if launch is not None)
     if around.device is not None and around.device.graphs.holds(bucket):
         made = around.device.graphs.captured(made, f"program {program.name}, bucket of {bucket.rows} rows")
-    return Expansion(made, lambda name: _on_host(arrays.own(name), around), native.resize)
+    return Expansion(made, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
 
 
 def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Extent, around: Surroundings) -> tuple[Launch, ...]:

@@ -79,10 +79,14 @@ class Expansions:
             for bucket in program.buckets:
                 self._expansion(index, program, bucket, Extent(bucket.rows, bucket.logit_rows))
 
-    def step(self, rows: int, logit_rows: int) -> tuple[Expansion, Extent]:
-        """What runs a step of that size, and the extent its inputs must be padded to. Raises UsageError when it is too large."""
+    def step(self, rows: int, logit_rows: int, sequences: int) -> tuple[Expansion, Extent]:
+        """What runs a step of that size, and the extent its inputs must be padded to. Raises UsageError when it is too large.
+
+        Kernels of a device may count on one row of each sequence in decode buckets.
+        """
+        decode = self._around.device is None or rows == sequences
         for index, program in enumerate(self._programs.steps):
-            bucket = bucket_for(program, rows, logit_rows)
+            bucket = bucket_for(program, rows, logit_rows, decode)
             if bucket is not None:
                 whole = Extent(bucket.rows, bucket.logit_rows)
                 if not self._exact:

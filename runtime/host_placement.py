@@ -10,7 +10,7 @@ from .executor_interface import Report
 from .functions.context import Context
 from .host_arrays import HostArray, release_free_memory
 from .native.runtime import NativeRuntime
-from .operands import Surroundings
+from .operands import Addressed, Surroundings
 from .static_memory import StaticMemory, allocate
 from .weights import PlanSource, load_weights
 
@@ -53,6 +53,12 @@ class HostPlacement:
 
     def slot_filled(self, slot: int) -> None:
         pass
+
+    def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:
+        copies = {
+            name: HostArray(array.data.copy(), array.dtype) for name, array in arrays.items() if isinstance(array, HostArray)
+        }
+        return lambda: copies
 
     def close(self) -> None:
         if self._native is not None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from .host_arrays import HostArray
-from .operands import Surroundings
+from .operands import Addressed, Surroundings
 
 
 class Placement(Protocol):
     """Static arrays, allocated once.
 
-    A step is: `before_filling`, write `step_inputs`, `inputs_filled`, the launches, then arrays of an `Expansion`. A new request
+    A step is: `before_filling`, write `step_inputs`, `inputs_filled`, the launches, then `read`. A new request
     is: `before_filling`, write its row of `slots`, `slot_filled`. All of it happens inside `running`.
     """
 
@@ -56,6 +56,13 @@ class Placement(Protocol):
 
     def slot_filled(self, slot: int) -> None:
         """That row of every slot buffer is new."""
+        ...
+
+    def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:
+        """What programs left in these arrays by the launches so far; what it gives waits for it, on any thread, inside `running`.
+
+        It must be called before the second `read` after this one.
+        """
         ...
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from ...plans.reader import Plan
 from ...plans.schema import Manifest
 from ..engine import EngineLoop
 from ..executor import load_executor
-from ..executor_interface import Executor, StepResult
+from ..executor_interface import Executor, Started, StepResult
 from ..protocol import SamplingParameters, Submit
 from ..scheduling.kv import manager_of
 from ..scheduling.request import Outcome, Request, SchedulerLimits
@@ -123,13 +123,16 @@ class TimedExecutor:
         self._executor.admit(slot, sampling, end_tokens, prompt, output)
         self.seconds += time.perf_counter() - start
 
-    def run(self, batch: StepBatch) -> StepResult:
+    def start(self, batch: StepBatch) -> Started:
+        """Waits for the step, so that its time is its own."""
         start = time.perf_counter()
+        result: StepResult | None = None
         try:
-            return self._executor.run(batch)
+            result = self._executor.start(batch)()
         finally:
             self.seconds += time.perf_counter() - start
             self.rows += len(batch.token_ids)
+        return lambda: result
 
     def close(self) -> None:
         self._executor.close()

@@ -52,9 +52,12 @@ class DeviceKernels:
         Raises PlanError when the call is not one of a device function, or an operand is not as the code relies on.
         """
         declared = self._functions.get(function.removeprefix(DEVICE))
-        name = declared.kernel_for(symbols) if declared is not None else None
-        if declared is None or name is None:
+        variant = declared.variant_for(symbols) if declared is not None else None
+        if declared is None or variant is None:
             raise _refusal(label or function, "a device function of the plan for this bucket", f"{function}, {dict(symbols)}")
+        if variant.kernel is None:
+            return ()
+        name = variant.kernel
         kernel, where = self._kernels[name], f"{label or function}, kernel {name}"
         _check_types(declared, operands, where)
         blocks = _blocks(kernel, symbols)
@@ -85,9 +88,10 @@ def scratch_needed(plan: DevicePlan, programs: Iterable[Program]) -> int:
         for bucket in program.buckets:
             symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
             for function in (functions[name] for name in called if name in functions):
-                name = function.kernel_for(symbols)
-                if name is not None:
-                    kernel, blocks = kernels[name], prod(_blocks(kernels[name], symbols))
+                variant = function.variant_for(symbols)
+                if variant is not None and variant.kernel is not None:
+                    kernel = kernels[variant.kernel]
+                    blocks = prod(_blocks(kernel, symbols))
                     both = (kernel.global_scratch, kernel.profile_scratch)
                     most = max(most, sum(scratch_bytes(item, blocks) for item in both))
     return most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -24,6 +24,7 @@ from .device import Device
 from .driver import Driver
 from .graphs import CapturedBuckets
 from .kernels import DeviceKernels, scratch_needed
+from .results import Results, results_bytes
 from .runtime import DeviceRuntime
 
 
@@ -59,10 +60,19 @@ class Mirror:
 class DevicePlacement:
     """A `Placement`. Make one with `place_on_device`."""
 
-    def __init__(self, device: Device, inputs: Mirror, slots: Mirror, surroundings: Surroundings, scratch_bytes: int) -> None:
+    def __init__(
+        self,
+        device: Device,
+        inputs: Mirror,
+        slots: Mirror,
+        results: Results,
+        surroundings: Surroundings,
+        scratch_bytes: int,
+    ) -> None:
         self.surroundings, self.scratch_bytes = surroundings, scratch_bytes
         self._device, self._inputs, self._slots = device, inputs, slots
         self._uploaded = device.create_event()
+        self._results = results
 
     @property
     def step_inputs(self) -> Mapping[str, HostArray]:
@@ -89,6 +99,9 @@ class DevicePlacement:
     def slot_filled(self, slot: int) -> None:
         self._slots.upload_row(slot)
         self._device.record(self._uploaded)
+
+    def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:
+        return self._results.read({name: array for name, array in arrays.items() if isinstance(array, DeviceArray)})
 
     def close(self) -> None:
         self._device.close()
@@ -144,7 +157,8 @@ def _placed(
     report("weights")
     runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted))
     around = Surroundings(activations, {**inputs.arrays, **constants, **tensors}, state, Context(), device=runtime)
-    return DevicePlacement(device, inputs, slots, around, scratch)
+    results = Results(device, max(map(results_bytes, programs)))
+    return DevicePlacement(device, inputs, slots, results, around, scratch)
 
 
 def arena_bytes(manifest: Manifest) -> int:

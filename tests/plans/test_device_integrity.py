@@ -51,6 +51,14 @@ def test_sizes_follow_the_bucket() -> None:
     assert evaluate(Product((CeilDivide("logit_rows", 4), "rows", 7)), symbols) == 63
 
 
+def test_decode_buckets_have_variants_of_their_own() -> None:
+    function = replace(device_part("cuda").functions[0], decode=(Variant(most=2, kernel=None),))
+    decode, mixed = ({"rows": 2, "logit_rows": logit_rows} for logit_rows in (2, 1))
+    assert function.variant_for(decode) == Variant(most=2, kernel=None)
+    assert function.variant_for(mixed) == function.variants[0]
+    assert function.variant_for({"rows": 4, "logit_rows": 4}) is None
+
+
 KERNEL = "device.kernels, embed.tile"
 FUNCTION = "device.functions, embed"
 
@@ -93,6 +101,7 @@ FUNCTION = "device.functions, embed"
         ({"function": {"variants": ()}}, f"{FUNCTION}: variants"),
         ({"function": {"variants": (Variant(most=4, kernel="nothing"),)}}, f"{FUNCTION}: variants"),
         ({"function": {"variants": (Variant(most=4, kernel="embed.tile"),) * 2}}, f"{FUNCTION}: variants"),
+        ({"function": {"decode": (Variant(most=4, kernel="nothing"),)}}, f"{FUNCTION}: variants"),
         ({"function": {"name": "argmax"}}, "device.functions"),
     ],
 )

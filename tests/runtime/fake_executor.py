@@ -6,7 +6,7 @@ import threading
 import time
 
 import numpy as np
-from tokenspeed.runtime.executor_interface import RowsFailed, StepResult
+from tokenspeed.runtime.executor_interface import RowsFailed, Started, StepResult
 from tokenspeed.runtime.protocol import SamplingParameters, TokenLogprob
 from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
 
@@ -33,7 +33,11 @@ class EchoExecutor:
     ) -> None:
         self._prompts[slot], self._sampling[slot] = prompt.copy(), sampling
 
-    def run(self, batch: StepBatch) -> StepResult:
+    def start(self, batch: StepBatch) -> Started:
+        result = self._run(batch)
+        return lambda: result
+
+    def _run(self, batch: StepBatch) -> StepResult:
         self.threads.add(threading.get_ident())
         self.batches.append(batch)
         assert self.gate.wait(20)

@@ -58,6 +58,21 @@ def test_tokens_of_prefill_and_decode(executor: PlanExecutor) -> None:
     assert executor.run(batch(Rows(0, 4, [-1]))).tokens.tolist() == [next_token(second[1])]
 
 
+def test_a_step_is_started_before_the_one_ahead_is_waited_for(fake: FakeDriver, executor: PlanExecutor) -> None:
+    admit(executor, 0, [3])
+    started = [executor.start(batch(Rows(0, at, [3 if at == 0 else -1]))) for at in range(2)]
+    first = started[0]().tokens.tolist()
+    third = executor.start(batch(Rows(0, 2, [-1])))
+    second = started[1]().tokens.tolist()
+    assert first == [next_token(3)] and second == [next_token(first[0])] and third().tokens.tolist() == [next_token(second[0])]
+
+
+def test_decode_buckets_are_for_one_row_of_each_sequence(executor: PlanExecutor) -> None:
+    """Two rows of one sequence run in the larger bucket, which is not captured."""
+    assert executor.run(batch(Rows(0, 0, [3, 4]))).tokens.tolist() == [next_token(4)]
+    assert executor.run(batch(Rows(0, 2, [5]), Rows(1, 0, [6]))).tokens.tolist() == [next_token(5), next_token(6)]
+
+
 def test_logits_without_sampling(executor: PlanExecutor) -> None:
     logits = executor.logits_for(batch(Rows(0, 0, [1]), Rows(1, 0, [2, 30])))
     assert np.array_equal(logits, [expected_logits(1), expected_logits(30)])
