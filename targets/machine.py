@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..ir.mlir import ir
+from ..plans.device_kernels import DEVICE
 from ..plans.program import NATIVE
 from ..plans.schema import Rate
 from ..plans.weight_layout import Prepack
+
+if TYPE_CHECKING:
+    from .triton.kernel import DeviceOperation, DeviceSetting
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Kernel:
     `function` is the runtime function a plan calls; `refuses` says why the kernel cannot run an operation on a machine (None: it
     can); `efficiency` is the share of the roofline it reaches at a number of rows, with `receipt` saying how that is known.
     It wants the operands `packs` in the layout `prepack`, and can read weights in the layouts `reads`, of block types too where
-    `blocks` says so.
+    `blocks` says so. Of an accelerator's kernel, `device` gives the device functions that it calls for an operation, and
+    `function` is `device.` and its name.
     """
 
     name: str
@@ -33,11 +38,12 @@ class Kernel:
     packs: tuple[int, ...] = (1,)
     reads: tuple[Prepack, ...] = ("none",)
     blocks: bool = False
+    device: Callable[[ir.Operation, DeviceSetting], DeviceOperation] | None = None
 
     @property
     def native(self) -> bool:
         """Whether it is compiled into the plan."""
-        return self.function.startswith(NATIVE)
+        return self.function.startswith((NATIVE, DEVICE))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""Templates of linear layers: which way and which tiles, by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...ir.mlir import ir
+from ...plans.device_kernels import CeilDivide, Computed, Constant, Product
+from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
+from .linear_tiles import Tiles, tiles_for
+from .naming import function_name
+from .operand import Layout, layout_of
+from .tiles import dot_precision, waits_for_inputs
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """The layouts of a linear layer; `bias` is one of its inputs or absent."""
+
+    x: Layout
+    weight: Layout
+    bias: Layout | None
+    out: Layout
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """N and K."""
+        return self.out.columns, self.x.columns
+
+
+def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.linear: (x, weight[, bias]) -> out. Where x has the logit rows, the buckets' logit rows choose the variant."""
+    x, weight, *bias = (layout_of(value) for value in operation.operands)
+    layer = _Linear(x, weight, bias[0] if bias else None, layout_of(operation.results[0]))
+    by = "logit_rows" if follows_gather(operation) else "rows"
+
+    def variants(bounds: Sequence[int]) -> Variants:
+        chosen = ((most, tiles_for(setting.accelerator, x.dtype, most, *layer.sizes)) for most in bounds)
+        return merged([(most, _launch(layer, setting, tiles, by)) for most, tiles in chosen])
+
+    inputs = (x, weight, *bias)
+    depends: dict[str, Constexpr] = {"n": layer.out.columns, "k": x.columns, "row": x.row_stride, "by": by}
+    pointers = [layout.pointer(index) for index, layout in enumerate(inputs)]
+    name = function_name(f"linear.n{layer.out.columns}.k{x.columns}", x.dtype, pointers, depends)
+    return single(FunctionTemplate(name, tuple(item.dtype for item in inputs), (layer.out.dtype,), variants, by))
+
+
+def follows_gather(operation: ir.Operation) -> bool:
+    """Whether the operation has a row for each row that wants logits: it is downstream of a ts.gather_rows."""
+    if operation.name == "ts.gather_rows":
+        return True
+    for value in operation.operands:
+        owner = value.owner
+        if not isinstance(owner, ir.Block):
+            source = owner if isinstance(owner, ir.Operation) else owner.operation
+            if source.name not in {"ts.weight", "ts.constant", "ts.input"} and follows_gather(source):
+                return True
+    return False
+
+
+def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: str) -> Launch:
+    columns, inner = layer.sizes
+    dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
+    constants: dict[str, Constexpr] = {"BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
+    symbol = "logit_rows" if by == "logit_rows" else "rows"
+    blocks_n = -(-columns // tiles.columns)
+    if tiles.way == "one_row":
+        grid = (blocks_n, symbol, 1)
+    elif tiles.way == "few_rows":
+        grid = (blocks_n, CeilDivide(symbol, tiles.rows), 1)
+    elif tiles.way == "many_rows":
+        grid = (Product((blocks_n, CeilDivide(symbol, tiles.rows))), 1, 1)
+    else:
+        grid = (setting.accelerator.units, 1, 1)
+        constants["UNITS"] = setting.accelerator.units
+    if tiles.way != "one_row":
+        constants["BLOCK_R"] = tiles.rows
+    if tiles.way in {"few_rows", "many_rows"}:
+        constants["PRECISION"] = dot_precision(layer.x.dtype)
+    if tiles.way in {"many_rows", "many_rows_by_descriptors"}:
+        constants["GROUP"] = tiles.group
+    if tiles.way != "many_rows_by_descriptors":
+        constants |= {"DEPENDENT": dependent, "WHOLE": inner % tiles.inner == 0}
+    inputs = [layer.x.pointer(0), layer.weight.pointer(1)]
+    if layer.bias is None:
+        constants["bias"] = None
+    else:
+        inputs.append(layer.bias.pointer(2))
+    sizes = (Constant("i32", size) for size in (columns, inner, layer.x.row_stride))
+    return Launch(
+        f"linear.{tiles.way}",
+        constants,
+        (*inputs, layer.out.pointer(len(inputs)), Computed(symbol), *sizes),
+        grid,
+        tiles.warps,
+        tiles.stages,
+        dependent,
+    )

@@ -1,0 +1,20 @@
+"""Sizes that templates share."""
+
+from __future__ import annotations
+
+from ..accelerator import Accelerator
+
+
+def power_of_two_above(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def waits_for_inputs(accelerator: Accelerator) -> bool:
+    """Whether kernels may begin before the one ahead has ended."""
+    return "programmatic-launch" in accelerator.instructions
+
+
+def dot_precision(dtype: str) -> str:
+    """f32 products are not rounded to fewer bits."""
+    return "ieee" if dtype == "f32" else "tf32"
