@@ -19,7 +19,8 @@ BODY = [
 
 def test_slices_are_windows_and_reshapes_views_or_copies() -> None:
     with modules.context():
-        block = modules.step_block(modules.parse(step(BODY)))
+        module = modules.parse(step(BODY))
+        block = modules.step_block(module)
         found = [layout_of(view.operation.results[0]) for view in list(block.operations)[:-1]]
     assert found == [
         Layout("bf16", (None, 96), (96, 1)),
