@@ -92,7 +92,9 @@ def choose_context(source: ModelSource, options: CompileOptions) -> int:
 
 
 def vocabulary(traced: TracedModel) -> int:
-    return int(traced.config["vocab_size"])
+    """How many logits a row has; what configurations call the vocabulary may be another, an encoder's."""
+    output = next(node for node in traced.exported.graph.nodes if node.op == "output")
+    return int(output.args[0][0].meta["val"].shape[-1])
 
 
 def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
