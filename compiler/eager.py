@@ -10,17 +10,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..plans.errors import ModelError
+from .frontends.causality import Mask, mask_inputs
 from .frontends.frozen_rope import freeze_rope
 from .frontends.text_part import model_maker
 from .frontends.trace import quiet
 
 
 def eager_logits(
-    config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor], context: int = 0, masked: bool = False
+    config: dict[str, Any], parameters: dict[str, Tensor], sequences: list[Tensor], context: int = 0, mask: Mask = "none"
 ) -> list[Tensor]:
-    """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens], nothing else given: no positions, no cache.
+    """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens]: no positions are given, and no cache.
 
-    With `masked`, a mask that hides no token is given, as in generation: some models are only causal with one.
+    `mask` is given: some models are only causal with one that hides no token, as in generation, and some only with a causal one.
     `parameters` are parameters and persistent buffers by name; `context` is what rope is fixed for, as in a trace.
     Raises ModelError when transformers cannot run its model.
     """
@@ -33,7 +34,7 @@ def eager_logits(
             for name, held in (*model.named_parameters(), *model.named_buffers()):
                 if name in given:
                     held.copy_(given[name])
-            return [model(input_ids=ids[None], use_cache=False, **_masks(ids, masked)).logits[0] for ids in sequences]
+            return [model(input_ids=ids[None], use_cache=False, **_masks(mask, ids)).logits[0] for ids in sequences]
     except Exception as error:  # whatever the model's own code raises
         lines = str(error).strip().splitlines()
         raise ModelError(
@@ -44,5 +45,5 @@ def eager_logits(
         ) from error
 
 
-def _masks(ids: Tensor, masked: bool) -> dict[str, Tensor]:
-    return {"attention_mask": torch.ones_like(ids[None])} if masked else {}
+def _masks(mask: Mask, ids: Tensor) -> dict[str, Tensor]:
+    return mask_inputs(mask, torch.arange(len(ids))[None], torch.float32)

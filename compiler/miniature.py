@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .frontends.config_fields import read_field, set_field
+from .frontends.layer_list import INDEX_LISTS, kept_indices
 from .frontends.repeats import fold
 from .recurrent_miniature import shrink_recurrence
 
@@ -13,6 +14,11 @@ HEAD_DIM, INTERMEDIATE, VOCABULARY, WINDOW = 16, 96, 256, 8
 PADDING = 0
 """The padding token, which no text of the proof holds."""
 EXPERTS, EXPERTS_OF_A_ROW, GROUPS = 12, 3, 4
+
+_OTHER_VOCABULARIES = ("vocab_size_per_layer_input", "decoder_vocab_size")
+_EMBEDDING_WIDTHS = ("embedding_size", "input_embedding_size", "output_embedding_size", "word_embed_proj_dim")
+EMBEDDING = 24
+"""Features of an embedding that is projected to the hidden size."""
 
 _SECTIONED_TYPES = ("qwen3_5", "qwen4_exp")
 """Types that divide their frequencies into sections even where the configuration does not say how."""
@@ -40,9 +46,11 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
         small["head_dim"] = HEAD_DIM
     set_field(small, "hidden_size", few * HEAD_DIM)
     small["intermediate_size"] = INTERMEDIATE
-    small["vocab_size"] = VOCABULARY
-    if config.get("vocab_size_per_layer_input"):
-        small["vocab_size_per_layer_input"] = VOCABULARY
+    set_field(small, "vocab_size", VOCABULARY)
+    for name in _OTHER_VOCABULARIES:
+        if config.get(name):
+            small[name] = VOCABULARY
+    _shrink_embeddings(config, small)
     for name, value in config.items():
         if isinstance(value, dict):
             small[name] = _with_fewer_factors(value, int(config.get("head_dim") or hidden // heads or 1))
@@ -60,6 +68,9 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, list) and len(value) == depth and depth > 1:
             small[name] = [value[index] for index in representatives]
+    for name in INDEX_LISTS:
+        if config.get(name) is not None:
+            small[name] = kept_indices(config[name], representatives)
     _keep_dense_layers(config, small, representatives)
     if isinstance(config.get("per_layer_config"), dict):
         own = {int(index): fields for index, fields in config["per_layer_config"].items()}
@@ -75,6 +86,13 @@ def _with_fewer_factors(rope: dict[str, Any], head_dim: int) -> dict[str, Any]:
         if isinstance(rope.get(name), list):
             small[name] = rope[name][: len(rope[name]) * HEAD_DIM // head_dim]
     return small
+
+
+def _shrink_embeddings(config: dict[str, Any], small: dict[str, Any]) -> None:
+    """Embeddings as wide as the hidden size stay so, for others are projected to it."""
+    for name in _EMBEDDING_WIDTHS:
+        if config.get(name):
+            small[name] = small["hidden_size"] if config[name] == read_field(config, "hidden_size") else EMBEDDING
 
 
 def _keep_sections(config: dict[str, Any], small: dict[str, Any]) -> None:

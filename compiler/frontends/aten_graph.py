@@ -23,7 +23,10 @@ _DROPPED = {
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes in order. `live_in` is the hidden state that enters, `live_out` the one that leaves (layers only)."""
+    """Nodes in order. `live_in` is the hidden state that enters, `live_out` the one that leaves (layers only).
+
+    The two are one for a layer without nodes, which text goes past.
+    """
 
     nodes: tuple[Node, ...]
     live_in: Node | None = None
@@ -125,17 +128,21 @@ def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
     pattern = re.compile(re.escape(traced.layers_path) + r"\.(\d+)(\.|$)")
     count = max(traced.kinds) + 1
     groups: list[list[Node]] = [[] for _ in range(count + 2)]
-    for node in calls:
-        found = pattern.match(module_path(node))
-        if found:
-            groups[int(found[1]) + 1].append(node)
+    places = [int(found[1]) + 1 if (found := pattern.match(module_path(node))) else 0 for node in calls]
+    last = max(places, default=0)
+    for node, place in zip(calls, places, strict=True):
+        if place:
+            groups[place].append(node)
         else:
-            past_layers = any(groups[count])
+            past_layers = last > 0 and any(groups[last])
             groups[count + 1 if past_layers else 0].append(node)
     layers: list[Segment] = []
     previous: Node | None = None
     for position in range(count):
         nodes = groups[position + 1]
+        if not nodes and previous is not None:  # text goes past this layer
+            layers.append(Segment((), previous, previous))
+            continue
         live_out = _live_out(traced, graph, nodes, calls)
         live_in = previous or _first_live_in(traced, graph, nodes, live_out)
         layers.append(Segment(tuple(nodes), live_in, live_out))

@@ -18,6 +18,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ...plans.errors import ModelError
+from .causality import NotCausal
 from .mask_reach import tokens_to_look_at
 
 MOST_SCORES = 1 << 27
@@ -45,7 +46,7 @@ _OF_A_SHAPE = {"aten.full_like.default", "aten.ones_like.default", "aten.zeros_l
 def replace_eager_attention(exported: ExportedProgram, constants: dict[str, Tensor], name: str) -> int:
     """Replace attention written out in the graph, in place; gives back how often.
 
-    Raises ModelError if attention is found that is not causal, or does something to its scores that is not known here.
+    Raises NotCausal if attention is found that is not causal, ModelError if it does to its scores what is not known here.
     """
     known = _Known(exported, constants, name)
     found = [node for node in exported.graph.nodes if str(node.target) in _SOFTMAXES]
@@ -108,8 +109,8 @@ class _Known:
                 values[top] = _run(top, values, tokens)
         return values[node]
 
-    def refuse(self, what: str, got: str) -> None:
-        raise ModelError(
+    def refuse(self, what: str, got: str, kind: type[ModelError] = ModelError) -> None:
+        raise kind(
             f"attention of {self.name} {what}",
             where="attention that the model writes out itself",
             expected="causal attention",
@@ -201,7 +202,7 @@ def _scores(softmax: Node, product: Node, known: _Known) -> _Scores:
     window = int(seen[0].sum(-1).max())
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
     if not bool((seen == ((distance >= 0) & (distance < window))).all()):
-        known.refuse("does not see all tokens before it, or sees some behind it", "another mask")
+        known.refuse("does not see all tokens before it, or sees some behind it", "another mask", NotCausal)
     slopes = (one - none)[seen]
     scale = float(slopes[0])
     if not torch.allclose(slopes, slopes[:1]) or not torch.allclose((two - none)[seen], 2 * slopes) or scale <= 0:

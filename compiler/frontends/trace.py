@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 from transformers import AttentionInterface, AutoConfig
 
 from ...plans.errors import ModelError
+from .causality import Mask, NotCausal, mask_inputs
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .chunked_attention import require_one_chunk
 from .complex_pairs import complex_as_pairs
@@ -31,6 +32,8 @@ from .empty_parts import leave_out_empty_parts
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .kept_constants import KeptConstants
+from .language_adapters import choose_language_adapters
+from .layer_list import INDEX_LISTS, find_layer_list, keep_listed
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
 from .own_state import refuse_own_state
@@ -126,7 +129,7 @@ def _attention_hook(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     if options.pop("is_causal", None) is False or not getattr(module, "is_causal", True):
-        raise ModelError("attention that is not causal cannot be generated with", where=type(module).__name__)
+        raise NotCausal("attention that is not causal cannot be generated with", where=type(module).__name__)
     for name in sorted(options.keys() - _NO_EFFECT):
         if options[name] is not None:
             raise ModelError(f"attention uses {name}, which is not supported yet", where=type(module).__name__)
@@ -155,7 +158,7 @@ class TracedModel:
     `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
     name to the one it shares; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are
     called and cut up in checkpoints; `context` is the longest sequence that rope was fixed for. `mixers` are the recurrent parts,
-    which the exported graph names by position.
+    which the exported graph names by position. `mask` is what the model has to be given to be causal.
     """
 
     exported: ExportedProgram
@@ -170,17 +173,19 @@ class TracedModel:
     names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
     context: int = 0
     mixers: tuple[Mixer, ...] = ()
+    mask: Mask = "none"
 
 
 class _Logits(torch.nn.Module):
     """The model as a function of token ids and positions, both [1, tokens], to logits [1, tokens, vocabulary]."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any, mask: Mask) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.mask = model, mask
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=ids, **token_inputs(self.model, ids, positions), use_cache=False).logits
+        given = token_inputs(self.model, ids, positions) | mask_inputs(self.mask, positions, self.model.dtype)
+        return self.model(input_ids=ids, **given, use_cache=False).logits
 
 
 @contextlib.contextmanager
@@ -277,13 +282,6 @@ def _depth(config: Any) -> int:
     return depth
 
 
-def _layer_list(model: torch.nn.Module, depth: int, model_type: str) -> tuple[str, torch.nn.ModuleList]:
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            return path, module
-    raise ModelError(f"found no list of {depth} layers in a {model_type} model", where=type(model).__name__)
-
-
 def _per_layer_lists(config: Any, depth: int) -> list[str]:
     return [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == depth]
 
@@ -303,7 +301,7 @@ def _is_feature(name: str, value: object) -> bool:
 
 def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: bool) -> tuple[str, tuple[int, ...]]:
     depth = _depth(config)
-    path, layers = _layer_list(model, depth, config.model_type)
+    path, layers = find_layer_list(model, depth, config.model_type)
     lists = _per_layer_lists(config, depth)
     seen: dict[tuple[Any, ...], int] = {}
     kept: list[int] = []
@@ -321,6 +319,7 @@ def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: b
                 vars(module)["layer_idx"] = position
     for name in lists:
         setattr(config, name, [getattr(config, name)[index] for index in kept])
+    keep_listed(model, config, kept)
     config.num_hidden_layers = len(kept)
     return path, tuple(kinds)
 
@@ -371,17 +370,24 @@ def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
     """The configuration with what it leaves to transformers filled in: sizes, and what differs from layer to layer."""
     held = vars(typed)  # asking for a field that differs from layer to layer is an error in some configurations
     sizes = {name: held[own] for name in _SIZES if (own := typed.attribute_map.get(name, name)) in held}
-    lists = {name: list(getattr(typed, name)) for name in _per_layer_lists(typed, _depth(typed))}
+    named = [*_per_layer_lists(typed, _depth(typed)), *(name for name in INDEX_LISTS if held.get(name) is not None)]
+    lists = {name: list(getattr(typed, name)) for name in named}
     return {**sizes, **config, **{name: value for name, value in lists.items() if config.get(name) is None}}
 
 
 def trace(
-    config: dict[str, Any], dtype: str, every_layer: bool = False, context: int = 0, attention: str = ATTENTION_NAME
+    config: dict[str, Any],
+    dtype: str,
+    every_layer: bool = False,
+    context: int = 0,
+    attention: str = ATTENTION_NAME,
+    mask: Mask = "none",
 ) -> TracedModel:
     """Trace a model from its configuration alone; with `every_layer`, each layer as if it were a kind of its own.
 
     `context` is the longest sequence in tokens, for rope that depends on it (0: within what the model was first trained for).
-    A model that does not take its attention from transformers' interface is traced with "eager" `attention`, its own.
+    A model that does not take its attention from transformers' interface is traced with "eager" `attention`, its own, and a
+    decoder that is not causal by itself with a causal `mask`.
     Raises ModelError if transformers does not know the model, or it cannot be exported.
     """
     with quiet(), complex_as_pairs():
@@ -399,6 +405,7 @@ def trace(
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)
+        choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
         tokens = torch.export.Dim("tokens", min=2, max=65536)
@@ -406,9 +413,13 @@ def trace(
         try:
             with KeptConstants():
                 exported = torch.export.export(
-                    _Logits(model), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
+                    _Logits(model, mask), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
                 )
             exported = exported.run_decompositions(DECOMPOSITIONS)
+        except NotCausal:  # or so it calls itself: its own mask tells
+            if not own_attention:
+                return trace(whole, dtype, every_layer, context, "eager")
+            raise
         except ModelError:
             raise
         except Exception as error:  # torch.export raises whatever the traced code raises
@@ -424,10 +435,17 @@ def trace(
         leave_out_empty_parts(exported)
         architecture = type(model).__name__
         if own_attention:
-            replace_eager_attention(exported, constants, architecture)
+            try:
+                replace_eager_attention(exported, constants, architecture)
+            except NotCausal:
+                if mask != "none" or not getattr(typed, "is_decoder", False):
+                    raise
+                return trace(whole, dtype, every_layer, context, "eager", "causal")
         elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
             return trace(whole, dtype, every_layer, context, "eager")
-    return TracedModel(exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers)
+    return TracedModel(
+        exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers, mask
+    )
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:

@@ -92,3 +92,16 @@ def test_what_layers_have_of_their_own_moves_with_them() -> None:
     own = {"1": {"head_dim": 32}, "2": {"head_dim": 64}}
     small = miniature({**LARGE, "num_hidden_layers": 4, "per_layer_config": own}, [0, 0, 1, 1])
     assert small["per_layer_config"] == {1: {"head_dim": 64}}
+
+
+def test_embeddings_as_wide_as_the_hidden_size_stay_so_and_others_do_not() -> None:
+    same = miniature(LARGE | {"embedding_size": 8192}, [0])
+    assert same["embedding_size"] == same["hidden_size"]
+    other = miniature(LARGE | {"embedding_size": 1024}, [0])
+    assert other["embedding_size"] != other["hidden_size"]
+
+
+def test_layers_that_are_listed_by_index_stay_listed() -> None:
+    kinds = [0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    small = miniature(LARGE | {"num_hidden_layers": 10, "cross_attention_layers": [3, 8]}, kinds)
+    assert 0 < len(small["cross_attention_layers"]) < small["num_hidden_layers"]
