@@ -83,6 +83,8 @@ class _Importer:
         return module
 
     def _repeat(self, run: RepeatedPattern, hidden: ir.Value, outer: Environment) -> ir.Value:
+        if not any(self.graph.layers[kind].nodes for kind in run.pattern):
+            return hidden  # text goes past these layers
         repeat = dialect.Repeat(
             [hidden.type],
             [hidden],

@@ -181,7 +181,8 @@ class _Logits(torch.nn.Module):
 
     def __init__(self, model: Any, mask: Mask) -> None:
         super().__init__()
-        self.model, self.mask = model, mask
+        self.model = model
+        self.mask: Mask = mask
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         given = token_inputs(self.model, ids, positions) | mask_inputs(self.mask, positions, self.model.dtype)

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 from tokenspeed.compiler.frontends.language_adapters import choose_language_adapters
-from transformers.models.xmod.modeling_xmod import XmodConfig, XmodOutput
+from transformers import XmodConfig
+from transformers.models.xmod.modeling_xmod import XmodOutput
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["residual", "normed-residual"])
