@@ -34,7 +34,13 @@ _DTYPE_NAMES = {
     torch.uint8: "u8",
 }
 
-_SAME = {"aten.concat.default": "aten.cat.default", "aten.concatenate.default": "aten.cat.default"}
+_SAME = {
+    "aten.concat.default": "aten.cat.default",
+    "aten.concatenate.default": "aten.cat.default",
+    "aten.divide.Tensor": "aten.div.Tensor",
+    "aten.multiply.Tensor": "aten.mul.Tensor",
+    "aten.subtract.Tensor": "aten.sub.Tensor",
+}
 """Other names of operations."""
 
 Environment = dict[Node, ir.Value]
