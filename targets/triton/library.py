@@ -7,9 +7,12 @@ from collections.abc import Callable
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
 from ..machine import Kernel
+from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
 from .kernel import DeviceOperation, DeviceSetting
 from .linear import linear
-from .norms import add_rms_norm, rms_norm
+from .norms import add_rms_norm, layer_norm, rms_norm
+from .rope import rope, rope_kv_write, rope_table
+from .rows import embedding, gather_rows
 
 
 def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceOperation], efficiency: float = 0.8) -> Kernel:
@@ -25,7 +28,20 @@ def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceO
 
 
 TRITON_KERNELS: tuple[Kernel, ...] = (
+    _row("ts.embedding", embedding),
+    _row("ts.gather_rows", gather_rows),
+    _row("ts.linear", linear),
     _row("ts.rms_norm", rms_norm),
     _row("ts.add_rms_norm", add_rms_norm),
-    _row("ts.linear", linear),
+    _row("ts.layer_norm", layer_norm),
+    _row("ts.rope_table", rope_table),
+    _row("ts.rope", rope),
+    _row("ts.rope_kv_write", rope_kv_write),
+    _row("ts.gated_activation", gated_activation),
+    _row("ts.activation", activation),
+    _row("ts.add", add),
+    _row("ts.mul", mul),
+    _row("ts.scale", scale),
+    _row("ts.softcap", softcap),
+    _row("ts.cast", cast),
 )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...ir.mlir import ir
-from ...plans.device_kernels import CeilDivide, Computed, Constant, Product
+from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Symbol
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
 from .linear_tiles import Tiles, tiles_for
-from .naming import function_name
 from .operand import Layout, layout_of
+from .templates import function_name, pointers, rows_of
 from .tiles import dot_precision, waits_for_inputs
 
 
@@ -33,7 +33,7 @@ def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.linear: (x, weight[, bias]) -> out. Where x has the logit rows, the buckets' logit rows choose the variant."""
     x, weight, *bias = (layout_of(value) for value in operation.operands)
     layer = _Linear(x, weight, bias[0] if bias else None, layout_of(operation.results[0]))
-    by = "logit_rows" if follows_gather(operation) else "rows"
+    by = rows_of(operation)
 
     def variants(bounds: Sequence[int]) -> Variants:
         chosen = ((most, tiles_for(setting.accelerator, x.dtype, most, *layer.sizes)) for most in bounds)
@@ -41,36 +41,21 @@ def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
 
     inputs = (x, weight, *bias)
     depends: dict[str, Constexpr] = {"n": layer.out.columns, "k": x.columns, "row": x.row_stride, "by": by}
-    pointers = [layout.pointer(index) for index, layout in enumerate(inputs)]
-    name = function_name(f"linear.n{layer.out.columns}.k{x.columns}", x.dtype, pointers, depends)
+    name = function_name(f"linear.n{layer.out.columns}.k{x.columns}", x.dtype, pointers((*inputs, layer.out)), depends)
     return single(FunctionTemplate(name, tuple(item.dtype for item in inputs), (layer.out.dtype,), variants, by))
 
 
-def follows_gather(operation: ir.Operation) -> bool:
-    """Whether the operation has a row for each row that wants logits: it is downstream of a ts.gather_rows."""
-    if operation.name == "ts.gather_rows":
-        return True
-    for value in operation.operands:
-        owner = value.owner
-        if not isinstance(owner, ir.Block):
-            source = owner if isinstance(owner, ir.Operation) else owner.operation
-            if source.name not in {"ts.weight", "ts.constant", "ts.input"} and follows_gather(source):
-                return True
-    return False
-
-
-def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: str) -> Launch:
+def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) -> Launch:
     columns, inner = layer.sizes
     dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
     constants: dict[str, Constexpr] = {"BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
-    symbol = "logit_rows" if by == "logit_rows" else "rows"
     blocks_n = -(-columns // tiles.columns)
     if tiles.way == "one_row":
-        grid = (blocks_n, symbol, 1)
+        grid = (blocks_n, by, 1)
     elif tiles.way == "few_rows":
-        grid = (blocks_n, CeilDivide(symbol, tiles.rows), 1)
+        grid = (blocks_n, CeilDivide(by, tiles.rows), 1)
     elif tiles.way == "many_rows":
-        grid = (Product((blocks_n, CeilDivide(symbol, tiles.rows))), 1, 1)
+        grid = (Product((blocks_n, CeilDivide(by, tiles.rows))), 1, 1)
     else:
         grid = (setting.accelerator.units, 1, 1)
         constants["UNITS"] = setting.accelerator.units
@@ -91,7 +76,7 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: str) -> La
     return Launch(
         f"linear.{tiles.way}",
         constants,
-        (*inputs, layer.out.pointer(len(inputs)), Computed(symbol), *sizes),
+        (*inputs, layer.out.pointer(len(inputs)), Computed(by), *sizes),
         grid,
         tiles.warps,
         tiles.stages,

@@ -1,12 +1,11 @@
-"""Templates of RMS norms."""
+"""Templates of norms."""
 
 from __future__ import annotations
 
-from ...ir import module as modules
 from ...ir.mlir import ir
-from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, always, single
-from .naming import function_name
-from .operand import Layout, layout_of
+from .kernel import Constexpr, DeviceOperation, DeviceSetting, Launch
+from .operand import Layout
+from .templates import flag, layouts, number, one_launch, pointers, rows_of
 from .tiles import power_of_two_above, waits_for_inputs
 
 _ELEMENTS = 4096
@@ -15,71 +14,66 @@ _ELEMENTS = 4096
 
 def rms_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.rms_norm: (x, weight) -> out, over the last dimension; x is [R, N] or [R, heads, N]."""
-    x, weight, out = (layout_of(value) for value in (*operation.operands, *operation.results))
-    heads = (x.shape[1] or 1) if len(x.shape) == 3 else 1
-    columns, block = x.shape[-1] or 1, power_of_two_above(x.shape[-1] or 1)
-    together = min(power_of_two_above(heads), max(1, _ELEMENTS // block))
-    constants = {
-        "HEADS": heads,
-        "N": columns,
-        "X_ROW": x.row_stride,
-        "X_HEAD": x.strides[1] if len(x.shape) == 3 else 0,
-        "BLOCK_HEADS": together,
-        "BLOCK": block,
-        **_style(operation, setting),
-    }
-    launch = Launch(
-        "norms.rms_norm",
-        constants,
-        (x.pointer(0), weight.pointer(1), out.pointer(2)),
-        ("rows", -(-heads // together), 1),
-        _warps(together * block),
-        dependent_launch=waits_for_inputs(setting.accelerator),
-    )
-    return single(_template("rms_norm", constants, (x, weight), (out,), launch))
+    return _by_heads("rms_norm", operation, setting, _style(operation))
+
+
+def layer_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.layer_norm: (x, weight[, bias]) -> out, over the last dimension; x is [R, N] or [R, heads, N]."""
+    absent: dict[str, Constexpr] = {} if len(operation.operands) == 3 else {"bias": None}
+    return _by_heads("layer_norm", operation, setting, {"EPS": number(operation, "eps"), **absent})
 
 
 def add_rms_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.add_rms_norm: (x, residual, weight) -> their sum, and its norm; both of [R, N]."""
-    layouts = [layout_of(value) for value in (*operation.operands, *operation.results)]
-    x, residual = layouts[:2]
-    columns, block = x.columns, power_of_two_above(x.columns)
+    inputs, outputs = layouts(operation)
+    x, residual, _ = inputs
+    block, dependent, rows = power_of_two_above(x.columns), waits_for_inputs(setting.accelerator), rows_of(operation)
     constants = {
-        "N": columns,
+        "N": x.columns,
         "X_ROW": x.row_stride,
         "RESIDUAL_ROW": residual.row_stride,
         "BLOCK": block,
-        **_style(operation, setting),
+        "DEPENDENT": dependent,
+        **_style(operation),
     }
-    launch = Launch(
-        "norms.add_rms_norm",
-        constants,
-        tuple(layout.pointer(index) for index, layout in enumerate(layouts)),
-        ("rows", 1, 1),
-        _warps(block),
-        dependent_launch=waits_for_inputs(setting.accelerator),
-    )
-    return single(_template("add_rms_norm", constants, tuple(layouts[:3]), tuple(layouts[3:]), launch))
+    parameters = tuple(pointers((*inputs, *outputs)))
+    launch = Launch("norms.add_rms_norm", constants, parameters, (rows, 1, 1), _warps(block), dependent_launch=dependent)
+    return one_launch("add_rms_norm", launch, inputs, outputs, rows)
 
 
-def _style(operation: ir.Operation, setting: DeviceSetting) -> dict[str, Constexpr]:
+def _by_heads(name: str, operation: ir.Operation, setting: DeviceSetting, style: dict[str, Constexpr]) -> DeviceOperation:
+    inputs, outputs = layouts(operation)
+    heads, columns, step = _heads(inputs[0])
+    block, dependent, rows = power_of_two_above(columns), waits_for_inputs(setting.accelerator), rows_of(operation)
+    together = min(power_of_two_above(heads), max(1, _ELEMENTS // block))
+    constants = {
+        "HEADS": heads,
+        "N": columns,
+        "X_ROW": inputs[0].row_stride,
+        "X_HEAD": step,
+        "BLOCK_HEADS": together,
+        "BLOCK": block,
+        "DEPENDENT": dependent,
+        **style,
+    }
+    grid = (rows, -(-heads // together), 1)
+    parameters = tuple(pointers((*inputs, *outputs)))
+    launch = Launch(f"norms.{name}", constants, parameters, grid, _warps(together * block), dependent_launch=dependent)
+    return one_launch(name, launch, inputs, outputs, rows)
+
+
+def _heads(x: Layout) -> tuple[int, int, int]:
+    if len(x.shape) == 3:
+        return x.shape[1] or 1, x.shape[2] or 1, x.strides[1]
+    return 1, x.columns, 0
+
+
+def _style(operation: ir.Operation) -> dict[str, Constexpr]:
     return {
-        "EPS": modules.float_attribute(operation, "eps"),
-        "ONE_PLUS": bool(modules.int_attribute(operation, "one_plus_weight")),
-        "CAST_FIRST": bool(modules.int_attribute(operation, "cast_before_weight")),
-        "DEPENDENT": waits_for_inputs(setting.accelerator),
+        "EPS": number(operation, "eps"),
+        "ONE_PLUS": flag(operation, "one_plus_weight"),
+        "CAST_FIRST": flag(operation, "cast_before_weight"),
     }
-
-
-def _template(
-    stem: str,
-    constants: dict[str, Constexpr],
-    inputs: tuple[Layout, ...],
-    outputs: tuple[Layout, ...],
-    launch: Launch,
-) -> FunctionTemplate:
-    name = function_name(stem, inputs[0].dtype, launch.parameters, constants)
-    return FunctionTemplate(name, tuple(item.dtype for item in inputs), tuple(item.dtype for item in outputs), always(launch))
 
 
 def _warps(elements: int) -> int:

@@ -1,4 +1,4 @@
-"""RMS norm alone and after a residual addition. A program does some heads (or the whole row) of one row."""
+"""RMS norm alone and after a residual addition, and layer norm. A program does some heads (or the whole row) of one row."""
 
 import triton
 import triton.language as tl
@@ -67,3 +67,27 @@ def add_rms_norm(
     values = sum_of_both.to(tl.float32)[None, :]
     y = _normalised(values, factor, N, EPS, CAST_FIRST, out.dtype.element_ty)
     tl.store(out + row * N + columns[None, :], y, mask=inside[None, :])
+
+
+@triton.jit
+def layer_norm(
+    x, weight, bias, out,
+    HEADS: tl.constexpr, N: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr, EPS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """x[R, HEADS, N] strided, weight[N], bias[N] or None -> out[R, HEADS, N] dense. Grid: rows, blocks of heads."""
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < N
+    mask = (heads < HEADS)[:, None] & inside[None, :]
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    values = tl.load(x + row * X_ROW + heads[:, None] * X_HEAD + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, values - (tl.sum(values, axis=1) / N)[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / N
+    y = centred * tl.rsqrt(variance + EPS)[:, None] * factor[None, :]
+    if bias is not None:
+        y += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + row * (HEADS * N) + heads[:, None] * N + columns[None, :], y.to(out.dtype.element_ty), mask=mask)
