@@ -19,6 +19,13 @@ _DROPPED = {
     "aten._assert_scalar.default",
     "aten.sym_constrain_range_for_size.default",
 }
+_COPIES = {
+    "aten.alias.default",
+    "aten.clone.default",
+    "aten.contiguous.default",
+    "aten.detach.default",
+    "aten.lift_fresh_copy.default",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def module_path(node: Node) -> str:
 
 def _identity_source(node: Node) -> Node | None:
     name = target_name(node)
-    if name in {"aten.alias.default", "aten.contiguous.default", "aten.clone.default", "aten.lift_fresh_copy.default"}:
+    if name in _COPIES:
         source = node.args[0]
     elif name == "aten._to_copy.default" or (name == "aten.mul.Tensor" and node.args[1] == 1.0):
         source = node.args[0]

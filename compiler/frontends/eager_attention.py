@@ -75,7 +75,7 @@ class _Known:
             else:
                 self.data.add(node)
         for node in exported.graph.nodes:
-            if any(source in self.data for source in _read_by(node)) and isinstance(node.meta.get("val"), Tensor):
+            if any(source in self.data for source in _read_by(node)) and _holds_tensors(node.meta.get("val")):
                 self.data.add(node)
 
     def tokens(self, softmax: Node, product: Node) -> int:
@@ -122,6 +122,11 @@ class _Known:
 def _read_by(node: Node) -> list[Node]:
     """The nodes whose values, not only their shapes, go into this one."""
     return [source for source in node.all_input_nodes if str(node.target) not in _OF_A_SHAPE or source is not node.args[0]]
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether a node's value is a tensor, or the several of a split."""
+    return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value))
 
 
 def _run(node: Node, values: dict[Node, Any], tokens: int) -> Any:

@@ -40,6 +40,7 @@ from .own_state import refuse_own_state
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .selected_keys import leave_out_selection
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
+from .token_range import export_over_tokens, require_within
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -409,13 +410,10 @@ def trace(
         choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
-        tokens = torch.export.Dim("tokens", min=2, max=65536)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
             with KeptConstants():
-                exported = torch.export.export(
-                    _Logits(model, mask), (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
-                )
+                exported, longest = export_over_tokens(_Logits(model, mask), (example, example.clone()))
             exported = exported.run_decompositions(DECOMPOSITIONS)
         except NotCausal:  # or so it calls itself: its own mask tells
             if not own_attention:
@@ -433,6 +431,7 @@ def trace(
                 got=f"{type(error).__name__}: {first_line[:300]}",
                 fix="choose one of the families that docs/models.md lists",
             ) from error
+        require_within(longest, context, config["model_type"])
         leave_out_empty_parts(exported)
         architecture = type(model).__name__
         if own_attention:

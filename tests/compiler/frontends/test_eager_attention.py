@@ -92,3 +92,17 @@ def test_constants_made_while_the_model_runs_keep_their_values() -> None:
         assert torch.tensor([1, 2]).tolist() == [1, 2]
         assert torch.tensor([True, False]).dtype == torch.bool
         assert torch.tensor([[1, 2], [3, 4]]).shape == (2, 2)
+
+
+class _SplitAttention(_Attention):
+    """Queries, keys and values are the parts of one projection."""
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = (self.weight[ids].view(1, -1, 2, 8).transpose(1, 2) for _ in range(3))
+        q, k, v = torch.cat([q, k, v], -1).split(8, -1)
+        seen = positions[0][:, None] >= positions[0][None, :]
+        return torch.where(seen, q @ k.transpose(2, 3), -1e9).softmax(-1) @ v
+
+
+def test_parts_of_one_projection_are_attended_with() -> None:
+    assert _found(_SplitAttention(lambda distance: distance >= 0)) == [(1.0, 0)]
