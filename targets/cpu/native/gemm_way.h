@@ -65,9 +65,16 @@ static inline constexpr int64_t panel_step(Way way) {
 // scaled sum.
 static inline constexpr int64_t row_step(Way way) { return way == TILES ? 64 : way == WIDENED ? 8 : way < WIDENED ? 4 : GROUP + 12; }
 
-// From how many rows on products look ahead: fewer leave the memory no time to spare, and what the processor fetches by itself does
-// better than what it is told to.
-static inline constexpr int rows_to_look_ahead(Way way) { return way == FLOATS || way == PAIRS || way == BYTES ? 6 : 4; }
+// From how many rows on products look ahead. Machines with tiles (Intel's) read more memory at a time when they are told what comes; on
+// others few rows leave the memory no time to spare, and what the processor fetches by itself does better.
+static inline constexpr int rows_to_look_ahead(Way way) {
+#if defined(__AMX_BF16__)
+    (void)way;
+    return 1;
+#else
+    return way == FLOATS || way == PAIRS || way == BYTES ? 6 : 4;
+#endif
+}
 
 // What is fetched from memory while steps are multiplied: so many cache lines a step.
 struct Ahead {
@@ -78,3 +85,9 @@ struct Ahead {
 constexpr int64_t LINE = 64;
 constexpr int64_t AHEAD_BYTES = 8 << 10;
 static inline void fetch_line(const char* at) { _mm_prefetch(at, _MM_HINT_T1); }
+
+// Asks for the start of panels that are about to be multiplied, before their rows are arranged: what lies further on is looked ahead for.
+static inline void fetch_start(Way way, const char* panel) {
+    if (rows_to_look_ahead(way) > 1) return;
+    for (int64_t at = 0; at < AHEAD_BYTES; at += LINE) fetch_line(panel + at);
+}

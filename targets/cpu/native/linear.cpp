@@ -64,6 +64,7 @@ KERNEL(linear, "") {
         int64_t first, last;
         tasks_of_turn(team.next(), panels * chunks, team.size, first, last);
         if (first == last) return;
+        fetch_start(way, weight.at<char>() + first % panels * bytes);
         for (int64_t task = first; task < last; task++) {
             int64_t panel = task % panels, from = task / panels * chunk;
             if (from != arranged) {
