@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
 from ..machine import Kernel
+from .attention import attention, cached_attention
 from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
 from .kernel import DeviceOperation, DeviceSetting
 from .linear import linear
@@ -37,6 +38,8 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.rope_table", rope_table),
     _row("ts.rope", rope),
     _row("ts.rope_kv_write", rope_kv_write),
+    _row("ts.attention", attention),
+    _row("ts.cached_attention", cached_attention),
     _row("ts.gated_activation", gated_activation),
     _row("ts.activation", activation),
     _row("ts.add", add),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ...ir.modules import step
 from .interpreter import Interpreter
 
 Array = NDArray[Any]
+T = TypeVar("T")
 ROWS = 5
 SETTING = DeviceSetting(
     # not one where kernels begin early: the interpreter runs them one after another
@@ -41,7 +42,7 @@ class Case:
     """Inputs `types` by number, lines made of them, and the operation. `%aN` names input N; `%bN` what lines define.
 
     `given` are operands of the operation by number that must not be random; `more` are inputs and `states` outputs that lowering
-    adds. States are caches [blocks, heads, block_tokens, D].
+    adds, before the operands from number `before` on. Caches and states are caches [blocks, heads, block_tokens, D].
     """
 
     name: str
@@ -50,8 +51,9 @@ class Case:
     lines: Sequence[str] = ()
     given: dict[int, Array] = field(default_factory=dict)
     more: Sequence[Array] = ()
+    before: int | None = None
     states: Sequence[Array] = ()
-    attributes: dict[str, Attribute] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
     rows: int = ROWS
     logit_rows: int = ROWS
     tolerance: float = 2e-6
@@ -76,15 +78,21 @@ def compare(interpreter: Interpreter, case: Case, setting: DeviceSetting = SETTI
     results = [np.full(_shape(layout, case.rows), 77, _NUMPY[layout.dtype]) for layout in outs]
     states = [state.copy() for state in case.states]
     given = [flat[layout.offset :] for flat, layout in zip(flats, ins, strict=True)]
-    interpreter.run(template, [*given, *case.more, *results, *states], symbols)
+    interpreter.run(template, [*_with(given, case.more, case.before), *results, *states], symbols)
     views = [_view(flat, layout, case.rows) for flat, layout in zip(flats, ins, strict=True)]
     wanted = [torch.from_numpy(np.full_like(result, 77)) for result in results]
     kept = [torch.from_numpy(state.swapaxes(1, 2).copy()) for state in case.states]
-    inputs = [*views, *map(torch.from_numpy, case.more)]
-    lookup(case.name)(Operands(case.name, inputs, [*wanted, *kept], case.attributes, Context()))()
+    more = [torch.from_numpy(item.swapaxes(1, 2).copy() if item.ndim == 4 else item) for item in case.more]
+    inputs = _with(views, more, case.before)
+    lookup(case.name)(Operands(case.name, inputs, [*wanted, *kept], dict(case.attributes), Context()))()
     # the runtime's functions have the tokens of a block before its heads
     for got, expected in zip([*results, *states], [*wanted, *(item.transpose(1, 2) for item in kept)], strict=True):
         np.testing.assert_allclose(got, expected.numpy(), rtol=case.tolerance, atol=case.tolerance)
+
+
+def _with(operands: list[T], more: Sequence[T], before: int | None) -> list[T]:
+    at = len(operands) if before is None else before
+    return [*operands[:at], *more, *operands[at:]]
 
 
 def _shape(layout: Layout, rows: int) -> tuple[int, ...]:

@@ -118,9 +118,8 @@ def test_rope_kv_write(interpreter: Interpreter) -> None:
     kinds = ", ".join((q, k, k, table, table))
     line = f'%r = "ts.rope_kv_write"(%c0, %c1, %c2, %a1, %a2) {{layer = "0", interleaved = false}} : ({kinds}) -> {q}'
     types = ("tensor<?x64xf32>", table, table)
-    case = Case("rope_kv_write", line, types, lines, tables(6, (3, 4)), (SLOTS,), (CACHE, CACHE[::-1].copy()))
-    case.attributes["interleaved"] = False
-    compare(interpreter, case)
+    states, attributes = (CACHE, CACHE[::-1].copy()), {"interleaved": False}
+    compare(interpreter, Case("rope_kv_write", line, types, lines, tables(6, (3, 4)), (SLOTS,), None, states, attributes))
 
 
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")

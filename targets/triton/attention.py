@@ -1,0 +1,210 @@
+"""Templates of attention: rows of decoding sequences by shares of their keys, rows of chunks by tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...ir import module as modules
+from ...ir.mlir import ir
+from ...plans.device_kernels import CeilDivide, Constant, Parameter, Pointer, Size
+from ...plans.program import DType
+from .attention_tiles import Tiles, chunk_tiles, shares, split_tiles
+from .kernel import (
+    Constexpr,
+    DeviceOperation,
+    DeviceSetting,
+    DeviceStep,
+    FunctionTemplate,
+    Intermediate,
+    Launch,
+    Operand,
+    Variants,
+    merged,
+)
+from .operand import MOST_ALIGNMENT, Layout, layout_of
+from .rope import kv_write
+from .templates import function_name, number
+from .tiles import dot_precision, power_of_two_above, waits_for_inputs
+
+_PARTIAL, _WEIGHT = "partial", "weight"
+_SHARES_AT_ONCE = 8
+_DECODE_ROWS, _ROWS = 1, 0
+"""Places in `counts`."""
+
+
+def cached_attention(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.cached_attention: (q, k_cache, v_cache, sequence_starts, context_lengths, block_tables, counts[, sinks]) -> out."""
+    q, *sinks = map(layout_of, operation.operands)
+    heads = _Heads(
+        operation, setting, q, layout_of(operation.results[0]), modules.int_attribute(operation, "kv_heads"), bool(sinks)
+    )
+    return DeviceOperation(
+        tuple(heads.steps((0, 1, 2, 3, 4, 5, 6), 7 if sinks else None, 8 if sinks else 7)), heads.intermediates()
+    )
+
+
+def attention(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.attention: (q, k, v, slot_mapping, k_cache, v_cache, sequence_starts, context_lengths, block_tables, counts[, sinks])
+    -> out: k and v are written first."""
+    q, k, v, *sinks = map(layout_of, operation.operands)
+    heads = _Heads(operation, setting, q, layout_of(operation.results[0]), k.shape[1] or 1, bool(sinks))
+    write = DeviceStep(kv_write(k, v, setting), (1, 2, 3), (4, 5))
+    attend = heads.steps((0, 4, 5, 6, 7, 8, 9), 10 if sinks else None, 11 if sinks else 10)
+    return DeviceOperation((write, *attend), heads.intermediates())
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """An attention: its operation (scale, softcap, window), the layouts of q and out, and whether it has sinks."""
+
+    operation: ir.Operation
+    setting: DeviceSetting
+    q: Layout
+    out: Layout
+    kv_heads: int
+    sinks: bool
+
+    @property
+    def group(self) -> int:
+        return (self.q.shape[1] or 1) // self.kv_heads
+
+    @property
+    def width(self) -> int:
+        return self.q.shape[2] or 1
+
+    def steps(self, places: tuple[int, ...], sinks: int | None, out: int) -> list[DeviceStep]:
+        """Its calls; `places` are the operands q, k_cache, v_cache, starts, lengths, tables, counts."""
+        q, k_cache, v_cache, starts, lengths, tables, counts = places
+        more: tuple[Operand, ...] = () if sinks is None else (sinks,)
+        split = DeviceStep(self.split(), (q, k_cache, v_cache, lengths, tables, counts, *more), (out, _PARTIAL, _WEIGHT))
+        merge = DeviceStep(self.merge(), (_PARTIAL, _WEIGHT, counts, *more), (out,))
+        chunks = DeviceStep(self.chunks(), (q, k_cache, v_cache, starts, lengths, tables, counts, *more), (out,))
+        return [split, merge, chunks]
+
+    def intermediates(self) -> tuple[Intermediate, ...]:
+        """Room for the shares of the bucket that needs the most of it."""
+        most = max(rows * self.shares(rows) for rows in range(1, self.setting.max_decode_rows + 1))
+        places = max(most, self.setting.max_decode_rows * self.shares(None)) * (self.q.shape[1] or 1)
+        return Intermediate(_PARTIAL, "f32", (places * self.width,)), Intermediate(_WEIGHT, "f32", (places,))
+
+    def shares(self, rows: int | None) -> int:
+        """Shares of a sequence's keys, for buckets of `rows` decoding sequences; None: of any number."""
+        return shares(self.setting, self.kv_heads, rows)
+
+    def split(self) -> FunctionTemplate:
+        inputs: tuple[DType, ...] = (*self._types(3), *self._sink_types())
+        first = len(inputs)
+        tiles = split_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+
+        def launch(rows: int | None) -> Launch:
+            count = self.shares(rows)
+            parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 3), *self._sink_pointers(6)]
+            parameters += [self.out.pointer(first), *(Pointer(first + at, "f32", MOST_ALIGNMENT) for at in (1, 2))]
+            parameters.append(Constant("i32", count))
+            constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_H": max(16, self._padded_group)}
+            constants |= {"COUNT": _DECODE_ROWS if rows is None else _ROWS, "WHOLE": count == 1}
+            sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
+            return self._launch("split", constants, parameters, (sequences, self.kv_heads, count), tiles)
+
+        return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch)
+
+    def merge(self) -> FunctionTemplate:
+        inputs: tuple[DType, ...] = ("f32", "f32", "i32", *self._sink_types())
+        tiles = Tiles(0, 0, 4, 1)
+
+        def launch(rows: int | None) -> Launch | None:
+            count = self.shares(rows)
+            if count == 1:
+                return None
+            parameters: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
+            parameters += [*self._integers(2, 1), *self._sink_pointers(3), self.out.pointer(len(inputs)), Constant("i32", count)]
+            constants: dict[str, Constexpr] = {"HEADS": self.q.shape[1], "D": self.width, "BLOCK_S": _SHARES_AT_ONCE}
+            constants |= {"BLOCK_D": power_of_two_above(self.width), "COUNT": _DECODE_ROWS if rows is None else _ROWS}
+            sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
+            return self._launch("merge", constants, parameters, (sequences, self.q.shape[1] or 1, 1), tiles)
+
+        return self._function("attention_merge", inputs, (self.q.dtype,), launch)
+
+    def chunks(self) -> FunctionTemplate:
+        inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
+        tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+        queries = max(1, tiles.rows // self._padded_group)
+
+        def launch(rows: int | None) -> Launch | None:
+            if rows is not None:
+                return None
+            parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
+            parameters.append(self.out.pointer(len(inputs)))
+            constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_Q": queries, "BLOCK_H": self._padded_group}
+            constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences)}
+            return self._launch("chunks", constants, parameters, (CeilDivide("rows", queries), self.kv_heads, 1), tiles)
+
+        return self._function("attention_chunks", inputs, (self.q.dtype,), launch)
+
+    def _function(
+        self, stem: str, inputs: tuple[DType, ...], outputs: tuple[DType, ...], launch: Callable[[int | None], Launch | None]
+    ) -> FunctionTemplate:
+        """`launch` is given the rows of a decode bucket, None for others."""
+        depends = {"setting": repr(self.setting), "scores": repr(sorted(self._scores().items())), "out": repr(self.out)}
+        name = function_name(stem, self.q.dtype, [self.q.pointer(0)], depends)
+
+        def general(bounds: Sequence[int]) -> Variants:
+            return [(max(bounds), launch(None))]
+
+        def decode(bounds: Sequence[int]) -> Variants:
+            return merged([(most, launch(most)) for most in bounds])
+
+        return FunctionTemplate(name, inputs, outputs, general, "rows", decode)
+
+    def _launch(
+        self,
+        source: str,
+        constants: dict[str, Constexpr],
+        parameters: list[Parameter],
+        grid: tuple[Size, Size, Size],
+        tiles: Tiles,
+    ) -> Launch:
+        dependent = waits_for_inputs(self.setting.accelerator)
+        absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
+        everything = constants | absent | {"DEPENDENT": dependent}
+        return Launch(f"attention.{source}", everything, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
+
+    @property
+    def _padded_group(self) -> int:
+        return power_of_two_above(self.group)
+
+    def _scores(self) -> dict[str, Constexpr]:
+        return {
+            "HEADS": self.q.shape[1],
+            "KV_HEADS": self.kv_heads,
+            "TOKENS": self.setting.block_tokens,
+            "TABLE": self.setting.blocks_per_sequence,
+            "D": self.width,
+            "Q_ROW": self.q.row_stride,
+            "Q_HEAD": self.q.strides[1],
+            "SCALE": number(self.operation, "scale"),
+            "SOFTCAP": number(self.operation, "softcap"),
+            "WINDOW": modules.int_attribute(self.operation, "window"),
+        }
+
+    def _tile_constants(self, tiles: Tiles) -> dict[str, Constexpr]:
+        constants: dict[str, Constexpr] = {"BLOCK_D": power_of_two_above(max(self.width, 16)), "BLOCK_T": tiles.tokens}
+        return constants | {"STAGES": tiles.stages, "PRECISION": dot_precision(self.q.dtype)}
+
+    def _caches(self, first: int) -> list[Parameter]:
+        return [Pointer(first + at, self.q.dtype, MOST_ALIGNMENT) for at in (0, 1)]
+
+    def _integers(self, first: int, count: int) -> list[Parameter]:
+        return [Pointer(first + at, "i32", MOST_ALIGNMENT) for at in range(count)]
+
+    def _types(self, integers: int) -> tuple[DType, ...]:
+        """Of q, both caches and so many step inputs."""
+        integer: DType = "i32"
+        return (*(self.q.dtype,) * 3, *(integer,) * integers)
+
+    def _sink_types(self) -> tuple[DType, ...]:
+        return (self.q.dtype,) if self.sinks else ()
+
+    def _sink_pointers(self, place: int) -> list[Parameter]:
+        return [Pointer(place, self.q.dtype, MOST_ALIGNMENT)] if self.sinks else []

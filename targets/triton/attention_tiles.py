@@ -1,0 +1,55 @@
+"""Tiles of attention, and into how many shares the keys of a sequence are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..accelerator import Accelerator
+from .kernel import DeviceSetting
+from .tiles import power_of_two_above
+
+_PROGRAMS_PER_UNIT = 2
+_MOST_SHARES = 64
+_LEAST_TOKENS = 64
+"""Of a share, where contexts are as long as they may be."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rows (heads times queries) and tokens of a tile, warps of a block, stages of its loads."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+def split_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
+    """Of decoding sequences."""
+    tokens = _tokens(dtype, width, block_tokens, 64)
+    return Tiles(16, tokens, 4, 3 if accelerator.kind == "cuda" else 2)
+
+
+def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
+    """Of chunks."""
+    if dtype == "f32":
+        return Tiles(32, _tokens(dtype, width, block_tokens, 32), 4, 2)
+    tokens = _tokens(dtype, width, block_tokens, 64)
+    if accelerator.kind == "hip" or width > 128:
+        return Tiles(64, tokens, 4, 2)
+    return Tiles(128, tokens, 8, 3 if accelerator.arch != "sm_80" else 2)
+
+
+def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:
+    """Shares of a sequence's keys for buckets of `rows` decoding sequences (None: of any number), to keep all units busy."""
+    expected = max(1, setting.max_decode_rows // 4) if rows is None else rows
+    wanted = -(-_PROGRAMS_PER_UNIT * setting.accelerator.units // (expected * kv_heads))
+    most = max(1, setting.max_context // _LEAST_TOKENS)
+    return min(power_of_two_above(wanted), _MOST_SHARES, power_of_two_above(most))
+
+
+def _tokens(dtype: str, width: int, block_tokens: int, most: int) -> int:
+    """Tokens of a tile, such that the tile lies in one cache block where those are large enough."""
+    if dtype == "f32" or width > 128:
+        most //= 2
+    return max(16, most if block_tokens % most else min(most, block_tokens))

@@ -1,0 +1,233 @@
+"""Causal attention of grouped queries over paged keys and values [blocks, KV_HEADS, TOKENS, D].
+
+The heads of a kv head go through a tile together: row r of a tile is head r % BLOCK_H of query r // BLOCK_H. Scores are kept in
+powers of two. A block of keys lies in one block of the cache (TOKENS is a multiple of BLOCK_T) or in several.
+"""
+
+import triton
+import triton.language as tl
+
+from .dependence import let_next_begin, wait_for_inputs
+from .elementary import tanh
+
+
+@triton.jit
+def _token_offsets(
+    table, kv_head, start, last, offsets, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr
+):
+    """Where a head's tokens from `start` on begin, for tokens up to `last`; those beyond are taken from there."""
+    if TOKENS % BLOCK_T == 0:
+        block = tl.load(table + start // TOKENS).to(tl.int64)
+        return (block * KV_HEADS + kv_head) * (TOKENS * D) + (start % TOKENS + offsets) * D
+    tokens = tl.minimum(start + offsets, last)
+    blocks = tl.load(table + tokens // TOKENS).to(tl.int64)
+    return (blocks * KV_HEADS + kv_head) * (TOKENS * D) + (tokens % TOKENS) * D
+
+
+@triton.jit
+def _attend_block(
+    q, k_cache, v_cache, table, kv_head, start, stop, positions, best, total, sums,
+    KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the keys [start, start + BLOCK_T) below `stop` to a running softmax: largest score, sum of weights, weighted values."""
+    offsets, columns = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
+    at = _token_offsets(table, kv_head, start, stop - 1, offsets, KV_HEADS, TOKENS, D, BLOCK_T)
+    tokens = start + offsets
+    if BLOCK_D == D:
+        k = tl.load(k_cache + at[None, :] + columns[:, None])
+    else:
+        k = tl.load(k_cache + at[None, :] + columns[:, None], mask=(columns < D)[:, None], other=0.0)
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if SOFTCAP > 0.0:
+        scores = tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
+    else:
+        scores = scores * (SCALE * 1.4426950408889634)
+    if MASKED:
+        distance = positions[:, None] - tokens[None, :]
+        seen = (distance >= 0) & (tokens < stop)[None, :]
+        if WINDOW > 0:
+            seen = seen & (distance < WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    # a row that has seen nothing yet has no largest score: minus infinity less itself is no number
+    base = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(best - base)
+    total = total * shrink + tl.sum(weights, axis=1)
+    # beyond the last token the cache may hold anything, and 0 times anything need not be 0
+    mask = (tokens < stop)[:, None]
+    if MASKED or BLOCK_D != D:
+        v = tl.load(v_cache + at[:, None] + columns[None, :], mask=mask & (columns < D)[None, :], other=0.0)
+    else:
+        v = tl.load(v_cache + at[:, None] + columns[None, :])
+    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
+    return higher, total, sums
+
+
+@triton.jit
+def _with_sink(best, total, sums, sinks, heads, inside):
+    """One more logit of each row's softmax, without a value."""
+    sink = tl.load(sinks + heads, mask=inside, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+    higher = tl.maximum(best, sink)
+    shrink = tl.exp2(best - higher)
+    return total * shrink + tl.exp2(sink - higher), sums * shrink[:, None]
+
+
+@triton.jit
+def split(
+    q, k_cache, v_cache, lengths, tables, counts, sinks, out, partial, weight, splits,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, TABLE: tl.constexpr, D: tl.constexpr,
+    Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    COUNT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Sequences of one row each, row and sequence counted alike: a share of a sequence's keys for each program.
+
+    There are counts[COUNT] of them. Results go to partial[R, HEADS, splits, D] and weight[R, HEADS, splits] (the power of two
+    that stands for the share); with WHOLE there is one share, and they go to out. Grid: sequences, kv heads, splits.
+    """
+    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    group: tl.constexpr = HEADS // KV_HEADS
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    if sequence >= tl.load(counts + COUNT):
+        return
+    length = tl.load(lengths + sequence)
+    first = tl.maximum(length - WINDOW, 0) // BLOCK_T * BLOCK_T if WINDOW > 0 else 0
+    blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
+    start = first + share * blocks * BLOCK_T
+    stop = tl.minimum(start + blocks * BLOCK_T, length)
+    of_group = tl.arange(0, BLOCK_H)
+    heads, inside = kv_head * group + of_group, of_group < group
+    columns = tl.arange(0, BLOCK_D)
+    mask = inside[:, None] & (columns < D)[None, :]
+    row = sequence.to(tl.int64)
+    query = tl.load(q + row * Q_ROW + heads[:, None] * Q_HEAD + columns[None, :], mask=mask, other=0.0)
+    positions = tl.zeros((BLOCK_H,), tl.int32) + (length - 1)
+    best = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    sums = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    table = tables + row * TABLE
+    for token in tl.range(start, stop, BLOCK_T, num_stages=STAGES):
+        best, total, sums = _attend_block(
+            query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
+            KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True, PRECISION,
+        )  # fmt: skip
+    if WHOLE:
+        if sinks is not None:
+            total, sums = _with_sink(best, total, sums, sinks, heads, inside)
+        result = sums / total[:, None]
+        tl.store(out + (row * HEADS + heads[:, None]) * D + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
+    else:
+        place = (row * HEADS + heads) * splits + share
+        # a share without keys has weight 0 and no result
+        result = sums / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(partial + place[:, None] * D + columns[None, :], result, mask=mask)
+        tl.store(weight + place, best + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def merge(
+    partial, weight, counts, sinks, out, splits,
+    HEADS: tl.constexpr, D: tl.constexpr, COUNT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Put the shares of `split` together. Grid: sequences, heads."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns, of_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_S)
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    if row >= tl.load(counts + COUNT):
+        return
+    # a share without keys has power minus infinity, and so has none so far: the least finite number stands in
+    best = -1e38
+    total = 0.0
+    sums = tl.zeros((BLOCK_D,), tl.float32)
+    if sinks is not None:
+        best = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        total = 1.0
+    for start in range(0, splits, BLOCK_S):
+        inside = start + of_block < splits
+        place = (row * HEADS + head) * splits + start + of_block
+        power = tl.load(weight + place, mask=inside, other=float("-inf"))
+        mask = inside[:, None] & (columns < D)[None, :]
+        values = tl.load(partial + place[:, None] * D + columns[None, :], mask=mask, other=0.0)
+        higher = tl.maximum(best, tl.max(power, axis=0))
+        share, shrink = tl.exp2(power - higher), tl.exp2(best - higher)
+        total = total * shrink + tl.sum(share, axis=0)
+        sums = sums * shrink + tl.sum(values * share[:, None], axis=0)
+        best = higher
+    tl.store(out + (row * HEADS + head) * D + columns, (sums / total).to(out.dtype.element_ty), mask=columns < D)
+
+
+@triton.jit
+def chunks(
+    q, k_cache, v_cache, starts, lengths, tables, counts, sinks, out,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, TABLE: tl.constexpr, D: tl.constexpr,
+    Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    SEQUENCES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Sequences of several rows, those from counts[1] on: a program does BLOCK_Q rows of the step, whatever sequences they have.
+
+    Grid: blocks of rows, kv heads. SEQUENCES is a power of two that holds them all.
+    """
+    # the last rows see the most keys: begin with them
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    kv_head = tl.program_id(1)
+    group: tl.constexpr = HEADS // KV_HEADS
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    rows, decoding, sequences = tl.load(counts), tl.load(counts + 1), tl.load(counts + 2)
+    last_row = tl.minimum(first_row + BLOCK_Q, rows)
+    if first_row >= last_row:
+        return
+    numbers = tl.arange(0, SEQUENCES)
+    ends = tl.load(starts + 1 + numbers, mask=numbers < sequences, other=2147483647)
+    begins = tl.load(starts + numbers, mask=numbers < sequences, other=2147483647)
+    first_sequence = tl.maximum(tl.sum((ends <= first_row).to(tl.int32)), decoding)
+    last_sequence = tl.sum((begins < last_row).to(tl.int32))
+    flat = tl.arange(0, BLOCK_Q * BLOCK_H)
+    row, of_group = first_row + flat // BLOCK_H, flat % BLOCK_H
+    head, columns = kv_head * group + of_group, tl.arange(0, BLOCK_D)
+    usable = (row < last_row) & (of_group < group)
+    wide = row.to(tl.int64)
+    query = tl.load(
+        q + (wide * Q_ROW + head * Q_HEAD)[:, None] + columns[None, :], mask=usable[:, None] & (columns < D)[None, :], other=0.0
+    )
+    for sequence in range(first_sequence, last_sequence):
+        begin, end, length = tl.load(starts + sequence), tl.load(starts + sequence + 1), tl.load(lengths + sequence)
+        table = tables + sequence * TABLE
+        shift = length - end
+        positions = row + shift
+        lowest = tl.maximum(first_row, begin) + shift
+        stop = tl.minimum(last_row, end) + shift
+        best = tl.full((BLOCK_Q * BLOCK_H,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_Q * BLOCK_H,), tl.float32)
+        sums = tl.zeros((BLOCK_Q * BLOCK_H, BLOCK_D), tl.float32)
+        if WINDOW > 0:
+            low = tl.maximum(lowest - (WINDOW - 1), 0) // BLOCK_T * BLOCK_T
+            seen_by_all = low
+        else:
+            low = 0
+            # rows of another sequence may come before this one's: what they get is not kept
+            seen_by_all = (lowest + 1) // BLOCK_T * BLOCK_T
+        for token in tl.range(low, seen_by_all, BLOCK_T, num_stages=STAGES):
+            best, total, sums = _attend_block(
+                query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
+                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, False, PRECISION,
+            )  # fmt: skip
+        for token in tl.range(seen_by_all, stop, BLOCK_T, num_stages=STAGES):
+            best, total, sums = _attend_block(
+                query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
+                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True, PRECISION,
+            )  # fmt: skip
+        if sinks is not None:
+            total, sums = _with_sink(best, total, sums, sinks, head, of_group < group)
+        result = (sums / total[:, None]).to(out.dtype.element_ty)
+        mine = usable & (row >= begin) & (row < end)
+        target = out + ((wide * HEADS + head) * D)[:, None] + columns[None, :]
+        tl.store(target, result, mask=mine[:, None] & (columns < D)[None, :])
