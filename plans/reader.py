@@ -111,6 +111,17 @@ class Plan:
             self._checked[name] = data
         return self._checked[name]
 
+    def bundled(self, name: str) -> tuple[memoryview, Callable[[], None]]:
+        """A bundled weight, mapped from the file, and the check of its SHA-256 that must pass before it is relied on.
+
+        The check, which raises `PlanError`, may be made while the bytes are used already. Raises `PlanError` when the plan has no
+        such weight.
+        """
+        if name not in self._digests or not name.startswith(WEIGHTS_PREFIX):
+            raise refusal("The plan has no such bundled weight.", name)
+        data = self._data(name)
+        return data, lambda: self._check_digest(name, data)
+
     def program(self, name: str) -> Program:
         """The named program, decoded and checked against the manifest. Raises `PlanError`."""
         reference = next((item for item in self.manifest.programs if item.name == name), None)

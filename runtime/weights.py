@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from ..plans.weight_layout import stored_bytes
 from .device.arrays import DeviceArray
 from .dummy_weights import COUNTER, DUMMY, counter_array, dummy_array
 from .host_arrays import HostArray, LibraryArray
+from .mapped_pages import release_pages
 from .native.records import PackedWeight
 from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
 from .operands import Array
@@ -39,10 +41,13 @@ class PlanSource(Protocol):
     @property
     def manifest(self) -> Manifest: ...
     def entry(self, name: str) -> memoryview: ...
+    def bundled(self, name: str) -> tuple[memoryview, Callable[[], None]]: ...
     def program(self, name: str) -> Program: ...
 
 
 Loaded = Array
+Check = Callable[[], None]
+"""Raises when bytes are not those they should be."""
 Place = Callable[[HostArray], DeviceArray]
 """Copies an array to where it stays."""
 
@@ -61,7 +66,8 @@ def load_weights(
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
     "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
     the model's own type instead, decoded or not rounded at all; `place` copies each to a device.
-    One final tensor is made at a time and its sources are not kept.
+    One final tensor is made at a time and its sources are not kept, neither as arrays nor as pages of mapped files. Digests are
+    checked meanwhile, in threads of their own.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
     wanted = [
@@ -74,13 +80,15 @@ def load_weights(
     arena = PackedArena(arena_bytes([weight.bytes for weight, _, _ in wanted if weight.prepack == "panel"]))
     loaded: dict[str, Loaded] = {}
     done = 0
-    with _maker(plan, weights, wanted) as make:
+    with _maker(plan, weights, wanted) as maker:
         for weight, name, layer in wanted:
-            made = make(weight, name, layer)
+            made = maker.make(weight, name, layer)
             if place is not None:
                 loaded[name] = place(made)
             else:
                 loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
+            del made
+            maker.release(weight, layer)
             done += weight.bytes
             if progress is not None:
                 progress(done, total)
@@ -130,47 +138,60 @@ def _panel(made: HostArray, weight: Weight, name: str, arena: PackedArena, nativ
     return target
 
 
-Make = Callable[[Weight, str, int], HostArray]
-
-
 class _maker:
     """Context in which instances are made; leaving it waits for the digests and raises if one is wrong."""
 
     def __init__(self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]]) -> None:
-        self._plan, self._weights, self._wanted = plan, weights, wanted
+        self._invent = {DUMMY: dummy_array, COUNTER: counter_array}.get(weights or "")
+        self._stored: dict[str, Stored] = {}
+        self._checks: list[Check] = []
+        if self._invent is None:
+            self._stored, self._checks = _stored_sources(plan, weights, _source_names(wanted))
         self._pool: ThreadPoolExecutor | None = None
-        self._checks: list[Future[None]] = []
+        self._running: list[Future[None]] = []
 
-    def __enter__(self) -> Make:
-        if self._weights == DUMMY:
-            return lambda weight, name, _: _invented(dummy_array, weight, name)
-        if self._weights == COUNTER:
-            return lambda weight, name, _: _invented(counter_array, weight, name)
-        stored = _stored_sources(self._plan, self._weights, _source_names(self._wanted))
-        self._pool = ThreadPoolExecutor(_DIGEST_THREADS, "weights-digest")
-        self._checks = [self._pool.submit(_check_digest, item) for item in stored.values() if item.digest is not None]
-        return lambda weight, name, layer: _made(stored, weight, name, layer)
+    def __enter__(self) -> _maker:
+        if self._checks:
+            self._pool = ThreadPoolExecutor(_DIGEST_THREADS, "weights-digest")
+            self._running = [self._pool.submit(check) for check in self._checks]
+        return self
+
+    def make(self, weight: Weight, name: str, layer: int) -> HostArray:
+        """An instance of a weight; it may be a view of a mapped file."""
+        return _invented(self._invent, weight, name) if self._invent else _made(self._stored, weight, name, layer)
+
+    def release(self, weight: Weight, layer: int) -> None:
+        """An instance is where it stays: the pages of its sources may go."""
+        if self._invent is None:
+            for name in _names_of(weight, layer):
+                release_pages(self._stored[name].data)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._pool is None:
             return
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         if error is None:
-            for check in self._checks:
+            for check in self._running:
                 check.result()
 
 
 def _source_names(wanted: list[tuple[Weight, str, int]]) -> Iterator[str]:
     for weight, _, layer in wanted:
-        for name in sources(weight.recipe):
-            yield instantiate(name, layer) if weight.layers else name
+        yield from _names_of(weight, layer)
 
 
-def _stored_sources(plan: PlanSource, weights: str | None, names: Iterator[str]) -> dict[str, Stored]:
-    """The sources' bytes, after all names, encodings and shapes were checked; no byte is read yet."""
+def _names_of(weight: Weight, layer: int) -> Iterator[str]:
+    """The sources of an instance of a weight."""
+    for name in sources(weight.recipe):
+        yield instantiate(name, layer) if weight.layers else name
+
+
+def _stored_sources(plan: PlanSource, weights: str | None, names: Iterator[str]) -> tuple[dict[str, Stored], list[Check]]:
+    """The sources' bytes, once all names, encodings and shapes were checked, and checks of their digests. No byte is read yet."""
     declared = {source.name: source for source in plan.manifest.sources}
     checkpoint = None if weights is None else open_checkpoint(weights)
     stored: dict[str, Stored] = {}
+    checks: list[Check] = []
     for name in names:
         if name in stored:
             continue
@@ -179,14 +200,18 @@ def _stored_sources(plan: PlanSource, weights: str | None, names: Iterator[str])
         source = declared[name]
         if checkpoint is not None:
             _check_declared(checkpoint, source)
-            data = checkpoint.read(name)
+            stored[name] = Stored(source, checkpoint.read(name))
+            if source.digest is not None:
+                checks.append(partial(_check_digest, stored[name]))
         else:
-            data = _bundled(plan, source)
-        stored[name] = Stored(source, data)
-    return stored
+            data, check = _bundled(plan, source)
+            stored[name] = Stored(source, data)
+            checks.append(partial(_check_bundled, check, data))
+    return stored, checks
 
 
-def _bundled(plan: PlanSource, source: SourceTensor) -> memoryview:
+def _bundled(plan: PlanSource, source: SourceTensor) -> tuple[memoryview, Check]:
+    """The plan's own copy of a source, and the check of its digest: the container's, over the same bytes as the source's."""
     if source.entry is None:
         raise WeightsError(
             "The plan holds no weights of its own.",
@@ -195,7 +220,7 @@ def _bundled(plan: PlanSource, source: SourceTensor) -> memoryview:
             got="no --weights",
             fix="name a checkpoint with --weights PATH, or use --weights dummy",
         )
-    data = plan.entry(source.entry)
+    data, check = plan.bundled(source.entry)
     if len(data) != source.bytes:
         raise PlanError(
             "A bundled tensor has the wrong size.",
@@ -204,7 +229,7 @@ def _bundled(plan: PlanSource, source: SourceTensor) -> memoryview:
             got=f"{len(data)} bytes",
             fix="fetch the plan again",
         )
-    return data
+    return data, check
 
 
 def _check_declared(checkpoint: Checkpoint, source: SourceTensor) -> None:
@@ -221,8 +246,14 @@ def _check_declared(checkpoint: Checkpoint, source: SourceTensor) -> None:
         )
 
 
+def _check_bundled(check: Check, data: memoryview) -> None:
+    check()
+    release_pages(data)
+
+
 def _check_digest(stored: Stored) -> None:
     found = tensor_digest([stored.data])
+    release_pages(stored.data)
     if found != stored.digest:
         raise WeightsError(
             "A tensor's bytes are not those the plan is bound to.",

@@ -158,5 +158,8 @@ def test_views_outlive_the_plan(tmp_path: Path) -> None:
     with Plan.open(path) as plan:
         mapped, private = plan.entry("weights/embed"), plan.entry("ir/model.mlir")
         assert plan.entry("weights/embed") is mapped
+        bundled, check = plan.bundled("weights/embed")
+        check()
+        assert bytes(bundled) == bytes(mapped)
     assert zlib.crc32(mapped) == zlib.crc32(bytes(first.bytes)) and bytes(private) == b"module {}\n"
     assert mapped.readonly and private.readonly

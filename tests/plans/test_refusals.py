@@ -242,6 +242,22 @@ def test_a_flipped_byte_in_each_entry(sound: Path, tmp_path: Path) -> None:
                 plan.verify_all()
 
 
+def test_a_bundled_weight_is_there_before_its_check(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "plan.bin", sample_manifest()
+    first = msgspec.structs.replace(manifest.sources[0], entry="weights/embed")
+    write_sample_plan(path, entries={"weights/embed": bytes(first.bytes)}, sources=(first, *manifest.sources[1:]))
+    data = path.read_bytes()
+    (member,) = (member for member in tamper.members_of(data) if member.name == "weights/embed")
+    path.write_bytes(tamper.flipped(member.data_offset)(data))
+    with Plan.open(path) as plan:
+        found, check = plan.bundled("weights/embed")
+        assert len(found) == first.bytes
+        with pytest.raises(PlanError, match="weights/embed, sha256"):
+            check()
+        with pytest.raises(PlanError, match="no such bundled weight"):
+            plan.bundled("ir/model.mlir")
+
+
 def test_a_wrong_crc_that_headers_agree_on(sound: Path, tmp_path: Path) -> None:
     path = tmp_path / "crc.bin"
     path.write_bytes(tamper.both(tamper.central_field(IR, "crc", 7), tamper.local_field(IR, "crc", 7))(sound.read_bytes()))

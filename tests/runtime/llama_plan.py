@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -211,6 +211,9 @@ class MemoryPlan:
 
     def entry(self, name: str) -> memoryview:
         return memoryview(self.entries[name])
+
+    def bundled(self, name: str) -> tuple[memoryview, Callable[[], None]]:
+        return self.entry(name), lambda: None
 
     def program(self, name: str) -> Program:
         return self.programs[name]
