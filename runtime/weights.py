@@ -15,7 +15,7 @@ from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
-from ..plans.recipe import Cast, Quantize, decoded, sources
+from ..plans.recipe import Cast, Concat, Quantize, Recipe, Stack, decoded, sources
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import stored_bytes
@@ -281,7 +281,18 @@ def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -
             fix="compile the plan again",
         )
     recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
-    if weight.prepack == "panel" and isinstance(recipe, Cast) and result_of(recipe.of, stored, index)[1] in _PACKED_FROM:
-        recipe = recipe.of  # packing rounds
+    if weight.prepack == "panel":
+        recipe = _without_casts(recipe, lambda inner: result_of(inner, stored, index)[1])
     made = evaluate(recipe, stored, index, name)
     return HostArray(np.ascontiguousarray(made.data), made.dtype)
+
+
+def _without_casts(recipe: Recipe, dtype_of: Callable[[Recipe], str]) -> Recipe:
+    """The recipe before its values are cast, where packing takes them as they are: it rounds itself."""
+    if isinstance(recipe, Cast):
+        return recipe.of if dtype_of(recipe.of) in _PACKED_FROM else recipe
+    if isinstance(recipe, Concat | Stack):
+        parts = tuple(_without_casts(part, dtype_of) for part in recipe.parts)
+        if len({dtype_of(part) for part in parts}) == 1:
+            return msgspec.structs.replace(recipe, parts=parts)
+    return recipe

@@ -15,7 +15,7 @@ from gguf.quants import quantize
 from tokenspeed.plans.counter_weights import counter_weight
 from tokenspeed.plans.digests import tensor_digest
 from tokenspeed.plans.errors import PlanError, WeightsError
-from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
+from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
 from tokenspeed.plans.schema import SourceTensor, Weight
 from tokenspeed.runtime import dummy_weights
 from tokenspeed.runtime.dummy_weights import counter_array, dummy_array
@@ -211,3 +211,23 @@ def test_a_recipe_that_gives_another_shape_is_refused(checkpoint: Path) -> None:
     plan = MemoryPlan(msgspec.structs.replace(plan.manifest, weights=(wrong,)), plan.programs, plan.entries)
     with pytest.raises(PlanError, match="final_norm"):
         load_weights(plan, str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    [
+        (Concat((Cast(Source("l0.q"), "bf16"), Cast(Source("l0.k"), "bf16")), 0), "f32"),
+        (Concat((Cast(Source("l0.q"), "bf16"), Cast(Cast(Source("l0.k"), "f16"), "bf16")), 0), "bf16"),
+        (Cast(Source("l0.q"), "bf16"), "f32"),
+        (Slice(Cast(Source("l0.q"), "bf16"), 0, 0, 16), "bf16"),
+    ],
+)
+def test_packing_takes_values_as_they_are(checkpoint: Path, recipe: Recipe, dtype: str) -> None:
+    plan, rows = plan_of(SHAPE), sum(SOURCES[name].shape[0] for name in {"l0.q", "l0.k"} if name in str(recipe))
+    shape = (16 if isinstance(recipe, Slice) else rows, SOURCES["l0.q"].shape[1])
+    weight = Weight(name="w", shape=shape, dtype="q8_0", bytes=1, recipe=Quantize(recipe, "q8_0"), prepack="panel")
+    plan = MemoryPlan(msgspec.structs.replace(plan.manifest, weights=(weight,)), plan.programs, plan.entries)
+    with mock.patch("tokenspeed.runtime.weights._panel") as panel:
+        load_weights(plan, str(checkpoint))
+    made = panel.call_args.args[0]
+    assert (made.dtype, made.data.shape) == (dtype, shape)
