@@ -20,6 +20,9 @@ _EMBEDDING_WIDTHS = ("embedding_size", "input_embedding_size", "output_embedding
 EMBEDDING = 24
 """Features of an embedding that is projected to the hidden size."""
 
+_HEAD_GROUPS = {"codegen": 4}
+"""Groups of heads that are together in one projection, whatever the number of heads, by model type."""
+
 _SECTIONED_TYPES = ("qwen3_5", "qwen4_exp")
 """Types that divide their frequencies into sections even where the configuration does not say how."""
 _SECTIONED_PART = 0.75
@@ -38,7 +41,7 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     small = dict(config)
     heads, hidden = int(read_field(config, "num_attention_heads") or 4), int(read_field(config, "hidden_size") or 0)
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    kv_small = min(kv_heads, 2)
+    kv_small = min(kv_heads, _HEAD_GROUPS.get(str(config.get("model_type")), 2))
     few = kv_small * min(heads // kv_heads, 8)
     small["num_key_value_heads"] = kv_small
     set_field(small, "num_attention_heads", few)

@@ -51,7 +51,14 @@ def _new_empty(x: Tensor, size: Sequence[int], *, dtype: torch.dtype | None = No
     return torch.zeros(size, dtype=dtype or x.dtype, device=x.device)
 
 
+def _added_product(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """beta * x + alpha * (left @ right), for each matrix of a batch."""
+    product = torch.bmm(left, right) * alpha
+    return product if beta == 0 else x * beta + product
+
+
 DECOMPOSITIONS: dict[Any, Any] = {
+    aten.baddbmm.default: _added_product,
     aten.copy.default: _copied,
     aten.slice_scatter.default: _sliced,
     aten.select_scatter.default: _selected,

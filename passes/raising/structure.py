@@ -12,8 +12,16 @@ from ...ir.mlir import ir
 from ...ir.types import dtype_of, shape_of, tensor
 from .arranged import arranged_weight
 from .form import Form
-from .pattern import AtenOp
+from .pattern import AtenOp, defining
 from .raised import FLOATING, Raised, Raiser, Rule, rows_of
+
+
+_TURNS: dict[str, tuple[list[Any], ...]] = {
+    "aten.permute.default": ([[1, 0]],),
+    "aten.t.default": ([],),
+    "aten.transpose.int": ([0, 1], [1, 0], [-1, -2], [-2, -1]),
+}
+"""Ways to turn a matrix, by the arguments behind it."""
 
 
 def _embedding(root: AtenOp, raiser: Raiser) -> Raised | None:
@@ -52,6 +60,20 @@ def _features_of(raiser: Raiser, value: Any) -> ir.Value | None:
     if any(size != 1 for size in shape[1:-1]):
         return None
     return found.value if len(shape) == 2 else dialect.Reshape(tensor(dtype_of(found.value), (None, shape[-1])), found.value).res
+
+
+def _matmul(root: AtenOp, raiser: Raiser) -> Raised | None:
+    """x @ weight.T, written out."""
+    if root.target != "aten.matmul.default":
+        return None
+    x, turned = rows_of(raiser, root.arguments[0]), defining(root.arguments[1])
+    if x is None or turned is None or turned.target not in _TURNS or turned.arguments[1:] not in _TURNS[turned.target]:
+        return None
+    weight = raiser.weight(turned.arguments[0])
+    found = raiser.raised(root.arguments[0])
+    if weight is None or found is None or len(shape_of(weight)) != 2:
+        return None
+    return Raised(dialect.Linear(tensor(dtype_of(x), [None, shape_of(weight)[0]]), x, weight, []).res, found.form)
 
 
 def _addmm(root: AtenOp, raiser: Raiser) -> Raised | None:
@@ -156,6 +178,7 @@ def _transpose(root: AtenOp, raiser: Raiser) -> Raised | None:
 STRUCTURE_RULES: tuple[Rule, ...] = (
     _embedding,
     _linear,
+    _matmul,
     _addmm,
     _reshape,
     _cut,

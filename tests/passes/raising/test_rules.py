@@ -192,3 +192,10 @@ def test_views_keep_rows_first() -> None:
     turned = graph.call("transpose.int", graph.hidden(), 0, 1, shape=[None, 1, 16])
     raised = graph.raised(turned)
     assert [shape_of(item.results[0]) for item in operations(raised, "reshape")] == [(None, 1, 16)]
+
+
+def test_a_product_with_a_turned_weight_is_a_linear_layer() -> None:
+    graph = Graph()
+    turned = graph.call("permute.default", graph.weight("w", [24, 16]), [1, 0], shape=[16, 24])
+    raised = graph.raised(graph.call("matmul.default", graph.hidden(), turned, shape=[1, None, 24]))
+    assert shape_of(only(raised, "linear").operands[1]) == (24, 16) and not operations(raised, "aten")
