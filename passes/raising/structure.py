@@ -15,7 +15,6 @@ from .form import Form
 from .pattern import AtenOp, defining
 from .raised import FLOATING, Raised, Raiser, Rule, rows_of
 
-
 _TURNS: dict[str, tuple[list[Any], ...]] = {
     "aten.permute.default": ([[1, 0]],),
     "aten.t.default": ([],),
