@@ -25,7 +25,7 @@ from .kernel import (
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .rope import kv_write
 from .templates import function_name, number
-from .tiles import dot_precision, power_of_two_above, waits_for_inputs
+from .tiles import power_of_two_above, waits_for_inputs
 
 _PARTIAL, _WEIGHT = "partial", "weight"
 _SHARES_AT_ONCE = 8
@@ -190,7 +190,7 @@ class _Heads:
 
     def _tile_constants(self, tiles: Tiles) -> dict[str, Constexpr]:
         constants: dict[str, Constexpr] = {"BLOCK_D": power_of_two_above(max(self.width, 16)), "BLOCK_T": tiles.tokens}
-        return constants | {"STAGES": tiles.stages, "PRECISION": dot_precision(self.q.dtype)}
+        return constants | {"STAGES": tiles.stages}
 
     def _caches(self, first: int) -> list[Parameter]:
         return [Pointer(first + at, self.q.dtype, MOST_ALIGNMENT) for at in (0, 1)]
@@ -200,8 +200,8 @@ class _Heads:
 
     def _types(self, integers: int) -> tuple[DType, ...]:
         """Of q, both caches and so many step inputs."""
-        integer: DType = "i32"
-        return (*(self.q.dtype,) * 3, *(integer,) * integers)
+        types: list[DType] = [self.q.dtype] * 3
+        return (*types, *(["i32"] * integers))  # pyright: ignore[reportReturnType]
 
     def _sink_types(self) -> tuple[DType, ...]:
         return (self.q.dtype,) if self.sinks else ()

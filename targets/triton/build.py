@@ -62,11 +62,11 @@ def build(launch: Launch, accelerator: Accelerator, cache: str | None = None) ->
     too much shared memory, spilled registers.
     """
     with tempfile.TemporaryDirectory(prefix="tokenspeed-") as private:
-        compiled = _compiled(launch, accelerator, cache or str(_cache_folder()))
+        made = compiled(launch, accelerator, cache or str(_cache_folder()))
         ending = ENDINGS[accelerator.kind]
-        binary: bytes = compiled.asm[ending[1:]]
-        receipt = _receipt(compiled, accelerator.kind, binary, private)
-    metadata = compiled.metadata
+        binary: bytes = made.asm[ending[1:]]
+        receipt = _receipt(made, accelerator.kind, binary, private)
+    metadata = made.metadata
     digest = hashlib.sha256(binary).hexdigest()
     kernel = DeviceKernel(
         name=_name(launch, accelerator),
@@ -114,7 +114,8 @@ def signature_of(launch: Launch, names: list[str]) -> tuple[dict[str, str], dict
     return types, promises
 
 
-def _compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
+def compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
+    """What Triton makes of a launch: its metadata, and by name each stage of the code."""
     require_triton()
     import triton
     from triton import knobs
@@ -169,8 +170,8 @@ def _scratch(metadata: Any, kind: str) -> Scratch:
     return Scratch(bytes=size, alignment=alignment) if size else Scratch()
 
 
-def _receipt(compiled: Any, kind: str, binary: bytes, directory: str) -> KernelReceipt:
-    registers, spills = _nvidia_usage(binary, directory) if kind == "cuda" else _amd_usage(compiled.asm["amdgcn"])
+def _receipt(made: Any, kind: str, binary: bytes, directory: str) -> KernelReceipt:
+    registers, spills = _nvidia_usage(binary, directory) if kind == "cuda" else _amd_usage(made.asm["amdgcn"])
     return KernelReceipt(compiler="triton", version=VERSION, registers=registers, spills=spills)
 
 

@@ -11,7 +11,7 @@ from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate,
 from .linear_tiles import Tiles, tiles_for
 from .operand import Layout, layout_of
 from .templates import function_name, pointers, rows_of
-from .tiles import dot_precision, waits_for_inputs
+from .tiles import waits_for_inputs
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) ->
     blocks_n = -(-columns // tiles.columns)
     if tiles.way == "one_row":
         grid = (blocks_n, by, 1)
-    elif tiles.way == "few_rows":
+    elif tiles.way in {"few_rows", "few_rows_turned"}:
         grid = (blocks_n, CeilDivide(by, tiles.rows), 1)
     elif tiles.way == "many_rows":
         grid = (Product((blocks_n, CeilDivide(by, tiles.rows))), 1, 1)
@@ -61,8 +61,6 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) ->
         constants["UNITS"] = setting.accelerator.units
     if tiles.way != "one_row":
         constants["BLOCK_R"] = tiles.rows
-    if tiles.way in {"few_rows", "many_rows"}:
-        constants["PRECISION"] = dot_precision(layer.x.dtype)
     if tiles.way in {"many_rows", "many_rows_by_descriptors"}:
         constants["GROUP"] = tiles.group
     if tiles.way != "many_rows_by_descriptors":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..accelerator import Accelerator
 
-Way = Literal["one_row", "few_rows", "many_rows", "many_rows_by_descriptors"]
+Way = Literal["one_row", "few_rows", "few_rows_turned", "many_rows", "many_rows_by_descriptors"]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,3 @@ def power_of_two_above(count: int) -> int:
 def waits_for_inputs(accelerator: Accelerator) -> bool:
     """Whether kernels may begin before the one ahead has ended."""
     return "programmatic-launch" in accelerator.instructions
-
-
-def dot_precision(dtype: str) -> str:
-    """f32 products are not rounded to fewer bits."""
-    return "ieee" if dtype == "f32" else "tf32"

@@ -28,7 +28,7 @@ def _token_offsets(
 def _attend_block(
     q, k_cache, v_cache, table, kv_head, start, stop, positions, best, total, sums,
     KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add the keys [start, start + BLOCK_T) below `stop` to a running softmax: largest score, sum of weights, weighted values."""
     offsets, columns = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
@@ -38,7 +38,7 @@ def _attend_block(
         k = tl.load(k_cache + at[None, :] + columns[:, None])
     else:
         k = tl.load(k_cache + at[None, :] + columns[:, None], mask=(columns < D)[:, None], other=0.0)
-    scores = tl.dot(q, k, input_precision=PRECISION)
+    scores = tl.dot(q, k, input_precision="ieee")
     if SOFTCAP > 0.0:
         scores = tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
     else:
@@ -61,7 +61,7 @@ def _attend_block(
         v = tl.load(v_cache + at[:, None] + columns[None, :], mask=mask & (columns < D)[None, :], other=0.0)
     else:
         v = tl.load(v_cache + at[:, None] + columns[None, :])
-    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
+    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
     return higher, total, sums
 
 
@@ -81,7 +81,7 @@ def split(
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     COUNT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one row each, row and sequence counted alike: a share of a sequence's keys for each program.
 
@@ -113,7 +113,7 @@ def split(
     for token in tl.range(start, stop, BLOCK_T, num_stages=STAGES):
         best, total, sums = _attend_block(
             query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
-            KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True, PRECISION,
+            KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
     if WHOLE:
         if sinks is not None:
@@ -169,7 +169,7 @@ def chunks(
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     SEQUENCES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of several rows, those from counts[1] on: a program does BLOCK_Q rows of the step, whatever sequences they have.
 
@@ -218,12 +218,12 @@ def chunks(
         for token in tl.range(low, seen_by_all, BLOCK_T, num_stages=STAGES):
             best, total, sums = _attend_block(
                 query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
-                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, False, PRECISION,
+                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, False,
             )  # fmt: skip
         for token in tl.range(seen_by_all, stop, BLOCK_T, num_stages=STAGES):
             best, total, sums = _attend_block(
                 query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
-                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True, PRECISION,
+                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
             )  # fmt: skip
         if sinks is not None:
             total, sums = _with_sink(best, total, sums, sinks, head, of_group < group)

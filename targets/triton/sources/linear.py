@@ -39,7 +39,7 @@ def one_row(
 def few_rows(
     x, weight, bias, out, rows, N, K, X_ROW,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """For up to BLOCK_R rows: each program streams BLOCK_N rows of the weight once. Grid: blocks of N, blocks of rows."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -55,7 +55,7 @@ def few_rows(
         left = WHOLE | (start + inner < K)
         w = tl.load(weights + start, mask=inside[None, :] & left[:, None], other=0.0)
         v = tl.load(values + start, mask=present[:, None] & left[None, :], other=0.0)
-        sums = tl.dot(v, w, sums, input_precision=PRECISION)
+        sums = tl.dot(v, w, sums, input_precision="ieee")
     if bias is not None:
         sums += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
     target = out + at.to(tl.int64)[:, None] * N + columns[None, :]
@@ -63,10 +63,38 @@ def few_rows(
 
 
 @triton.jit
+def few_rows_turned(
+    x, weight, bias, out, rows, N, K, X_ROW,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """As few_rows, but the weight is the left factor: its BLOCK_N rows fill the height of a matrix instruction, which few rows of
+    x would not. Grid: blocks of N, blocks of rows."""
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside, present = columns < N, at < rows
+    inner = tl.arange(0, BLOCK_K)
+    weights = weight + columns.to(tl.int64)[:, None] * K + inner[None, :]
+    values = x + at.to(tl.int64)[None, :] * X_ROW + inner[:, None]
+    sums = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        left = WHOLE | (start + inner < K)
+        w = tl.load(weights + start, mask=inside[:, None] & left[None, :], other=0.0)
+        v = tl.load(values + start, mask=present[None, :] & left[:, None], other=0.0)
+        sums = tl.dot(w, v, sums, input_precision="ieee")
+    if bias is not None:
+        sums += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[:, None]
+    target = out + at.to(tl.int64)[None, :] * N + columns[:, None]
+    tl.store(target, sums.to(out.dtype.element_ty), mask=present[None, :] & inside[:, None])
+
+
+@triton.jit
 def many_rows(
     x, weight, bias, out, rows, N, K, X_ROW,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """For many rows: a tile of the output for each program, GROUP tiles of rows side by side so that weights are read from the
     cache. Grid: tiles."""
@@ -93,7 +121,7 @@ def many_rows(
             left = start + inner < K
             v = tl.load(values + start, mask=left[None, :], other=0.0)
             w = tl.load(weights + start, mask=left[:, None], other=0.0)
-        sums = tl.dot(v, w, sums, input_precision=PRECISION)
+        sums = tl.dot(v, w, sums, input_precision="ieee")
     if bias is not None:
         sums += tl.load(bias + kept_columns).to(tl.float32)[None, :]
     mask = (at < rows)[:, None] & (columns < N)[None, :]

@@ -1,0 +1,78 @@
+"""Kernels are built for devices that are not here, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenspeed.plans.device_integrity import check_binary
+from tokenspeed.plans.device_kernels import Computed, Constant, Parameter, Pointer
+from tokenspeed.plans.device_limits import LIMITS
+from tokenspeed.plans.errors import ModelError, UsageError
+from tokenspeed.targets.registry import ACCELERATORS
+from tokenspeed.targets.triton.build import build, compiled, require_triton
+from tokenspeed.targets.triton.kernel import Constexpr, Launch
+
+PARAMETERS: tuple[Parameter, ...] = (
+    *(Pointer(at, "bf16", 16) for at in range(3)),
+    Computed("rows"),
+    *(Constant("i32", size) for size in (256, 128, 128)),
+)
+
+
+def product() -> Launch:
+    """A tile of a linear layer, as small as every device's matrix instructions take it."""
+    constants: dict[str, Constexpr] = {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP": 8, "STAGES": 2}
+    constants |= {"bias": None, "WHOLE": True, "DEPENDENT": False}
+    return Launch("linear.many_rows", constants, PARAMETERS, (2, 1, 1), 4, 2)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Built anew: what the user's own cache holds would be no test."""
+    return str(tmp_path_factory.mktemp("triton"))
+
+
+@pytest.mark.parametrize(
+    ("target", "stage", "instruction"),
+    [
+        ("a100", "ptx", "mma.sync.aligned.m16n8k16"),
+        ("h200", "ptx", "wgmma.mma_async"),
+        ("b200", "ptx", "tcgen05.mma"),
+        ("mi300x", "amdgcn", "v_mfma_f32_32x32x8_bf16"),
+        ("mi355x", "amdgcn", "v_mfma_f32_"),
+    ],
+)
+def test_products_use_the_devices_matrix_instructions(target: str, stage: str, instruction: str, cache: str) -> None:
+    accelerator = ACCELERATORS[target]
+    kernel, binary = build(product(), accelerator, cache)
+    check_binary(kernel, accelerator.kind, binary)
+    assert kernel.receipt.spills == 0 < kernel.receipt.registers
+    assert kernel.parameters == PARAMETERS
+    assert instruction in compiled(product(), accelerator, cache).asm[stage]
+
+
+def test_launches_that_differ_in_numbers_share_their_code(cache: str) -> None:
+    first = product()
+    other = replace(first, parameters=(*PARAMETERS[:4], *(Constant("i32", size) for size in (512, 256, 256))))
+    one, two = (build(launch, ACCELERATORS["h200"], cache)[0] for launch in (first, other))
+    assert one.entry == two.entry and one.name != two.name
+
+
+def test_the_same_bytes_from_another_cache(cache: str, tmp_path: Path) -> None:
+    accelerator = ACCELERATORS["h200"]
+    assert build(product(), accelerator, cache) == build(product(), accelerator, str(tmp_path))
+
+
+def test_too_much_shared_memory_is_refused(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "sm_90a", replace(LIMITS["sm_90a"], shared_bytes=1000))
+    with pytest.raises(ModelError, match="1000 bytes of shared memory"):
+        build(product(), ACCELERATORS["h200"], cache)
+
+
+def test_without_triton_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UsageError, match="pip install triton==3"):
+        require_triton()
