@@ -12,12 +12,15 @@ from .attributes import text_attribute
 from .mlir import ir
 
 _TYPES = {"i64": torch.int64, "i32": torch.int32, "u8": torch.uint8, "i1": torch.bool}
+_OF_LOOSE_ROWS: dict[str, str] = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default"), "aten.reshape.default")
+"""What stands for operations that ATen has dense tensors for: elements of a value of rows may lie in another order."""
 _FLOATING = {"f64", "f32", "bf16", "f16"}
 
 
 def run_aten(operation: ir.Operation, operands: list[Tensor], dtype: torch.dtype) -> Tensor:
     """The operation's result; floating-point types in its arguments become `dtype`, the type the reference computes in."""
-    _, name, overload = text_attribute(operation, "target").split(".")
+    target = text_attribute(operation, "target")
+    _, name, overload = _OF_LOOSE_ROWS.get(target, target).split(".")
     left, _, right = text_attribute(operation, "layouts").partition("->")
     layouts = [part.strip() for part in left.split(",")]
     rows = next((len(value) for value, layout in zip(operands, layouts, strict=True) if layout != "-"), 0)

@@ -343,7 +343,8 @@ class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
     second half of gate_up @ x + gate_up_bias. Weights are gate_up[experts, 2 i, h], down[experts, h, i].
 
     `activation` is one of gated_activation's, or "swiglu_clamped" (gpt-oss): gate * sigmoid(alpha * gate) * (up + 1), gate
-    clamped from above and up from both sides by `limit`. `alpha` and `limit` are 0 for the others.
+    clamped from above and up from both sides by `limit`; or "silu_clamped" (Hunyuan 4): silu(gate) * up, clamped likewise.
+    `alpha` and `limit` are 0 where they are not named here.
     """
 
     verify_invariants = _verify

@@ -13,7 +13,7 @@ from . import attributes
 from .mlir import ir
 
 SCORINGS = ("softmax", "softmax_selected", "sigmoid")
-EXPERT_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped")
+EXPERT_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped", "silu_clamped")
 
 Shape = tuple[int | None, ...]
 
@@ -146,4 +146,7 @@ def activated(operation: ir.Operation, columns: Tensor) -> Tensor:
         alpha, limit = attributes.float_attribute(operation, "alpha"), attributes.float_attribute(operation, "limit")
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return (up + 1) * gate * torch.sigmoid(alpha * gate)
+    if name == "silu_clamped":
+        limit = attributes.float_attribute(operation, "limit")
+        return functional.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
     return functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up

@@ -28,8 +28,8 @@ _library.define(
 class Gate:
     """What experts make of the first projection's columns: activation(gate) * up.
 
-    `interleaved`: columns alternate between gate and up; else the first half is gate. `alpha` and `limit` are used by
-    "swiglu_clamped" alone.
+    `interleaved`: columns alternate between gate and up; else the first half is gate. `alpha` is used by "swiglu_clamped",
+    `limit` by it and by "silu_clamped".
     """
 
     activation: str
@@ -39,11 +39,16 @@ class Gate:
 
 
 def gated(columns: torch.Tensor, gate: Gate) -> torch.Tensor:
-    """[rows, 2 I] -> [rows, I]. "swiglu_clamped" is gpt-oss's: (up + 1) * gate * sigmoid(alpha * gate), both clamped by limit."""
+    """[rows, 2 I] -> [rows, I]. "swiglu_clamped" is gpt-oss's: (up + 1) * gate * sigmoid(alpha * gate), both clamped by limit.
+
+    "silu_clamped" is silu(gate) * up, clamped likewise.
+    """
     g, up = (columns[..., ::2], columns[..., 1::2]) if gate.interleaved else columns.chunk(2, dim=-1)
     if gate.activation == "swiglu_clamped":
         g, up = g.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
         return (up + 1) * g * torch.sigmoid(gate.alpha * g)
+    if gate.activation == "silu_clamped":
+        return functional.silu(g.clamp(max=gate.limit)) * up.clamp(-gate.limit, gate.limit)
     if gate.activation == "silu":
         return functional.silu(g) * up
     return functional.gelu(g, approximate="tanh" if gate.activation == "gelu_tanh" else "none") * up
@@ -157,7 +162,7 @@ def _unknown_gate(where: str) -> ModelError:
     return ModelError(
         "the experts of this mixture compute something that is not recognised yet",
         where=where,
-        expected="down(activation(gate) * up), the activation one of silu, gelu, gelu_tanh or gpt-oss's clamped one",
+        expected="down(activation(gate) * up), the activation one of silu, gelu, gelu_tanh, or silu clamped in one of two ways",
         fix="choose a model of one of the families in docs/models.md",
     )
 
@@ -169,4 +174,5 @@ def _generator() -> torch.Generator:
 def _candidates(numbers: Sequence[float]) -> list[Gate]:
     plain = [Gate(name, interleaved) for name in ("silu", "gelu", "gelu_tanh") for interleaved in (False, True)]
     clamped = [Gate("swiglu_clamped", side, alpha, limit) for side in (False, True) for alpha in numbers for limit in numbers]
+    clamped += [Gate("silu_clamped", side, limit=limit) for side in (False, True) for limit in numbers]
     return plain + clamped

@@ -22,6 +22,9 @@ from .base import Launch, Operands
 MAX_ARGUMENTS = 1 << 16
 MAX_ITEMS = 64
 
+_OF_LOOSE_ROWS: dict[str, str] = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default"), "aten.reshape.default")
+"""What runs in place of functions that ask for dense tensors: rows of a buffer may stand in another order in ATen."""
+
 _MODES = ("none", "tanh", "trunc", "floor", "valid", "same", "sum", "prod", "amax", "amin", "mean")
 """Texts that ATen functions of the list take."""
 
@@ -31,7 +34,7 @@ def aten_function(name: str) -> Callable[[Operands], Launch] | None:
     target = ATEN_FUNCTIONS.get(name)
     if target is None:
         return None
-    _, operation, overload = target.split(".")
+    _, operation, overload = _OF_LOOSE_ROWS.get(target, target).split(".")
     function = getattr(getattr(torch.ops.aten, operation), overload)
     return lambda operands: _prepare(operands, function)
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from .base import Launch, Operands
 
 _SCORINGS = ("softmax", "softmax_selected", "sigmoid")
-_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped")
+_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped", "silu_clamped")
 
 
 def moe_route(operands: Operands) -> Launch:
@@ -72,8 +72,8 @@ def moe_experts(operands: Operands) -> Launch:
     -> [R, H]: the sum over a row's experts of weight * (down @ (activation(gate) * up) + down_bias), where gate and up are
     the first and second I of gate_up @ x + gate_up_bias. Sums over experts are in f32.
 
-    `activation` "silu", "gelu", "gelu_tanh", or "swiglu_clamped": gate * sigmoid(alpha * gate) * (up + 1), gate clamped from
-    above and up from both sides by `limit`.
+    `activation` "silu", "gelu", "gelu_tanh", "swiglu_clamped": gate * sigmoid(alpha * gate) * (up + 1), gate clamped from
+    above and up from both sides by `limit`, or "silu_clamped": silu(gate) * up, clamped likewise.
     """
     (x, indices, weights, gate_up, down, *biases), (out,) = operands.take(5, 1, optional=2)
     _check(operands, biases)
@@ -92,7 +92,10 @@ def moe_experts(operands: Operands) -> Launch:
 
     def gated(count: int) -> torch.Tensor:
         gate, up = columns[:count, :inner], columns[:count, inner:]
-        if activation == "silu":
+        if activation == "silu_clamped":
+            gate.clamp_(max=limit)
+            up.clamp_(-limit, limit)
+        if activation in {"silu", "silu_clamped"}:
             return functional.silu(gate, inplace=True).mul_(up)
         if activation == "swiglu_clamped":
             gate.clamp_(max=limit)

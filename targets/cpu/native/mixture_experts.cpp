@@ -12,7 +12,7 @@ namespace {
 
 enum Operand { X, INDICES, WEIGHTS, GATE_UP, DOWN, GATE_UP_BIAS, DOWN_BIAS };
 enum Number { ACTIVATION, ALPHA, LIMIT };
-constexpr int64_t CLAMPED = 3;  // the activation that activation.h does not have
+constexpr int64_t CLAMPED = 3, SILU_CLAMPED = 4;  // the activations that activation.h does not have
 enum Step { FIRST, SECOND, STEPS };  // the product with gate_up, the product with down
 
 // Pairs [first, first + count) in the order of experts, all of one expert, as many as a task takes.
@@ -118,6 +118,14 @@ template <class T> static void activate(const Call& call, T* gate, const T* up, 
             Vec g = vmin(limit, load(gate + k, lanes));  // in this order NaN stays
             Vec u = vmax(zero() - limit, vmin(limit, load(up + k, lanes)));
             store(gate + k, rounded<T>(times_sigmoid(g, g * alpha)) * (u + all(1.0f)), lanes);
+        });
+        return;
+    }
+    if (call.integer(ACTIVATION) == SILU_CLAMPED) {
+        Vec limit = all(static_cast<float>(call.number(LIMIT)));
+        for_vectors(n, [&](int64_t k, auto lanes) {
+            Vec u = vmax(zero() - limit, vmin(limit, load(up + k, lanes)));
+            store(gate + k, rounded<T>(silu(vmin(limit, load(gate + k, lanes)))) * u, lanes);
         });
         return;
     }
@@ -237,7 +245,7 @@ CHECK(moe_experts) {
     return nullptr;
 }
 
-KERNEL(moe_experts, "activation:choice(silu,gelu,gelu_tanh,swiglu_clamped) alpha:number=0 limit:number=0") {
+KERNEL(moe_experts, "activation:choice(silu,gelu,gelu_tanh,swiglu_clamped,silu_clamped) alpha:number=0 limit:number=0") {
     Mixture mixture(call, team.scratch<char>(), team.size);
     if (mixture.rows == 0) return;
     if (team.index == 0) sort_pairs(mixture);

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenspeed.compiler.frontends.experts import Gate, gated, recognise_experts
-from transformers import GptOssConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, HYV4Config, Qwen3MoeConfig
 from transformers.integrations.moe import use_experts_implementation
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.hy_v4.modeling_hy_v4 import HYV4Experts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 
@@ -29,6 +30,12 @@ def test_clamped_and_interleaved_experts() -> None:
     assert recognised(module) == Gate("swiglu_clamped", True, alpha=1.702, limit=7.0)
     module.alpha, module.limit = 1.5, 3.0
     assert recognised(module) == Gate("swiglu_clamped", True, alpha=1.5, limit=3.0)
+
+
+def test_experts_clamped_before_a_plain_silu() -> None:
+    with torch.device("meta"):
+        module = HYV4Experts(HYV4Config(swiglu_limit=10.0))
+    assert recognised(module) == Gate("silu_clamped", interleaved=False, limit=10.0)
 
 
 @use_experts_implementation

@@ -51,6 +51,16 @@ def test_the_number_of_rows_and_types_as_arguments_and_one_of_several_results() 
     assert made.tolist() == (x > 0).tolist()
 
 
+def test_views_join_dimensions_of_rows_that_lie_apart() -> None:
+    x = torch.randn(ROWS, 2, 4)  # [1, 2, tokens, 4] in ATen: heads and tokens in another order than in memory
+    made = call("aten.view.default", [x], torch.empty(ROWS, 2, 2, 2), "b.t.->b.t..", ONE, [1, 2, {"symbol": "tokens"}, 2, 2])
+    torch.testing.assert_close(made, x.view(ROWS, 2, 2, 2))
+    made = call("aten.view.default", [x], torch.empty(ROWS, 8), "bt..->bt.", ONE, [1, {"symbol": "tokens"}, 8])
+    torch.testing.assert_close(made, x.view(ROWS, 8))
+    flat = call("aten._unsafe_view.default", [x[:1]], torch.empty(1, 8), "t..->t.", ONE, [1, 8])
+    torch.testing.assert_close(flat, x[:1].reshape(1, 8))
+
+
 def test_the_output_may_be_a_window() -> None:
     x, wide = torch.randn(ROWS, 4), torch.zeros(ROWS, 10)
     call("aten.relu.default", [x], wide[:, 3:7], "bt.->bt.", ONE)

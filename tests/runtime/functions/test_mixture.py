@@ -87,6 +87,8 @@ def by_definition(
             if activation == "swiglu_clamped":
                 gate, up = gate.clamp(max=0.7), up.clamp(-0.7, 0.7)
                 made = (up + 1) * gate * torch.sigmoid(1.7 * gate)
+            elif activation == "silu_clamped":
+                made = torch.nn.functional.silu(gate.clamp(max=0.7)) * up.clamp(-0.7, 0.7)
             elif activation == "silu":
                 made = gate * torch.sigmoid(gate) * up
             else:
@@ -109,7 +111,7 @@ def drawn(rows: int, top_k: int, experts: int, hidden: int, inner: int, seed: in
     st.integers(1, 9),
     st.integers(1, 4),
     st.sampled_from([4, 7]),
-    st.sampled_from(["silu", "gelu", "gelu_tanh", "swiglu_clamped"]),
+    st.sampled_from(["silu", "gelu", "gelu_tanh", "swiglu_clamped", "silu_clamped"]),
     st.booleans(),
     st.integers(0, 100),
 )
@@ -119,7 +121,7 @@ def test_experts_are_those_of_the_definition(
     x, indices, weights, gate_up, down = drawn(rows, top_k, experts, 12, 5, seed)
     biases = [random(experts, 10, seed=seed + 5), random(experts, 12, seed=seed + 6)] if biased else []
     out = poisoned(rows, 12)
-    clamps = {"alpha": 1.7, "limit": 0.7} if activation == "swiglu_clamped" else {}
+    clamps = {"alpha": 1.7, "limit": 0.7} if activation.endswith("_clamped") else {}
     call("moe_experts", [x, indices, weights, gate_up, down, *biases], [out], activation=activation, **clamps)
     assert error(out, by_definition(x, indices, weights, [gate_up, down, *biases], activation)) < 1e-5
 

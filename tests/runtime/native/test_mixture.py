@@ -19,7 +19,7 @@ from .calling import MACHINES, call, empty_packed, on_every_machine
 from .panels import GGML, packed, quantised
 
 CLAMPS = {"alpha": 1.7, "limit": 0.7}
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped", "silu_clamped")
 
 
 def route(
@@ -104,7 +104,7 @@ def experts(machine: str, inputs: list[torch.Tensor | PackedWeight], threads: in
     assert isinstance(x, torch.Tensor)
     frame = poisoned(len(x) + 2, x.shape[1] + 7, dtype=x.dtype)
     out = frame[1:-1, 3:-4]
-    clamps = CLAMPS if activation == "swiglu_clamped" else {}
+    clamps = CLAMPS if activation.endswith("_clamped") else {}
     call(machine, "moe_experts", inputs, [out], threads, activation=activation, **clamps)
     outside = torch.ones(frame.shape, dtype=torch.bool)
     outside[1:-1, 3:-4] = False
@@ -160,7 +160,7 @@ def test_experts_are_those_of_the_library(machine: str, activation: str) -> None
     parts = [packed(machine, gate_up, "bf16"), packed(machine, down, "bf16")]
     found = experts(machine, [wide[:, 8:40], indices, weights, *parts], activation=activation)
     out = poisoned(9, 32, dtype=torch.bfloat16)
-    clamps = CLAMPS if activation == "swiglu_clamped" else {}
+    clamps = CLAMPS if activation.endswith("_clamped") else {}
     calling.call("moe_experts", [x, indices, weights, gate_up, down], [out], activation=activation, **clamps)
     assert error(found.float(), out.float()) < 0.02 * float(out.float().abs().max())
 
