@@ -51,11 +51,12 @@ LISTED = (
     "layer_types",
     "mlp_layer_types",
     "layers_block_type",
+    "hybrid_layer_ids",
     "no_rope_layers",
     "attention_types",
     "attention_layers",
 )
-"""Lists with an entry for each layer: left to be made for the smaller depth."""
+"""Lists with an entry for each layer, or of layers: left to be made for the smaller depth."""
 
 TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 """Of the small vocabulary."""

@@ -12,6 +12,7 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import shape_of
 from ..plans.errors import UsageError
+from ..plans.template import is_templated
 from ..plans.weight_layout import BLOCKS, WEIGHT_BLOCKS
 
 Quantization = Literal["auto", "none", "int8", "int4"]
@@ -57,9 +58,9 @@ def stored_type(weight: ir.Operation, dtype: str) -> str:
 
 
 def layers_of(operation: ir.Operation) -> tuple[int, ...]:
-    """The layer indices that an operation in a repeat stands for; () outside."""
+    """The layer indices that a weight in a repeat stands for; () outside, and for one that all layers share."""
     parent = operation.parent
-    if parent is None or parent.name != "ts.repeat":
+    if parent is None or parent.name != "ts.repeat" or not is_templated(modules.text_attribute(operation, "sym")):
         return ()
     first, count, stride = (modules.int_attribute(parent, name) for name in ("first", "count", "stride"))
     return tuple(range(first, first + count * stride, stride))

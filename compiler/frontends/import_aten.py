@@ -247,7 +247,7 @@ class _Importer:
                 got="whatever was in memory",
                 fix="choose one of the model types that docs/models.md lists",
             )
-        name = self._templated(self.traced.ties.get(target, target), layer)
+        name = self.traced.shared.get(target) or self._templated(self.traced.ties.get(target, target), layer)
         weight = dialect.Weight(_type_of(node), modules.text(name), ir.ArrayAttr.get([modules.text(name)]))
         return weight.res
 

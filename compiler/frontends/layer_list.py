@@ -11,7 +11,7 @@ from torch import nn
 
 from ...plans.errors import ModelError
 
-INDEX_LISTS = ("cross_attention_layers",)
+INDEX_LISTS = ("cross_attention_layers", "hybrid_layer_ids")
 """Fields that list the indices of layers of a kind."""
 
 

@@ -39,6 +39,7 @@ from .model_inputs import token_inputs
 from .own_state import refuse_own_state
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .selected_keys import leave_out_selection
+from .shared_layers import layer_numbers, renumber, shared_parameters
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
 from .token_range import export_over_tokens, require_within
 
@@ -157,9 +158,10 @@ class TracedModel:
 
     `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
     `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
-    name to the one it shares; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are
-    called and cut up in checkpoints; `context` is the longest sequence that rope was fixed for. `mixers` are the recurrent parts,
-    which the exported graph names by position. `mask` is what the model has to be given to be causal.
+    name to the one it shares, and `shared` a name in a kept layer to the one that all layers of its kind share; `constants`
+    the values of buffers that no checkpoint holds; `names` says how parameters are called and cut up in checkpoints; `context`
+    is the longest sequence that rope was fixed for. `mixers` are the recurrent parts, which the exported graph names by position.
+    `mask` is what the model has to be given to be causal.
     """
 
     exported: ExportedProgram
@@ -175,6 +177,7 @@ class TracedModel:
     context: int = 0
     mixers: tuple[Mixer, ...] = ()
     mask: Mask = "none"
+    shared: dict[str, str] = field(default_factory=dict)
 
 
 class _Logits(torch.nn.Module):
@@ -288,34 +291,40 @@ def _per_layer_lists(config: Any, depth: int) -> list[str]:
     return [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == depth]
 
 
-def _fingerprint(layer: torch.nn.Module, config: Any, lists: list[str], index: int) -> tuple[Any, ...]:
+def _fingerprint(layer: torch.nn.Module, config: Any, lists: list[str], index: int, shared: dict[str, str]) -> tuple[Any, ...]:
     modules = tuple(
         (path, type(module).__qualname__, tuple(sorted((k, v) for k, v in vars(module).items() if _is_feature(k, v))))
         for path, module in layer.named_modules()
     )
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
-    return modules, shapes, tuple(repr(getattr(config, name)[index]) for name in lists)
+    own = tuple(repr(getattr(config, name)[index]) for name in lists)
+    return modules, shapes, own, tuple(sorted(shared.items())), layer_numbers(layer, index)
 
 
 def _is_feature(name: str, value: object) -> bool:
     return name not in {"layer_idx", "training"} and isinstance(value, _SCALARS)
 
 
-def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: bool) -> tuple[str, tuple[int, ...]]:
+def _keep_one_layer_per_kind(
+    model: torch.nn.Module, config: Any, every_layer: bool
+) -> tuple[str, tuple[int, ...], dict[str, str]]:
+    """The path of the layer list, the kind of each layer, and what the kept ones share with others: name to first name."""
     depth = _depth(config)
     path, layers = find_layer_list(model, depth, config.model_type)
     lists = _per_layer_lists(config, depth)
+    shared = shared_parameters(layers, {id(value): name for name, value in model.named_parameters()})
     seen: dict[tuple[Any, ...], int] = {}
     kept: list[int] = []
     kinds = []
     for index, layer in enumerate(layers):
-        mark = (index,) if every_layer else _fingerprint(layer, config, lists, index)
+        mark = (index,) if every_layer else _fingerprint(layer, config, lists, index, shared[index])
         if mark not in seen:
             seen[mark] = len(kept)
             kept.append(index)
         kinds.append(seen[mark])
     model.set_submodule(path, torch.nn.ModuleList(layers[index] for index in kept))
     for position, index in enumerate(kept):
+        renumber(layers[index], index, position)
         for module in layers[index].modules():
             if hasattr(module, "layer_idx"):
                 vars(module)["layer_idx"] = position
@@ -323,7 +332,8 @@ def _keep_one_layer_per_kind(model: torch.nn.Module, config: Any, every_layer: b
         setattr(config, name, [getattr(config, name)[index] for index in kept])
     keep_listed(model, config, kept)
     config.num_hidden_layers = len(kept)
-    return path, tuple(kinds)
+    names = {f"{path}.{at}.{name}": first for at, index in enumerate(kept) for name, first in shared[index].items()}
+    return path, tuple(kinds), names
 
 
 def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -403,7 +413,7 @@ def trace(
         require_one_chunk(typed, context)
         own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)
-        path, kinds = _keep_one_layer_per_kind(model, typed, every_layer)
+        path, kinds, shared = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)
@@ -444,7 +454,7 @@ def trace(
         elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
             return trace(whole, dtype, every_layer, context, "eager")
     return TracedModel(
-        exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers, mask
+        exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers, mask, shared
     )
 
 

@@ -19,7 +19,7 @@ def kinds(config: dict[str, Any]) -> tuple[int, ...]:
     """Kinds without the export, which is what takes time."""
     with tracing.quiet():
         model = tracing._build(config, "f32")
-        _, found = tracing._keep_one_layer_per_kind(model, model.config, every_layer=False)
+        _, found, _ = tracing._keep_one_layer_per_kind(model, model.config, every_layer=False)
     return found
 
 
@@ -46,7 +46,7 @@ def test_layers_are_grouped_by_what_they_do(config: dict[str, Any], expected: tu
 def test_every_layer_may_be_kept() -> None:
     with tracing.quiet():
         model = tracing._build(LLAMA, "f32")
-        path, found = tracing._keep_one_layer_per_kind(model, model.config, every_layer=True)
+        path, found, _ = tracing._keep_one_layer_per_kind(model, model.config, every_layer=True)
     assert (path, found) == ("model.layers", (0, 1, 2))
 
 
