@@ -12,6 +12,9 @@ import torch
 
 from .. import __version__
 from ..ir import module as modules
+from ..passes.device_setting import decode_rows
+from ..plans.device_kernels import DevicePlan
+from ..plans.device_scratch import scratch_needed
 from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
@@ -41,6 +44,7 @@ from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
 from ..targets.registry import plugins
+from .device_section import device_section
 from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
 from .frontends.text_part import text_configuration
@@ -108,9 +112,12 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
     native = all(program.is_native for program in programs)
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
-    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states)
+    memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
+    device = _device(state, memory, entries)
+    scratch = None if device is None else scratch_needed(device, programs)
+    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch)
     block_bytes = bytes_per_block(groups)
-    blocks = kv_blocks(fixed, block_bytes, state.options.memory, state.limits, state.max_context)
+    blocks = kv_blocks(fixed, block_bytes, memory, state.limits, state.max_context)
     manifest = Manifest(
         format=(FORMAT_MAJOR, FORMAT_MINOR),
         minimum_runtime=__version__,
@@ -140,6 +147,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         tokenizer=_tokenizer(state.source, entries),
         goldens=_goldens(state, entries),
         kernels=_kernels(state),
+        device=device,
         entries=(),
     )
     if manifest.kernels is not None:
@@ -147,6 +155,18 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     entries["decisions.json"] = msgspec.json.encode(state.decisions)
     entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
     return manifest, entries
+
+
+def _device(state: Compilation, memory: int | None, entries: dict[str, Any]) -> DevicePlan | None:
+    """The device part of a plan for an accelerator, and the code of its kernels."""
+    if state.device is None:
+        return None
+    assert state.step is not None and state.sample is not None and memory is not None
+    machine = state.device.setting.accelerator
+    graphs = decode_rows(state.limits)
+    plan, binaries = device_section(machine, state.device.templates, (state.step, state.sample), graphs, memory)
+    entries.update(binaries)
+    return plan
 
 
 def _kernels(state: Compilation) -> KernelLibrary | None:
@@ -317,7 +337,7 @@ def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
     rates = {
         "compute": machine.compute_rate(state.dtype),
         "bandwidth": machine.rates["bandwidth"],
-        "dispatch": machine.dispatch_rate(state.step.is_native),
+        "dispatch": machine.dispatch_rate(state.step.is_native or state.device is not None),
     }
     performance = Performance(
         rates=rates,

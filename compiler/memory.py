@@ -7,6 +7,7 @@ from math import prod
 
 import msgspec
 
+from ..plans.container import ALIGNMENT
 from ..plans.errors import MemoryPlanError
 from ..plans.kv_caches import block_bytes, state_bytes
 from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
@@ -32,21 +33,32 @@ def fixed_memory(
     slots: Sequence[Buffer],
     overhead: int,
     states: Sequence[StateGroup] = (),
+    device_scratch: int | None = None,
 ) -> MemoryPlan:
-    """Everything but the KV pool."""
+    """Everything but the KV pool. `device_scratch` is what kernels of a device want beside their operands; there, each array
+    counts rounded up to the alignment of arrays. None: the programs run on the host."""
+    round_up = _as_is if device_scratch is None else _aligned
     arena = max(bucket.arena_bytes for program in programs for bucket in program.buckets)
     return MemoryPlan(
-        weights=sum(weight.bytes * max(1, len(weight.layers)) for weight in weights),
-        constants=sum(_bytes(item.shape, item.dtype) for item in constants),
-        arena=arena,
-        inputs=sum(_bytes(item.shape, item.dtype) for item in inputs),
-        slots=sum(_bytes(item.shape, item.dtype) for item in slots),
+        weights=sum(round_up(weight.bytes) * max(1, len(weight.layers)) for weight in weights),
+        constants=sum(round_up(_bytes(item.shape, item.dtype)) for item in constants),
+        arena=round_up(arena),
+        inputs=sum(round_up(_bytes(item.shape, item.dtype)) for item in inputs),
+        slots=sum(round_up(_bytes(item.shape, item.dtype)) for item in slots),
         kv=0,
         communication=0,
-        workspace=_workspace(programs, weights),
+        workspace=_workspace(programs, weights) if device_scratch is None else device_scratch,
         overhead=overhead,
         states=sum(map(state_bytes, states)),
     )
+
+
+def _as_is(count: int) -> int:
+    return count
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 def _workspace(programs: Sequence[Program], weights: Sequence[Weight]) -> int:

@@ -13,25 +13,31 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..passes.allocate import allocate
 from ..passes.choose_weight_types import choose_weight_types
+from ..passes.device_setting import decode_rows, device_bucket_sizes, device_setting
 from ..passes.fuse_add_norm import fuse_add_norm
 from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
 from ..passes.lower import lower
+from ..passes.lower_device import DeviceCalls
 from ..passes.merge_projections import merge_projections
 from ..passes.partition import partition, verify_spmd
 from ..passes.raise_aten import raise_aten
-from ..passes.sample_program import build_sample_program
+from ..passes.sample_program import build_device_sample_program, build_sample_program
 from ..passes.schedule import bucket_sizes, schedule, workloads
 from ..passes.select import select
 from ..passes.store_weights import plan_weights, split_packed
 from ..plans.program import Buffer, Program
+from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
+from ..targets.accelerator import Accelerator
 from ..targets.cpu.build import why_not_native
 from ..targets.machine import Machine
 from ..targets.registry import find_target
+from ..targets.triton.build import require_triton
 from . import emit
 from .frontends.import_aten import import_model
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel, trace
+from .memory import BLOCK_TOKENS
 from .options import CompileOptions
 from .proof import prove
 
@@ -53,6 +59,8 @@ class Compilation:
     module: ir.Module
     no_native_kernels: str | None
     """Why the plan cannot carry native kernels; None when it can."""
+    device: DeviceCalls | None = None
+    """Makes the calls of a plan for an accelerator."""
     mesh: tuple[MeshAxis, ...] = MESH
     decisions: tuple[Decision, ...] = ()
     weights: tuple[Weight, ...] = ()
@@ -78,7 +86,8 @@ def fuse(state: Compilation) -> None:
 
 
 def quantize(state: Compilation) -> None:
-    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, state.source.stored_types)
+    why = state.no_native_kernels if state.device is None else "kernels of accelerators do not read block types"
+    choose_weight_types(state.module, state.options.quantize, why, state.source.stored_types)
 
 
 def choose_kernels(state: Compilation) -> None:
@@ -89,16 +98,21 @@ def choose_kernels(state: Compilation) -> None:
 
 def make_instructions(state: Compilation) -> None:
     native = state.no_native_kernels is None
-    state.step = lower(state.module, state.machine, native)
+    state.step = lower(state.module, state.machine, native, state.device)
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
+    if state.device is not None:
+        state.sample = build_device_sample_program(state.device, vocabulary, logits_dtype, decode_rows(state.limits))
+        state.slots = slot_buffers(vocabulary, sequences)
+        return
     state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype, native)
 
 
 def lay_out_memory(state: Compilation) -> None:
     assert state.step is not None
-    state.step = allocate(state.step, bucket_sizes(state.limits))
+    sizes = bucket_sizes(state.limits) if state.device is None else device_bucket_sizes(state.limits)
+    state.step = allocate(state.step, sizes)
 
 
 def write_manifest(state: Compilation) -> None:
@@ -124,13 +138,19 @@ Observer = Callable[[str, Compilation], None]
 def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     """Resolve the options against model and target, trace, import. Must run inside an IR context."""
     machine = find_target(options.target)
+    if isinstance(machine, Accelerator):
+        require_triton()
     dtype = emit.choose_dtype(source, options, machine)
     max_context = emit.choose_context(source, options)
     limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
     traced = trace(dict(source.config), dtype, context=max_context)
     source = replace(source, names=traced.names)
+    module = import_model(traced)
+    if isinstance(machine, Accelerator):
+        device = DeviceCalls(device_setting(machine, limits, BLOCK_TOKENS, max_context))
+        return Compilation(source, options, machine, dtype, max_context, limits, traced, module, None, device)
     no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
-    return Compilation(source, options, machine, dtype, max_context, limits, traced, import_model(traced), no_native)
+    return Compilation(source, options, machine, dtype, max_context, limits, traced, module, no_native)
 
 
 def compile_model(source: ModelSource, options: CompileOptions, observe: Observer, stop_after: str = "emit") -> Compilation:

@@ -13,10 +13,15 @@ from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments
 from ..ir.types import dtype_of, shape_of
 from ..plans.aten_functions import function_of
+from ..plans.device_kernels import DEVICE
 from ..plans.kv_caches import state_name
 from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, View
 from ..plans.recurrence_body import RECURRENCE_INPUTS, encode_body
 from ..targets.machine import Machine
+from ..targets.triton.elementwise import copy
+from ..targets.triton.operand import Layout, dense_strides
+from ..targets.triton.rows import take_last_tokens
+from .lower_device import DeviceCalls, operands_of
 from .lower_recurrence import body_of_recurrence
 from .select import kernel_named
 
@@ -36,14 +41,17 @@ class _Place:
     strides: tuple[int, ...] = ()
 
 
-def lower(module: ir.Module, machine: Machine, native: bool = False) -> Program:
-    """The step program of one rank, without buckets yet (allocate adds them). `native`: what is added here is native too."""
-    return _Lowering(machine, NATIVE if native else "").run(modules.step_block(module))
+def lower(module: ir.Module, machine: Machine, native: bool = False, device: DeviceCalls | None = None) -> Program:
+    """The step program of one rank, without buckets yet (allocate adds them). `native`: what is added here is native too.
+
+    `device` makes the calls for an accelerator.
+    """
+    return _Lowering(machine, NATIVE if native else "", device).run(modules.step_block(module))
 
 
 class _Lowering:
-    def __init__(self, machine: Machine, prefix: str) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, prefix: str, device: DeviceCalls | None) -> None:
+        self.machine, self.device = machine, device
         self.copy, self.take_last_tokens = f"{prefix}copy", f"{prefix}take_last_tokens"
         self.buffers: dict[str, Buffer] = {}
         self.views: dict[str, View] = {}
@@ -67,7 +75,7 @@ class _Lowering:
             self._rename(place.name, LOGITS)
         else:
             self.buffers[LOGITS] = Buffer(LOGITS, dtype_of(returned), place.shape)  # pyright: ignore[reportArgumentType]
-            body.append(Call(self.copy, (place.name,), (LOGITS,), {}, "logits"))
+            body += self._copy(place.name, LOGITS, "logits")
 
     def _block(self, block: ir.Block, body: list[Call | Repeat] | list[Call]) -> None:
         for view in block.operations:
@@ -91,6 +99,14 @@ class _Lowering:
         function = _aten_function(operation) if operation.name == "ts.aten" else kernel.function
         inputs = [self.places[value].name for value in operation.operands]
         outputs = [self.places[value].name for value in operation.results]
+        calls = self._calls(operation, function, inputs, outputs)
+        if self.device is None or kernel.device is None:
+            return calls
+        reads, writes = operands_of(calls)
+        made = kernel.device(operation, self.device.setting)
+        return self.device.calls(made, reads, writes, modules.label_of(operation), self._room)
+
+    def _calls(self, operation: ir.Operation, function: str, inputs: list[str], outputs: list[str]) -> list[Call]:
         build = _CALLS.get(operation.name)
         label = modules.label_of(operation)
         if build is None:
@@ -98,8 +114,31 @@ class _Lowering:
         layer = modules.text_attribute(operation, "layer")
         if operation.name == "ts.recurrence":
             states = range(len(state_arguments(operation)))
-            outputs += [state_name(layer, number) for number in states]
+            outputs = [*outputs, *(state_name(layer, number) for number in states)]
         return build(function, inputs, outputs, _attributes(operation), layer, label)
+
+    def _copy(self, source: str, target: str, label: str) -> list[Call]:
+        """Into a buffer of its own."""
+        if self.device is None:
+            return [Call(self.copy, (source,), (target,), {}, label)]
+        by = "logit_rows" if self.buffers[target].shape[0] == "logit_rows" else "rows"
+        made = copy(self._layout(source), self._layout(target), self.device.setting, by)
+        return self.device.calls(made, (source,), (target,), label, self._room)
+
+    def _layout(self, name: str) -> Layout:
+        view = self.views.get(name)
+        buffer = self.buffers[self._base(name)]
+        shape = buffer.shape if view is None else view.shape
+        sizes = tuple(None if isinstance(size, str) else size for size in shape)
+        if view is None:
+            return Layout(buffer.dtype, sizes, dense_strides(sizes))
+        return Layout(buffer.dtype, sizes, view.strides, view.offset)
+
+    def _room(self, stem: str, wanted: Buffer) -> str:
+        name = f"{stem}.{self.counter}"
+        self.counter += 1
+        self.buffers[name] = Buffer(name, wanted.dtype, wanted.shape)
+        return name
 
     def _leaf(self, operation: ir.Operation) -> list[Call]:
         name = modules.text_attribute(operation, "sym")
@@ -110,8 +149,10 @@ class _Lowering:
             return []
         # a decode row may be scheduled before the step that samples its token is complete
         self.places[value] = self._buffer(operation, value, "rows", "tokens")
-        outputs = (self.places[value].name,)
-        return [Call(self.take_last_tokens, ("token_ids", "row_slots", "last_tokens"), outputs, {}, "token_ids")]
+        inputs, outputs = ("token_ids", "row_slots", "last_tokens"), (self.places[value].name,)
+        if self.device is not None:
+            return self.device.calls(take_last_tokens(self.device.setting), inputs, outputs, "token_ids", self._room)
+        return [Call(self.take_last_tokens, inputs, outputs, {}, "token_ids")]
 
     def _symbol(self, operation: ir.Operation) -> Dimension:
         if operation.name == "ts.gather_rows":
@@ -138,7 +179,7 @@ class _Lowering:
                 # the elements of a row lie apart, as those of a window on heads do: no view has them in another shape
                 value = operation.operands[0]
                 dense = self._buffer(operation, value, self.symbols[value])
-                calls.append(Call("copy", (source.name,), (dense.name,), {}, modules.label_of(operation)))
+                calls += self._copy(source.name, dense.name, modules.label_of(operation))
                 source = dense
             strides, offset = (source.strides[0], *_contiguous(shape)[1:]), source.offset
         name = f"{operation.name.removeprefix('ts.')}.{self.counter}"
@@ -156,9 +197,7 @@ class _Lowering:
         place, symbol = self.places[value], self.symbols[value]
         if not self._may_overwrite(operation, place):
             place = self._buffer(operation, value, symbol, "hidden")
-            entering.append(
-                Call(self.copy, (self.places[value].name,), (place.name,), {}, "what enters the layers is read again")
-            )
+            entering += self._copy(self.places[value].name, place.name, "what enters the layers is read again")
         for carried in (argument, result):
             self.places[carried], self.symbols[carried] = place, symbol
         calls: list[Call] = []
@@ -182,12 +221,10 @@ class _Lowering:
             return
         made = next((at for at, call in enumerate(calls) if produced in call.outputs), None)
         last_read = max((at for at, call in enumerate(calls) if self._touches(call, carried)), default=-1)
-        if made is not None and (
-            last_read < made or (last_read == made and calls[made].function.removeprefix(NATIVE) in IN_PLACE)
-        ):
+        if made is not None and (last_read < made or (last_read == made and _in_place(calls[made].function))):
             self._rename(produced, carried)
         else:
-            calls.append(Call(self.copy, (produced,), (carried,), {}, "carried to the next layer"))
+            calls += self._copy(produced, carried, "carried to the next layer")
 
     def _touches(self, call: Call, buffer: str) -> bool:
         return any(self._base(name) == buffer for name in (*call.inputs, *call.outputs))
@@ -219,6 +256,10 @@ class _Lowering:
 
     def _resolved_view(self, view: View) -> View:
         return View(view.name, self._final(view.base), view.shape, view.offset, view.strides)
+
+
+def _in_place(function: str) -> bool:
+    return function.removeprefix(NATIVE).removeprefix(DEVICE).split(".")[0] in IN_PLACE
 
 
 def _contiguous(shape: tuple[Dimension, ...]) -> tuple[int, ...]:
@@ -297,7 +338,7 @@ def _cached_attention(
 def _attention(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
-    write, attend = function.split("+")
+    write, _, attend = function.partition("+")
     q, k, v, *sinks = inputs
     store = Call(write, (k, v, "slot_mapping"), tuple(_caches(layer)), {}, label)
     return [store, *_cached_attention(attend, [q, *sinks], outputs, attributes, layer, label)]
@@ -306,7 +347,7 @@ def _attention(
 def _latent_attention(
     function: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], layer: str, label: str
 ) -> list[Call]:
-    write, attend = function.split("+")
+    write, _, attend = function.partition("+")
     q_nope, q_rope, latent, k_rope, kv_b = inputs
     cache = f"kv.latent.{layer}"
     store = Call(write, (latent, k_rope, "slot_mapping"), (cache,), {}, label)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..plans.program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, DType, Program
 from ..plans.sampling import CHOSEN_LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_LOGPROBS, TOP_TOKENS, slot_buffers
+from ..targets.triton.sampling import SAMPLING
+from .lower_device import DeviceCalls
 
 _ALIGNMENT = 64
 
@@ -27,6 +31,23 @@ def build_sample_program(
     )
     program = Program("sample", 0, buffers, (), _body(NATIVE if native else ""), (_bucket(buffers, max_logit_rows),))
     return program, slot_buffers(vocabulary, slots)
+
+
+def build_device_sample_program(device: DeviceCalls, vocabulary: int, dtype: DType, rows: Sequence[int]) -> Program:
+    """The same for an accelerator, with a bucket for each of `rows`: they are captured as those of the step program are."""
+    (program, _) = build_sample_program(vocabulary, device.setting.max_sequences, max(rows), dtype)
+    buffers = list(program.buffers)
+
+    def room(stem: str, wanted: Buffer) -> str:
+        buffers.append(Buffer(stem, wanted.dtype, wanted.shape))
+        return stem
+
+    body: list[Call] = []
+    for call in program.calls:
+        operation = SAMPLING[call.function](vocabulary, dtype, device.setting)
+        body += device.calls(operation, call.inputs, call.outputs, call.label, room)
+    buckets = tuple(_bucket(tuple(buffers), count) for count in rows)
+    return Program("sample", 0, tuple(buffers), (), tuple(body), buckets)
 
 
 def _body(prefix: str) -> tuple[Call, ...]:

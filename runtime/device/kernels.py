@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from ...plans.device_integrity import check_binary
@@ -15,12 +15,11 @@ from ...plans.device_kernels import (
     DevicePlan,
     Parameter,
     Pointer,
-    Scratch,
     evaluate,
 )
 from ...plans.device_limits import LIMITS
+from ...plans.device_scratch import blocks_of, scratch_bytes
 from ...plans.errors import PlanError
-from ...plans.program import Program
 from .arrays import DeviceArray
 from .device import Device, Launch
 from .launching import ParameterBlock, Shape, prepared
@@ -60,7 +59,7 @@ class DeviceKernels:
         name = variant.kernel
         kernel, where = self._kernels[name], f"{label or function}, kernel {name}"
         _check_types(declared, operands, where)
-        blocks = _blocks(kernel, symbols)
+        blocks = blocks_of(kernel, symbols)
         values = [_value(parameter, symbols, operands, where) for parameter in kernel.parameters]
         values += [("pointer", address) for address in self._scratch_addresses(kernel, prod(blocks))]
         if not prod(blocks):
@@ -76,35 +75,6 @@ class DeviceKernels:
             _aligned(self._scratch, first.alignment) if first.bytes else 0,
             _aligned(after, second.alignment) if second.bytes else 0,
         )
-
-
-def scratch_needed(plan: DevicePlan, programs: Iterable[Program]) -> int:
-    """Bytes of scratch that the largest launch of any bucket wants; launches follow each other, so that they share it."""
-    functions = {function.name: function for function in plan.functions}
-    kernels = {kernel.name: kernel for kernel in plan.kernels}
-    most = 0
-    for program in programs:
-        called = {call.function.removeprefix(DEVICE) for call in program.calls}
-        for bucket in program.buckets:
-            symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
-            for function in (functions[name] for name in called if name in functions):
-                variant = function.variant_for(symbols)
-                if variant is not None and variant.kernel is not None:
-                    kernel = kernels[variant.kernel]
-                    blocks = prod(_blocks(kernel, symbols))
-                    both = (kernel.global_scratch, kernel.profile_scratch)
-                    most = max(most, sum(scratch_bytes(item, blocks) for item in both))
-    return most
-
-
-def scratch_bytes(scratch: Scratch, blocks: int) -> int:
-    """What a launch of so many blocks wants, with room to begin at its alignment."""
-    return scratch.bytes * blocks + scratch.alignment if scratch.bytes else 0
-
-
-def _blocks(kernel: DeviceKernel, symbols: Mapping[str, int]) -> tuple[int, int, int]:
-    x, y, z = (evaluate(size, symbols) for size in kernel.grid)
-    return x * kernel.cluster, y, z
 
 
 def _aligned(address: int, alignment: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...plans.device_kernels import DevicePlan
+from ...plans.device_scratch import scratch_needed
 from ...plans.errors import MemoryPlanError, PlanError, TargetMismatch
 from ...plans.kv_caches import cache_names, state_arrays
 from ...plans.program import DTYPE_BYTES, Buffer, Program, StepInput
@@ -23,7 +24,7 @@ from .arrays import DeviceArena, DeviceArray, rounded
 from .device import Device
 from .driver import Driver
 from .graphs import CapturedBuckets
-from .kernels import DeviceKernels, scratch_needed
+from .kernels import DeviceKernels
 from .results import Results, results_bytes
 from .runtime import DeviceRuntime
 

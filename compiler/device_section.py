@@ -1,0 +1,96 @@
+"""codegen for accelerators: the manifest's `device` part, and the machine code of every kernel as an entry of the plan."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..passes.schedule import BucketSize
+from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Variant, Vendor
+from ..plans.program import Program
+from ..targets.accelerator import Accelerator
+from ..targets.triton.build import build
+from ..targets.triton.kernel import FunctionTemplate, Launch, Variants
+
+Build = Callable[[Launch, Accelerator, str], tuple[DeviceKernel, bytes]]
+
+
+def device_section(
+    accelerator: Accelerator,
+    templates: Mapping[str, FunctionTemplate],
+    programs: Sequence[Program],
+    graph_rows: tuple[int, ...],
+    memory_bytes: int,
+) -> tuple[DevicePlan, dict[str, bytes]]:
+    """The device part of a plan and its binaries by entry; every launch of every bucket is compiled, equal ones once.
+
+    `templates` are those of all functions that the programs call, by name. Raises ModelError when code does not fit the device.
+    """
+    kernels = _Kernels(accelerator)
+    with kernels:
+        functions = tuple(_function(templates[name], _sizes(name, programs), kernels) for name in sorted(templates))
+    assert accelerator.kind in {"cuda", "hip"}
+    vendor: Vendor = "hip" if accelerator.kind == "hip" else "cuda"
+    plan = DevicePlan(
+        vendor=vendor,
+        architecture=accelerator.arch,
+        memory_bytes=memory_bytes,
+        graph_rows=graph_rows,
+        functions=functions,
+        kernels=tuple(kernels.made[key] for key in sorted(kernels.made, key=lambda key: kernels.made[key].name)),
+    )
+    return plan, kernels.entries
+
+
+class _Kernels:
+    """Compiles launches, each once; what the compiler of one made is used for others of the same code."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._cache = tempfile.TemporaryDirectory(prefix="tokenspeed-kernels-")
+        self.made: dict[str, DeviceKernel] = {}
+        self.entries: dict[str, bytes] = {}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._cache.cleanup()
+
+    def name(self, launch: Launch | None) -> str | None:
+        """The name of a launch's kernel in the plan."""
+        if launch is None:
+            return None
+        if launch.key not in self.made:
+            kernel, binary = build(launch, self._accelerator, self._cache.name)
+            self.made[launch.key], self.entries[kernel.entry] = kernel, binary
+        return self.made[launch.key].name
+
+
+def _sizes(name: str, programs: Sequence[Program]) -> list[BucketSize]:
+    """The buckets in which a function is called."""
+    calling = [program for program in programs if any(call.function.endswith(f".{name}") for call in program.calls)]
+    return [BucketSize(bucket.rows, bucket.logit_rows) for program in calling for bucket in program.buckets]
+
+
+def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: _Kernels) -> DeviceFunction:
+    decode = [size for size in sizes if size.rows == size.logit_rows]
+    others = sizes if template.decode is None else [size for size in sizes if size.rows != size.logit_rows]
+    of_decode = () if template.decode is None else _variants(template.decode(_bounds(template, decode)), kernels)
+    of_others = _variants(template.variants(_bounds(template, others)), kernels)
+    return DeviceFunction(
+        name=template.name,
+        inputs=template.inputs,
+        outputs=template.outputs,
+        variants=of_others,
+        decode=of_decode,
+        by=template.by,
+    )
+
+
+def _bounds(template: FunctionTemplate, sizes: Iterable[BucketSize]) -> list[int]:
+    return sorted({size.logit_rows if template.by == "logit_rows" else size.rows for size in sizes})
+
+
+def _variants(chosen: Variants, kernels: _Kernels) -> tuple[Variant, ...]:
+    return tuple(Variant(most=most, kernel=kernels.name(launch)) for most, launch in chosen)

@@ -1,0 +1,47 @@
+"""codegen for accelerators: an operation's templates as calls, and the templates kept for the plan's `device` section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..plans.device_kernels import DEVICE
+from ..plans.program import Buffer, Call
+from ..targets.triton.kernel import DeviceOperation, DeviceSetting, FunctionTemplate
+
+NewBuffer = Callable[[str, Buffer], str]
+"""Makes room in the arena: (name to begin with, what is wanted) -> its name."""
+
+
+@dataclass
+class DeviceCalls:
+    """Makes device calls for steps of one kind; `templates` are those of all calls so far, by name."""
+
+    setting: DeviceSetting
+    templates: dict[str, FunctionTemplate] = field(default_factory=dict)
+
+    def calls(
+        self, operation: DeviceOperation, inputs: Sequence[str], outputs: Sequence[str], label: str, room: NewBuffer
+    ) -> list[Call]:
+        """The calls of an operation whose operands are these names."""
+        names: dict[int | str, str] = dict(enumerate((*inputs, *outputs)))
+        for item in operation.intermediates:
+            names[item.name] = room(item.name, Buffer("", item.dtype, item.shape))
+        made = []
+        for step in operation.steps:
+            function = step.function
+            self.templates[function.name] = function
+            read, written = (tuple(names[operand] for operand in operands) for operands in (step.inputs, step.outputs))
+            made.append(Call(DEVICE + function.name, read, written, {}, label))
+        return made
+
+
+def operands_of(calls: Sequence[Call]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Inputs and outputs of an operation's calls for the CPU as operands of one device operation (`DeviceOperation`): what the
+    second reads before the caches, what the first reads and writes, what else the second reads."""
+    if len(calls) == 1:
+        return calls[0].inputs, calls[0].outputs
+    store, attend = calls
+    at = attend.inputs.index(store.outputs[0])
+    queries, others = attend.inputs[:at], attend.inputs[at + len(store.outputs) :]
+    return (*queries, *store.inputs, *store.outputs, *others), attend.outputs

@@ -1,0 +1,39 @@
+"""Scratch memory of device kernels: what launches want beside their operands. They follow each other, so that they share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from .device_kernels import DEVICE, DeviceKernel, DevicePlan, Scratch, evaluate
+from .program import Program
+
+
+def scratch_needed(plan: DevicePlan, programs: Iterable[Program]) -> int:
+    """Bytes of scratch that the largest launch of any bucket wants."""
+    functions = {function.name: function for function in plan.functions}
+    kernels = {kernel.name: kernel for kernel in plan.kernels}
+    most = 0
+    for program in programs:
+        called = {call.function.removeprefix(DEVICE) for call in program.calls}
+        for bucket in program.buckets:
+            symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
+            for function in (functions[name] for name in called if name in functions):
+                variant = function.variant_for(symbols)
+                if variant is not None and variant.kernel is not None:
+                    kernel = kernels[variant.kernel]
+                    blocks = prod(blocks_of(kernel, symbols))
+                    both = (kernel.global_scratch, kernel.profile_scratch)
+                    most = max(most, sum(scratch_bytes(item, blocks) for item in both))
+    return most
+
+
+def scratch_bytes(scratch: Scratch, blocks: int) -> int:
+    """What a launch of so many blocks wants, with room to begin at its alignment."""
+    return scratch.bytes * blocks + scratch.alignment if scratch.bytes else 0
+
+
+def blocks_of(kernel: DeviceKernel, symbols: Mapping[str, int]) -> tuple[int, int, int]:
+    """Blocks of a launch along x, y and z."""
+    x, y, z = (evaluate(size, symbols) for size in kernel.grid)
+    return x * kernel.cluster, y, z
