@@ -130,6 +130,8 @@ class _Heads:
         inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
         tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
         queries = max(1, tiles.rows // self._padded_group)
+        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(self.width) == self.width
+        described = tiles.described and in_one_block
 
         def launch(rows: int | None) -> Launch | None:
             if rows is not None:
@@ -137,8 +139,9 @@ class _Heads:
             parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
             parameters.append(self.out.pointer(len(inputs)))
             constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_Q": queries, "BLOCK_H": self._padded_group}
-            constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences)}
-            return self._launch("chunks", constants, parameters, (CeilDivide("rows", queries), self.kv_heads, 1), tiles)
+            constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences), "DESCRIBED": described}
+            grid: tuple[Size, Size, Size] = (CeilDivide("rows", queries), self.kv_heads, 1)
+            return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
 
         return self._function("attention_chunks", inputs, (self.q.dtype,), launch)
 
@@ -164,8 +167,10 @@ class _Heads:
         parameters: list[Parameter],
         grid: tuple[Size, Size, Size],
         tiles: Tiles,
+        alone: bool = False,
     ) -> Launch:
-        dependent = waits_for_inputs(self.setting.accelerator)
+        """`alone`: with descriptors in scratch, which kernels that overlap would share."""
+        dependent = waits_for_inputs(self.setting.accelerator) and not alone
         absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
         everything = constants | absent | {"DEPENDENT": dependent}
         return Launch(f"attention.{source}", everything, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)

@@ -16,12 +16,13 @@ _LEAST_TOKENS = 64
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows (heads times queries) and tokens of a tile, warps of a block, stages of its loads."""
+    """Rows (heads times queries) and tokens of a tile, warps of a block, stages of its loads; whether those go by descriptors."""
 
     rows: int
     tokens: int
     warps: int
     stages: int
+    described: bool = False
 
 
 def split_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:

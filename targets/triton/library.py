@@ -11,6 +11,7 @@ from .attention import attention, cached_attention
 from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
 from .kernel import DeviceOperation, DeviceSetting
 from .linear import linear
+from .mixture import moe_experts, moe_route
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_kv_write, rope_table
 from .rows import embedding, gather_rows
@@ -47,4 +48,6 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.scale", scale),
     _row("ts.softcap", softcap),
     _row("ts.cast", cast),
+    _row("ts.moe_route", moe_route),
+    _row("ts.moe_experts", moe_experts),
 )

@@ -9,11 +9,17 @@ from ..accelerator import Accelerator
 
 Way = Literal["one_row", "few_rows", "few_rows_turned", "many_rows", "many_rows_by_descriptors"]
 
+_RECEIPT = "benchmarks/gpu_kernels.py, one H200, driver 580, Triton 3.9.0, bf16, Llama 3.1 8B's layers, 2026-11-28"
+"""Of the tiles of sm_90a; those of other architectures are set, not measured."""
+
+_LONG = 16384
+"""Columns from which on a layer is many blocks for each unit, however they are cut."""
+
 
 @dataclass(frozen=True)
 class Tiles:
-    """A function of sources/linear.py and its sizes: rows, columns (of the output) and inner (of K) of a tile, `group` tiles of
-    rows side by side, warps of a block, stages of its loads."""
+    """A function of sources/linear.py and its sizes: rows, columns (of the output) and inner (of K) of a tile, warps of a block,
+    stages of its loads, and `group` tiles of rows side by side."""
 
     way: Way
     rows: int
@@ -24,32 +30,61 @@ class Tiles:
     group: int = 8
 
 
+def receipt(accelerator: Accelerator) -> str:
+    """How the tiles for an accelerator are known."""
+    return _RECEIPT if accelerator.arch == "sm_90a" else "tiles are set, not measured"
+
+
 def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inner: int) -> Tiles:
-    """Tiles for buckets of up to `rows` rows."""
+    """Tiles for buckets of up to `rows` rows, of a layer with so many columns of output and of input."""
+    if dtype == "f32":
+        return _exact(rows)
     if accelerator.kind == "hip":
         return _amd(rows)
-    if dtype == "f32":
-        return Tiles("one_row", 1, 16, 512, 8, 2) if rows <= 4 else Tiles("few_rows", 16, 32, 64, 4, 3)
-    if rows <= 2:
-        return Tiles("one_row", 1, 16, min(512, _at_most(inner)), 8, 2)
+    if accelerator.arch == "sm_90a":
+        return _hopper(accelerator, rows, columns, inner)
+    return _common(rows, columns)
+
+
+def _hopper(accelerator: Accelerator, rows: int, columns: int, inner: int) -> Tiles:
+    one_wave = columns <= 32 * accelerator.units
+    if rows == 1:
+        return Tiles("one_row", 1, 8, 1024, 4, 4) if columns >= _LONG else Tiles("one_row", 1, 4, 1024, 2, 2)
     if rows <= 64:
-        return Tiles(
-            "few_rows", max(16, 1 << (rows - 1).bit_length()), 32 if columns >= 8192 else 16, 256, 4, 4 if rows <= 32 else 3
-        )
-    if accelerator.arch == "sm_80" or rows <= 128:
-        return Tiles("many_rows", 64 if rows <= 64 else 128, 128, 64, 8 if rows > 64 else 4, 4)
-    if inner % 8 == 0 and columns % 8 == 0 and accelerator.arch == "sm_90a" and rows >= 256:
-        return Tiles("many_rows_by_descriptors", 128, 256, 64, 8, 3)
-    return Tiles("many_rows", 128, 256, 64, 8, 3)
+        height = max(16, 1 << (rows - 1).bit_length())
+        if columns >= _LONG:
+            return Tiles("few_rows_turned", height, 128, 128, 4, 3 if height == 16 else 4)
+        if one_wave and height == 16:
+            return Tiles("few_rows", height, 32, 512, 4, 4)
+        if one_wave or height < 64:
+            return Tiles("few_rows", height, 32, 256, 4, 4)
+        return Tiles("few_rows_turned", height, 64, 128, 4, 6)
+    # rows of what descriptors copy begin at multiples of 16 bytes
+    described = inner % 8 == 0 and columns % 8 == 0
+    way: Way = "many_rows_by_descriptors" if described else "many_rows"
+    if -(-rows // 128) * -(-columns // 256) >= accelerator.units:
+        return Tiles(way, 128, 256, 64, 8, 3)
+    return Tiles(way, 128, 128, 64, 4, 4)
+
+
+def _common(rows: int, columns: int) -> Tiles:
+    """Of architectures with at least 163 KiB of shared memory to a block, and warps of 32."""
+    if rows == 1:
+        return Tiles("one_row", 1, 4, 1024, 2, 2)
+    if rows <= 64:
+        height = max(16, 1 << (rows - 1).bit_length())
+        return Tiles("few_rows", height, 32 if columns >= 4096 else 16, 256, 4, 3)
+    return Tiles("many_rows", 128, 128, 64, 8, 3)
 
 
 def _amd(rows: int) -> Tiles:
-    if rows <= 2:
-        return Tiles("one_row", 1, 16, 512, 4, 2)
+    if rows == 1:
+        return Tiles("one_row", 1, 4, 1024, 2, 2)
     if rows <= 64:
         return Tiles("few_rows", 16 if rows <= 16 else 32, 32, 128, 4, 2)
     return Tiles("many_rows", 128, 128, 64, 8, 2)
 
 
-def _at_most(inner: int) -> int:
-    return 1 << (inner.bit_length() - 1)
+def _exact(rows: int) -> Tiles:
+    """Of f32, whose products have no matrix instruction that is as exact."""
+    return Tiles("one_row", 1, 4, 512, 4, 2) if rows <= 4 else Tiles("few_rows", 16, 32, 64, 4, 2)

@@ -25,12 +25,38 @@ def _token_offsets(
 
 
 @triton.jit
+def _add_block(
+    q, k, v, tokens, stop, positions, best, total, sums,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Add keys k[D, T] and values v[T, D] below `stop` to a running softmax: largest score, sum of weights, weighted values."""
+    scores = tl.dot(q, k, input_precision="ieee")
+    power: tl.constexpr = 1.4426950408889634 * (1.0 if SOFTCAP > 0.0 else SCALE)
+    if SOFTCAP > 0.0:
+        scores = tanh(scores * (SCALE / SOFTCAP)) * SOFTCAP
+    if MASKED:
+        distance = positions[:, None] - tokens[None, :]
+        seen = (distance >= 0) & (tokens < stop)[None, :]
+        if WINDOW > 0:
+            seen = seen & (distance < WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1) * power)
+    # a row that has seen nothing yet has no largest score: minus infinity less itself is no number
+    base = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+    weights = tl.exp2(scores * power - base[:, None])
+    shrink = tl.exp2(best - base)
+    total = total * shrink + tl.sum(weights, axis=1)
+    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
+    return higher, total, sums
+
+
+@triton.jit
 def _attend_block(
     q, k_cache, v_cache, table, kv_head, start, stop, positions, best, total, sums,
     KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys [start, start + BLOCK_T) below `stop` to a running softmax: largest score, sum of weights, weighted values."""
+    """Add the keys [start, start + BLOCK_T) below `stop`, of a sequence with the block table `table`."""
     offsets, columns = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     at = _token_offsets(table, kv_head, start, stop - 1, offsets, KV_HEADS, TOKENS, D, BLOCK_T)
     tokens = start + offsets
@@ -38,31 +64,28 @@ def _attend_block(
         k = tl.load(k_cache + at[None, :] + columns[:, None])
     else:
         k = tl.load(k_cache + at[None, :] + columns[:, None], mask=(columns < D)[:, None], other=0.0)
-    scores = tl.dot(q, k, input_precision="ieee")
-    if SOFTCAP > 0.0:
-        scores = tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
-    else:
-        scores = scores * (SCALE * 1.4426950408889634)
-    if MASKED:
-        distance = positions[:, None] - tokens[None, :]
-        seen = (distance >= 0) & (tokens < stop)[None, :]
-        if WINDOW > 0:
-            seen = seen & (distance < WINDOW)
-        scores = tl.where(seen, scores, float("-inf"))
-    higher = tl.maximum(best, tl.max(scores, axis=1))
-    # a row that has seen nothing yet has no largest score: minus infinity less itself is no number
-    base = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
-    weights = tl.exp2(scores - base[:, None])
-    shrink = tl.exp2(best - base)
-    total = total * shrink + tl.sum(weights, axis=1)
     # beyond the last token the cache may hold anything, and 0 times anything need not be 0
     mask = (tokens < stop)[:, None]
     if MASKED or BLOCK_D != D:
         v = tl.load(v_cache + at[:, None] + columns[None, :], mask=mask & (columns < D)[None, :], other=0.0)
     else:
         v = tl.load(v_cache + at[:, None] + columns[None, :])
-    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
-    return higher, total, sums
+    return _add_block(q, k, v, tokens, stop, positions, best, total, sums, SCALE, SOFTCAP, WINDOW, MASKED)
+
+
+@triton.jit
+def _attend_described_block(
+    q, keys, values, table, kv_head, start, stop, positions, best, total, sums,
+    KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_T: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The same where `keys` and `values` are descriptors of the caches as [anything, D]; a tile lies in one cache block."""
+    row = (tl.load(table + start // TOKENS) * KV_HEADS + kv_head) * TOKENS + start % TOKENS
+    tokens = start + tl.arange(0, BLOCK_T)
+    k, v = keys.load([row, 0]).T, values.load([row, 0])
+    if MASKED:
+        v = tl.where((tokens < stop)[:, None], v, 0.0)
+    return _add_block(q, k, v, tokens, stop, positions, best, total, sums, SCALE, SOFTCAP, WINDOW, MASKED)
 
 
 @triton.jit
@@ -169,11 +192,12 @@ def chunks(
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     SEQUENCES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DESCRIBED: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of several rows, those from counts[1] on: a program does BLOCK_Q rows of the step, whatever sequences they have.
 
-    Grid: blocks of rows, kv heads. SEQUENCES is a power of two that holds them all.
+    Grid: blocks of rows, kv heads. SEQUENCES is a power of two that holds them all. DESCRIBED: keys and values are copied by
+    descriptors; then TOKENS is a multiple of BLOCK_T, and D is BLOCK_D.
     """
     # the last rows see the most keys: begin with them
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
@@ -198,6 +222,9 @@ def chunks(
     query = tl.load(
         q + (wide * Q_ROW + head * Q_HEAD)[:, None] + columns[None, :], mask=usable[:, None] & (columns < D)[None, :], other=0.0
     )
+    if DESCRIBED:
+        keys = tl.make_tensor_descriptor(k_cache, [2147483647, D], [D, 1], [BLOCK_T, D])
+        values = tl.make_tensor_descriptor(v_cache, [2147483647, D], [D, 1], [BLOCK_T, D])
     for sequence in range(first_sequence, last_sequence):
         begin, end, length = tl.load(starts + sequence), tl.load(starts + sequence + 1), tl.load(lengths + sequence)
         table = tables + sequence * TABLE
@@ -216,15 +243,27 @@ def chunks(
             # rows of another sequence may come before this one's: what they get is not kept
             seen_by_all = (lowest + 1) // BLOCK_T * BLOCK_T
         for token in tl.range(low, seen_by_all, BLOCK_T, num_stages=STAGES):
-            best, total, sums = _attend_block(
-                query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
-                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, False,
-            )  # fmt: skip
+            if DESCRIBED:
+                best, total, sums = _attend_described_block(
+                    query, keys, values, table, kv_head, token, stop, positions, best, total, sums,
+                    KV_HEADS, TOKENS, BLOCK_T, SCALE, SOFTCAP, WINDOW, False,
+                )  # fmt: skip
+            else:
+                best, total, sums = _attend_block(
+                    query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
+                    KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, False,
+                )  # fmt: skip
         for token in tl.range(seen_by_all, stop, BLOCK_T, num_stages=STAGES):
-            best, total, sums = _attend_block(
-                query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
-                KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
-            )  # fmt: skip
+            if DESCRIBED:
+                best, total, sums = _attend_described_block(
+                    query, keys, values, table, kv_head, token, stop, positions, best, total, sums,
+                    KV_HEADS, TOKENS, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
+                )  # fmt: skip
+            else:
+                best, total, sums = _attend_block(
+                    query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
+                    KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
+                )  # fmt: skip
         if sinks is not None:
             total, sums = _with_sink(best, total, sums, sinks, head, of_group < group)
         result = (sums / total[:, None]).to(out.dtype.element_ty)

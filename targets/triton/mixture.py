@@ -1,0 +1,197 @@
+"""Templates of mixtures of experts: routing, and the experts over pairs of row and expert in the order of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...ir import module as modules
+from ...ir.mlir import ir
+from ...plans.device_kernels import Computed, Constant, Parameter, Pointer, Size
+from ...plans.program import DType
+from .kernel import (
+    Constexpr,
+    DeviceOperation,
+    DeviceSetting,
+    DeviceStep,
+    FunctionTemplate,
+    Intermediate,
+    Launch,
+    Variants,
+    merged,
+)
+from .operand import MOST_ALIGNMENT, Layout
+from .templates import flag, function_name, layouts, number, one_function, one_launch, pointers, rows_of
+from .tiles import power_of_two_above, waits_for_inputs
+
+_SCAN = 1024
+_COLUMNS = 1024
+
+
+def moe_route(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.moe_route: (logits[, bias]) -> indices, weights."""
+    inputs, outputs = layouts(operation)
+    experts, dependent, rows = inputs[0].columns, waits_for_inputs(setting.accelerator), rows_of(operation)
+    top_k, groups = modules.int_attribute(operation, "top_k"), modules.int_attribute(operation, "groups")
+    constants: dict[str, Constexpr] = {
+        "E": experts,
+        "ROW": inputs[0].row_stride,
+        "K": top_k,
+        "SCORING": modules.text_attribute(operation, "scoring"),
+        "NORMALIZE": flag(operation, "normalize"),
+        "SCALE": number(operation, "scale"),
+        "GROUPS": groups,
+        "TOP_GROUPS": modules.int_attribute(operation, "top_groups"),
+        "GROUP_BEST": modules.int_attribute(operation, "group_best"),
+        "BLOCK_E": power_of_two_above(experts),
+        "BLOCK_K": power_of_two_above(top_k),
+        "BLOCK_G": power_of_two_above(groups),
+        "DEPENDENT": dependent,
+    }
+    if len(inputs) == 1:
+        constants["bias"] = None
+    parameters = tuple(pointers((*inputs, *outputs)))
+    launch = Launch("mixture.route", constants, parameters, (rows, 1, 1), 1, dependent_launch=dependent)
+    return one_launch("moe_route", launch, inputs, outputs, rows)
+
+
+def moe_experts(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias]) -> out."""
+    inputs, (out,) = layouts(operation)
+    return _Experts(operation, setting, inputs, out).operation_of()
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Pairs, columns of the output and inner elements of a tile, warps, stages."""
+
+    pairs: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class _Experts:
+    operation: ir.Operation
+    setting: DeviceSetting
+    inputs: tuple[Layout, ...]
+    out: Layout
+
+    @property
+    def top_k(self) -> int:
+        return self.inputs[1].columns
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Experts, columns of x, columns between gate_up and down."""
+        experts, hidden, inner = (size or 1 for size in self.inputs[4].shape)
+        return experts, hidden, inner
+
+    def tiles(self, rows: int) -> _Tiles:
+        """Few pairs of an expert read its weights once; many fill the matrix instructions."""
+        of_expert = rows * self.top_k / self.sizes[0]
+        if self.inputs[0].dtype == "f32":
+            return _Tiles(16, 16, 32, 4, 2)
+        if of_expert <= 16:
+            return _Tiles(16, 32, 128, 4, 4 if self.setting.accelerator.kind == "cuda" else 2)
+        if of_expert <= 64 or self.setting.accelerator.kind == "hip":
+            return _Tiles(64, 64, 64, 4, 3 if self.setting.accelerator.kind == "cuda" else 2)
+        return _Tiles(128, 128, 64, 8, 3)
+
+    def blocks(self, rows: int) -> int:
+        """The most blocks of pairs that there can be."""
+        pairs, experts = rows * self.top_k, self.sizes[0]
+        return -(-pairs // self.tiles(rows).pairs) + min(pairs, experts)
+
+    def operation_of(self) -> DeviceOperation:
+        experts, hidden, inner = self.sizes
+        biased = len(self.inputs) == 7
+        after = len(self.inputs)
+        biases = (5, 6) if biased else ()
+        most = self.setting.max_rows
+        room = max(self.blocks(rows) * self.tiles(rows).pairs for rows in (*range(1, min(most, 512) + 1), most))
+        # fewer pairs to a block make more blocks
+        intermediates = (
+            Intermediate("sizes", "i32", (experts,)),
+            Intermediate("order", "i32", (max(room, most * self.top_k + experts * 128),)),
+            Intermediate("owners", "i32", (most * self.top_k + experts,)),
+            Intermediate("made", self.inputs[0].dtype, ("rows", self.top_k * inner)),
+            Intermediate("results", self.inputs[0].dtype, ("rows", self.top_k * hidden)),
+        )
+        steps = (
+            DeviceStep(self._count(), (1,), ("sizes",)),
+            DeviceStep(self._arrange(), (1, "sizes"), ("order", "owners")),
+            DeviceStep(self._product("gate_up", self.inputs[0], 3, biased), (0, 3, *biases[:1], "order", "owners"), ("made",)),
+            DeviceStep(self._product("down", None, 4, biased), ("made", 4, *biases[1:], "order", "owners"), ("results",)),
+            DeviceStep(self._combine(), ("results", 2), (after,)),
+        )
+        return DeviceOperation(steps, intermediates)
+
+    def _count(self) -> FunctionTemplate:
+        dependent = waits_for_inputs(self.setting.accelerator)
+        constants: dict[str, Constexpr] = {"K": self.top_k, "BLOCK": _SCAN, "DEPENDENT": dependent}
+        parameters = (*_integers(2), Computed("rows"))
+        launch = Launch("mixture.count", constants, parameters, (self.sizes[0], 1, 1), dependent_launch=dependent)
+        return one_function("moe_count", launch, ("i32",), ("i32",))
+
+    def _arrange(self) -> FunctionTemplate:
+        dependent, experts = waits_for_inputs(self.setting.accelerator), self.sizes[0]
+
+        def launch(rows: int) -> Launch:
+            constants: dict[str, Constexpr] = {"E": experts, "K": self.top_k, "BLOCK_R": self.tiles(rows).pairs, "BLOCK": _SCAN}
+            constants |= {"BLOCK_E": power_of_two_above(experts), "DEPENDENT": dependent}
+            parameters = (*_integers(4), Computed("rows"), Constant("i32", self.blocks(rows)))
+            return Launch("mixture.arrange", constants, parameters, (experts + 1, 1, 1), dependent_launch=dependent)
+
+        return self._function("moe_arrange", ("i32", "i32"), ("i32", "i32"), launch)
+
+    def _product(self, name: str, x: Layout | None, weight: int, biased: bool) -> FunctionTemplate:
+        """gate_up over rows x, or down over what that made (x is None)."""
+        dependent, dtype = waits_for_inputs(self.setting.accelerator), self.inputs[0].dtype
+        _, hidden, inner = self.sizes
+        types: list[DType] = [dtype, dtype, *([dtype] if biased else []), "i32", "i32"]
+
+        def launch(rows: int) -> Launch:
+            tiles = self.tiles(rows)
+            constants: dict[str, Constexpr] = {"INNER": inner, "H": hidden, "BLOCK_R": tiles.pairs, "BLOCK_N": tiles.columns}
+            constants |= {"BLOCK_K": tiles.inner, "STAGES": tiles.stages, "DEPENDENT": dependent}
+            if not biased:
+                constants["bias"] = None
+            if x is not None:
+                constants |= {"K": self.top_k, "X_ROW": x.row_stride}
+                constants["ACTIVATION"] = modules.text_attribute(self.operation, "activation")
+                constants |= {"ALPHA": number(self.operation, "alpha"), "LIMIT": number(self.operation, "limit")}
+            source = x.pointer(0) if x is not None else Pointer(0, dtype, MOST_ALIGNMENT)
+            parameters: list[Parameter] = [source, self.inputs[weight].pointer(1)]
+            parameters += [self.inputs[weight + 2].pointer(2)] if biased else []
+            parameters += [Pointer(at, "i32", MOST_ALIGNMENT) for at in range(len(parameters), len(types))]
+            parameters.append(Pointer(len(types), dtype, MOST_ALIGNMENT))
+            columns = hidden if x is None else inner
+            grid: tuple[Size, Size, Size] = (-(-columns // tiles.columns), self.blocks(rows), 1)
+            return Launch(f"mixture.{name}", constants, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
+
+        return self._function(f"moe_{name}", tuple(types), (dtype,), launch)
+
+    def _combine(self) -> FunctionTemplate:
+        dependent, hidden, dtype = waits_for_inputs(self.setting.accelerator), self.sizes[1], self.inputs[0].dtype
+        block = min(_COLUMNS, power_of_two_above(hidden))
+        constants: dict[str, Constexpr] = {"H": hidden, "K": self.top_k, "BLOCK": block, "DEPENDENT": dependent}
+        parameters = (Pointer(0, dtype, MOST_ALIGNMENT), self.inputs[2].pointer(1), self.out.pointer(2))
+        launch = Launch("mixture.combine", constants, parameters, ("rows", -(-hidden // block), 1), dependent_launch=dependent)
+        return one_function("moe_combine", launch, (dtype, self.inputs[2].dtype), (dtype,))
+
+    def _function(
+        self, stem: str, inputs: tuple[DType, ...], outputs: tuple[DType, ...], launch: Callable[[int], Launch]
+    ) -> FunctionTemplate:
+        def variants(bounds: Sequence[int]) -> Variants:
+            return merged([(most, launch(most)) for most in bounds])
+
+        sample = launch(self.setting.max_rows)
+        depends = {"setting": repr(self.setting), "sample": sample.key, "experts": repr(self.sizes)}
+        return FunctionTemplate(function_name(stem, self.inputs[0].dtype, (), depends), inputs, outputs, variants)
+
+
+def _integers(count: int) -> list[Parameter]:
+    return [Pointer(at, "i32", MOST_ALIGNMENT) for at in range(count)]
