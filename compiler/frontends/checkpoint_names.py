@@ -7,10 +7,11 @@ and one entry of a joint tensor in memory). Its table of conversions is read bac
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import torch
 from transformers import PreTrainedModel, core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -22,6 +23,7 @@ Shape = tuple[int, ...]
 _TEMPLATE = re.compile(r"\{i(?:\+\d+)?\}")
 _STAND_IN = "909090"
 """Stands for a layer's index while names are rewritten: patterns expect digits."""
+_ANY = "*"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class CheckpointNames:
     """Conversions of one model. `single` are patterns of names whose tensors are in float32 whatever the model's type.
 
     `moved` are the path of a part that is compiled alone and its path in the whole model, whose checkpoints these are.
+    `unequal` are the sizes of the parts that checkpoints store a parameter in where they differ, by its name with `_ANY` for
+    numbers.
     """
 
     converters: tuple[Any, ...] = ()
     renamings: tuple[Any, ...] = ()
     single: tuple[str, ...] = ()
     moved: tuple[str, str] = ("", "")
+    unequal: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def moved_name(self, parameter: str) -> str:
         """What the whole model calls a parameter of the part."""
@@ -117,12 +122,15 @@ class _Undo:
                 return self._refuse(type(first).__name__)
 
     def _chunk(self, operation: Any, rest: list[Any], shape: Shape) -> Parts:
-        """Saving cuts the parameter in equal parts, so loading joins them."""
+        """Saving cuts the parameter in parts, equal ones unless the model says otherwise, so loading joins them."""
         dimension, names = operation.dim, self.names
-        if shape[dimension] % len(names):
+        sizes = self.owner.unequal.get(_without_numbers(self.parameter))
+        if sizes is None and shape[dimension] % len(names) == 0:
+            sizes = (shape[dimension] // len(names),) * len(names)
+        if sizes is None or len(sizes) != len(names) or sum(sizes) != shape[dimension]:
             self._refuse(f"{len(names)} parts of {list(shape)}")
-        size = _with(shape, dimension, shape[dimension] // len(names))
-        parts = [self._of([name]).run(rest, size) for name in names]
+        sized = [_with(shape, dimension, size) for size in sizes]
+        parts = [self._of([name]).run(rest, size) for name, size in zip(names, sized, strict=True)]
         return Parts(Concat(tuple(part.recipe for part in parts), dimension), _merged(parts))
 
     def _split(self, operation: Any, rest: list[Any], shape: Shape) -> Parts:
@@ -162,6 +170,21 @@ class _Undo:
         )
 
 
+def _without_numbers(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", _ANY, name)
+
+
+def _unequal_convolutions(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Convolutions over queries, keys and values side by side, whose values are of another width."""
+    found = {}
+    for path, module in model.named_modules():
+        widths = [getattr(module, name, None) for name in ("key_dim", "key_dim", "value_dim")]
+        convolution = getattr(module, "conv1d", None)
+        if isinstance(convolution, torch.nn.Conv1d) and all(isinstance(width, int) for width in widths):
+            found[_without_numbers(f"{path}.conv1d.weight")] = tuple(widths)
+    return found
+
+
 def _with(shape: Shape, dimension: int, size: int) -> Shape:
     return (*shape[:dimension], size, *shape[dimension + 1 :])
 
@@ -179,4 +202,5 @@ def checkpoint_names(model: PreTrainedModel) -> CheckpointNames:
         tuple(item for item in reverse if isinstance(item, core_model_loading.WeightConverter)),
         tuple(item for item in reverse if not isinstance(item, core_model_loading.WeightConverter)),
         tuple(sorted(set(patterns))),
+        unequal=_unequal_convolutions(model),
     )

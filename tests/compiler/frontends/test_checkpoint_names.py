@@ -114,3 +114,16 @@ def test_tensors_kept_in_float32_are_known() -> None:
     names = CheckpointNames(single=("e_score_correction_bias",))
     assert names.is_single("model.layers.3.mlp.gate.e_score_correction_bias")
     assert not names.is_single("model.layers.3.mlp.gate.weight")
+
+
+def test_convolutions_of_unequal_parts_are_joined_from_them() -> None:
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 7}
+    with torch.device("meta"):
+        model: PreTrainedModel = build(
+            SMALL | {"model_type": "olmo_hybrid", "layer_types": ["linear_attention", "full_attention"]} | heads
+        )
+    shape = model.state_dict()["model.layers.0.linear_attn.conv1d.weight"].shape
+    parts = checkpoint_names(model).parts("model.layers.{i}.linear_attn.conv1d.weight", shape)
+    assert isinstance(parts.recipe, Concat) and shape[0] == 30  # which has three equal parts too
+    sizes = {"q": 8, "k": 8, "v": 14}
+    assert parts.shapes == {f"model.layers.{{i}}.linear_attn.{name}_conv1d.weight": (size, 1, 4) for name, size in sizes.items()}
