@@ -175,6 +175,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "roformer": {**_DECODER, "embedding_size": 48},
     "xlm-roberta": _DECODER,
     "xlm-roberta-xl": _DECODER,
+    "xlm": {"causal": True},
     "xmod": {**_DECODER, "languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "bamba": {**_STATE_SPACE, "attn_layer_indices": [1]},
     "falcon_h1": {**_STATE_SPACE, "mamba_d_ssm": 128},

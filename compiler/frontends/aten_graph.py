@@ -48,7 +48,7 @@ class AtenGraph:
     inputs: tuple[Node, ...]
     logits: Node
     replaced: dict[Node, Node]
-    """Nodes that do nothing (alias, cast to the same type, times one) and what stands for them."""
+    """Nodes that do nothing (alias, cast to the same type, times one, slice of all) and what stands for them."""
 
     def resolve(self, node: Node) -> Node:
         while node in self.replaced:
@@ -89,9 +89,18 @@ def _identity_source(node: Node) -> Node | None:
         source = node.args[0]
         if isinstance(source, Node) and value_of(source).dtype != value_of(node).dtype:
             return None
+    elif name == "aten.slice.Tensor":
+        source = node.args[0]
+        if isinstance(source, Node) and _sizes(source) != _sizes(node):
+            return None
     else:
         return None
     return source if isinstance(source, Node) else None
+
+
+def _sizes(node: Node) -> list[str]:
+    """The node's shape, in which equal expressions of the number of tokens are equal."""
+    return [str(size) for size in value_of(node).shape]
 
 
 def clean(traced: TracedModel) -> AtenGraph:
@@ -132,10 +141,9 @@ def _reachable(calls: list[Node], graph: AtenGraph) -> list[Node]:
 
 
 def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
-    pattern = re.compile(re.escape(traced.layers_path) + r"\.(\d+)(\.|$)")
     count = max(traced.kinds) + 1
     groups: list[list[Node]] = [[] for _ in range(count + 2)]
-    places = [int(found[1]) + 1 if (found := pattern.match(module_path(node))) else 0 for node in calls]
+    places = _places(traced, calls)
     last = max(places, default=0)
     for node, place in zip(calls, places, strict=True):
         if place:
@@ -156,6 +164,18 @@ def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
         previous = live_out
     prologue, epilogue = Segment(tuple(groups[0])), Segment(tuple(groups[-1]))
     return AtenGraph(prologue, tuple(layers), epilogue, graph.inputs, graph.resolve(graph.logits), graph.replaced)
+
+
+def _places(traced: TracedModel, calls: list[Node]) -> list[int]:
+    """For each node the number of the kept layer that it is of, from 1; 0 for those of none."""
+    paths = "|".join(re.escape(path) for path in (traced.layers_path, *traced.beside))
+    pattern = re.compile(rf"(?:{paths})\.(\d+)(\.|$)")
+    places = [int(found[1]) + 1 if (found := pattern.match(module_path(node))) else 0 for node in calls]
+    if traced.beside:  # what is done between the lists is of the layer before
+        end = max((at for at, place in enumerate(places) if place), default=0)
+        for at in range(1, end):
+            places[at] = places[at] or places[at - 1]
+    return places
 
 
 def _live_out(traced: TracedModel, graph: AtenGraph, nodes: list[Node], calls: list[Node]) -> Node:

@@ -260,7 +260,9 @@ class _Importer:
         if layer is None:
             return name
         kind, offset = layer
-        return name.replace(f"{self.traced.layers_path}.{kind}", f"{self.traced.layers_path}.{shift('{i}', offset)}", 1)
+        for path in (self.traced.layers_path, *self.traced.beside):
+            name = name.replace(f"{path}.{kind}", f"{path}.{shift('{i}', offset)}", 1)
+        return name
 
 
 class _StepImporter(_Importer):

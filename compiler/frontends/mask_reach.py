@@ -57,7 +57,7 @@ _MOVES = {
 """Operations on positions that a window may have been made with."""
 _ON_SCORES = {"add", "div", "full", "full_like", "masked_fill", "mul", "rsub", "sub", "where"}
 """Operations on scores whose numbers are scales and what stands for minus infinity."""
-_ON_SIZES = (operator.add, operator.sub)
+_ON_SIZES = (operator.add, operator.neg, operator.sub)
 
 
 def tokens_to_look_at(nodes: Iterable[Node], given: dict[Node, Tensor], positions: set[Node]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ def token_inputs(model: torch.nn.Module, ids: Tensor, positions: Tensor) -> dict
     """Keyword arguments of the model's call; `ids` and `positions` are [1, tokens].
 
     A model that counts its positions from behind the padding token's id gets them counted so; one that keeps a table of
-    token types, all zero, gets zeros.
+    token types, all zero, gets zeros; one that counts the tokens of each sequence is given a mask that hides none.
     """
     given = {"position_ids": positions}
     for module in model.modules():
@@ -19,4 +21,6 @@ def token_inputs(model: torch.nn.Module, ids: Tensor, positions: Tensor) -> dict
             given["position_ids"] = positions + (padding + 1)
         if "token_type_ids" in module._buffers:
             given["token_type_ids"] = torch.zeros_like(ids)
+    if "lengths" in inspect.signature(model.forward).parameters:
+        given["attention_mask"] = torch.ones_like(ids)
     return given

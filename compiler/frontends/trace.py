@@ -33,7 +33,7 @@ from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .kept_constants import KeptConstants
 from .language_adapters import choose_language_adapters
-from .layer_list import INDEX_LISTS, find_layer_list, keep_listed
+from .layer_list import INDEX_LISTS, LayerList, find_layer_list, keep_listed
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
 from .own_state import refuse_own_state
@@ -161,7 +161,8 @@ class TracedModel:
     name to the one it shares, and `shared` a name in a kept layer to the one that all layers of its kind share; `constants`
     the values of buffers that no checkpoint holds; `names` says how parameters are called and cut up in checkpoints; `context`
     is the longest sequence that rope was fixed for. `mixers` are the recurrent parts, which the exported graph names by position.
-    `mask` is what the model has to be given to be causal.
+    `mask` is what the model has to be given to be causal. `beside` are paths of lists beside the layer list, each with a part of
+    every layer; of such a model each layer is a kind of its own.
     """
 
     exported: ExportedProgram
@@ -178,6 +179,7 @@ class TracedModel:
     mixers: tuple[Mixer, ...] = ()
     mask: Mask = "none"
     shared: dict[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 class _Logits(torch.nn.Module):
@@ -307,10 +309,12 @@ def _is_feature(name: str, value: object) -> bool:
 
 def _keep_one_layer_per_kind(
     model: torch.nn.Module, config: Any, every_layer: bool
-) -> tuple[str, tuple[int, ...], dict[str, str]]:
-    """The path of the layer list, the kind of each layer, and what the kept ones share with others: name to first name."""
+) -> tuple[LayerList, tuple[int, ...], dict[str, str]]:
+    """The layer list, the kind of each layer, and what the kept ones share with others: name to first name."""
     depth = _depth(config)
-    path, layers = find_layer_list(model, depth, config.model_type)
+    found = find_layer_list(model, depth, config.model_type)
+    path, layers = found.path, found.layers
+    every_layer = every_layer or bool(found.beside)  # what the model does between its lists is in none of them
     lists = _per_layer_lists(config, depth)
     shared = shared_parameters(layers, {id(value): name for name, value in model.named_parameters()})
     seen: dict[tuple[Any, ...], int] = {}
@@ -333,7 +337,7 @@ def _keep_one_layer_per_kind(
     keep_listed(model, config, kept)
     config.num_hidden_layers = len(kept)
     names = {f"{path}.{at}.{name}": first for at, index in enumerate(kept) for name, first in shared[index].items()}
-    return path, tuple(kinds), names
+    return found, tuple(kinds), names
 
 
 def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -413,7 +417,7 @@ def trace(
         require_one_chunk(typed, context)
         own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)
-        path, kinds, shared = _keep_one_layer_per_kind(model, typed, every_layer)
+        found, kinds, shared = _keep_one_layer_per_kind(model, typed, every_layer)
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)
@@ -454,7 +458,21 @@ def trace(
         elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
             return trace(whole, dtype, every_layer, context, "eager")
     return TracedModel(
-        exported, config, architecture, path, kinds, parameters, ties, constants, dtype, names, context, mixers, mask, shared
+        exported,
+        config,
+        architecture,
+        found.path,
+        kinds,
+        parameters,
+        ties,
+        constants,
+        dtype,
+        names,
+        context,
+        mixers,
+        mask,
+        shared,
+        found.beside,
     )
 
 

@@ -22,13 +22,36 @@ class Parts(nn.Module):
 
     def forward(self, input_ids: Tensor, **_: object) -> Tensor:
         for layer in self.decoder:
-            input_ids = layer(input_ids)
+            input_ids = layer(input_ids[:, :])
         return input_ids
 
 
 def test_of_lists_as_long_the_one_that_text_goes_through_is_taken() -> None:
-    path, layers = find_layer_list(Parts(), 2, "parts")
-    assert path == "decoder" and len(layers) == 2
+    found = find_layer_list(Parts(), 2, "parts")
+    assert found.path == "decoder" and len(found.layers) == 2 and found.beside == ()
+
+
+class SideBySide(nn.Module):
+    """A model whose layers' attentions and norms lie in lists of their own, with projections as many before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.norms = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.projections = nn.ModuleList([nn.Identity(), nn.Identity()])
+
+    def forward(self, input_ids: Tensor, **_: object) -> Tensor:
+        assert input_ids.max().item() <= input_ids.shape[1]
+        for projection in self.projections:
+            input_ids = projection(input_ids)
+        for attention, norm in zip(self.attentions, self.norms, strict=True):
+            input_ids = norm(attention(input_ids))
+        return input_ids
+
+
+def test_lists_whose_modules_take_turns_hold_parts_of_the_layers() -> None:
+    found = find_layer_list(SideBySide(), 2, "parts")
+    assert (found.path, found.beside) == ("attentions", ("norms",))
 
 
 def test_a_model_without_such_a_list_is_refused() -> None:
