@@ -176,6 +176,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "xlm-roberta": _DECODER,
     "xlm-roberta-xl": _DECODER,
     "xlm": {"causal": True},
+    "xlnet": {"attn_type": "uni", "d_head": 16, "d_inner": 96},
     "xmod": {**_DECODER, "languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "bamba": {**_STATE_SPACE, "attn_layer_indices": [1]},
     "falcon_h1": {**_STATE_SPACE, "mamba_d_ssm": 128},

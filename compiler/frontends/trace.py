@@ -38,6 +38,7 @@ from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
 from .own_state import refuse_own_state
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
+from .relative_positions import replace_relative_attention
 from .selected_keys import leave_out_selection
 from .shared_layers import layer_numbers, renumber, shared_parameters
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
@@ -149,6 +150,10 @@ def _attention_hook(
     return torch.ops.tokenspeed.attention(query, key, value, s_aux, float(scale), window, cap, layer), None
 
 
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
+    return torch.ops.tokenspeed.attention(q, k, v, None, scale, 0, 0.0, layer)
+
+
 AttentionInterface.register(ATTENTION_NAME, _attention_hook)
 
 
@@ -238,7 +243,16 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) 
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             fix="correct config.json",
         ) from error
+    _leave_memory(model)
     return model.eval()
+
+
+def _leave_memory(model: torch.nn.Module) -> None:
+    """Parameters that a model makes in memory whatever device it is built on (XLNet), without their values."""
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is not None and not held.is_meta:
+                module._parameters[name] = torch.nn.Parameter(held.to("meta"), held.requires_grad)
 
 
 def _names(model: Any, parameters: dict[str, tuple[int, ...]], whole: dict[str, Any], config: dict[str, Any]) -> CheckpointNames:
@@ -421,6 +435,7 @@ def trace(
         constants = _fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)
+        replace_relative_attention(model, _attend)
         choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
