@@ -61,9 +61,9 @@ def _replace_model(model: Any, attend: Attend) -> None:
 
 
 def _turns(positions: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, [1, tokens, width], of positions [1, tokens] turned by each frequency."""
+    """Sines, then cosines, [1, 1, tokens, width], of positions [1, tokens] turned by each frequency."""
     frequencies = 1 / torch.pow(10000, torch.arange(0, width, 2.0, device=positions.device) / width)
-    angles = positions.float()[:, :, None] * frequencies
+    angles = positions.float()[:, None, :, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
@@ -78,7 +78,7 @@ def _replace_attention(module: Any, attend: Attend, number: int) -> None:
         # [heads, tokens, head] x [heads, head, model]: what the query makes of each sine and cosine of a distance
         made = (q + module.r_r_bias).transpose(1, 2) @ module.r.permute(1, 2, 0)
         of_sine, of_cosine = made.chunk(2, -1)
-        sine, cosine = turns[:, None].chunk(2, -1)
+        sine, cosine = turns.chunk(2, -1)
         for_cosine, for_sine = of_sine * sine + of_cosine * cosine, of_cosine * sine - of_sine * cosine
         query = torch.cat([(q + module.r_w_bias).transpose(1, 2), for_cosine, for_sine], -1)
         place = torch.cat([cosine, sine], -1).expand(1, heads, -1, -1)

@@ -43,6 +43,7 @@ from .selected_keys import leave_out_selection
 from .shared_layers import layer_numbers, renumber, shared_parameters
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
 from .token_range import export_over_tokens, require_within
+from .unpackable import refuse_unpackable
 
 ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -225,6 +226,7 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) 
             fix="choose another model, or check config.json",
         )
     refuse_own_state(model_type)
+    refuse_unpackable(model_type)
     try:
         typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
         with torch.device("meta"):

@@ -13,9 +13,7 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 
 def model(attn_type: str, clamp_len: int = -1) -> XLNetLMHeadModel:
     torch.manual_seed(2)
-    config = XLNetConfig(
-        vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=24, attn_type=attn_type, clamp_len=clamp_len
-    )
+    config = XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=24, attn_type=attn_type, clamp_len=clamp_len)
     return XLNetLMHeadModel(config).eval()
 
 
