@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tokenspeed.compiler.frontends import trace as tracing
+from tokenspeed.compiler.frontends.causality import NotCausal
 from tokenspeed.compiler.frontends.trace import TracedModel
 from tokenspeed.plans.errors import ModelError
 
@@ -46,8 +47,8 @@ def test_layers_are_grouped_by_what_they_do(config: dict[str, Any], expected: tu
 def test_every_layer_may_be_kept() -> None:
     with tracing.quiet():
         model = tracing._build(LLAMA, "f32")
-        path, found, _ = tracing._keep_one_layer_per_kind(model, model.config, every_layer=True)
-    assert (path, found) == ("model.layers", (0, 1, 2))
+        layers, found, _ = tracing._keep_one_layer_per_kind(model, model.config, every_layer=True)
+    assert (layers.path, layers.beside, found) == ("model.layers", (), (0, 1, 2))
 
 
 def test_parameters_are_those_of_the_whole_model_tied_ones_once() -> None:
@@ -142,7 +143,7 @@ def test_attention_that_is_not_ours_is_refused(options: dict[str, Any], causal: 
 
 
 def test_bidirectional_configurations_are_refused() -> None:
-    with pytest.raises(ModelError, match="not causal"):
+    with pytest.raises(NotCausal, match="sees some behind it"):
         tracing.trace(FAMILIES["qwen3"] | {"is_causal": False}, "f32")
 
 
