@@ -22,7 +22,7 @@ class Parts(nn.Module):
 
     def forward(self, input_ids: Tensor, **_: object) -> Tensor:
         for layer in self.decoder:
-            input_ids = layer(input_ids[:, :])
+            input_ids = layer(input_ids)
         return input_ids
 
 
