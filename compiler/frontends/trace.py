@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 from transformers import AttentionInterface, AutoConfig
 
 from ...plans.errors import ModelError
+from .absent_parts import absent_parts_are_empty
 from .causality import Mask, NotCausal, mask_inputs
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .chunked_attention import require_one_chunk
@@ -260,7 +261,8 @@ def _leave_memory(model: torch.nn.Module) -> None:
 def _names(model: Any, parameters: dict[str, tuple[int, ...]], whole: dict[str, Any], config: dict[str, Any]) -> CheckpointNames:
     if not is_wrapped(whole, config):
         return checkpoint_names(model)
-    outer = _build(whole, "f32", "eager")
+    with absent_parts_are_empty():
+        outer = _build(whole, "f32", "eager")
     paths = _path_of(model, model.get_decoder()), _path_of(outer, outer.get_decoder())
     return names_in_the_whole(checkpoint_names(outer), _stored(outer), parameters, paths)
 
