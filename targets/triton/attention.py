@@ -28,7 +28,7 @@ from .templates import function_name, number
 from .tiles import power_of_two_above, waits_for_inputs
 
 _PARTIAL, _WEIGHT = "partial", "weight"
-_SHARES_AT_ONCE = 8
+_SHARES_AT_ONCE = 32
 _DECODE_ROWS, _ROWS = 1, 0
 """Places in `counts`."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from ..accelerator import Accelerator
 from .kernel import DeviceSetting
 from .tiles import power_of_two_above
 
 _PROGRAMS_PER_UNIT = 2
-_MOST_SHARES = 64
+_MOST_SHARES = 32
 _LEAST_TOKENS = 64
 """Of a share, where contexts are as long as they may be."""
 
@@ -28,7 +29,7 @@ class Tiles:
 def split_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
     """Of decoding sequences."""
     tokens = _tokens(dtype, width, block_tokens, 64)
-    return Tiles(16, tokens, 4, 3 if accelerator.kind == "cuda" else 2)
+    return Tiles(16, tokens, 4, 4 if accelerator.kind == "cuda" else 2)
 
 
 def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
@@ -38,13 +39,13 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     tokens = _tokens(dtype, width, block_tokens, 64)
     if accelerator.kind == "hip" or width > 128:
         return Tiles(64, tokens, 4, 2)
-    return Tiles(128, tokens, 8, 3 if accelerator.arch != "sm_80" else 2)
+    return Tiles(64, tokens, 4, 2, described=accelerator.arch == "sm_90a")
 
 
 def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:
     """Shares of a sequence's keys for buckets of `rows` decoding sequences (None: of any number), to keep all units busy."""
     expected = max(1, setting.max_decode_rows // 4) if rows is None else rows
-    wanted = -(-_PROGRAMS_PER_UNIT * setting.accelerator.units // (expected * kv_heads))
+    wanted = ceil(_PROGRAMS_PER_UNIT * setting.accelerator.units / (expected * kv_heads))
     most = max(1, setting.max_context // _LEAST_TOKENS)
     return min(power_of_two_above(wanted), _MOST_SHARES, power_of_two_above(most))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..accelerator import Accelerator
@@ -54,17 +54,31 @@ def _hopper(accelerator: Accelerator, rows: int, columns: int, inner: int) -> Ti
         height = max(16, 1 << (rows - 1).bit_length())
         if columns >= _LONG:
             return Tiles("few_rows_turned", height, 128, 128, 4, 3 if height == 16 else 4)
-        if one_wave and height == 16:
-            return Tiles("few_rows", height, 32, 512, 4, 4)
-        if one_wave or height < 64:
-            return Tiles("few_rows", height, 32, 256, 4, 4)
-        return Tiles("few_rows_turned", height, 64, 128, 4, 6)
+        if one_wave:
+            return Tiles("few_rows", height, 32, *((256, 4, 4) if height == 64 else (512, 4, 4 if height == 16 else 3)))
+        return Tiles("few_rows_turned", height, 64, *((128, 4, 6) if height == 64 else (256, 4, 3)))
     # rows of what descriptors copy begin at multiples of 16 bytes
     described = inner % 8 == 0 and columns % 8 == 0
-    way: Way = "many_rows_by_descriptors" if described else "many_rows"
-    if -(-rows // 128) * -(-columns // 256) >= accelerator.units:
-        return Tiles(way, 128, 256, 64, 8, 3)
-    return Tiles(way, 128, 128, 64, 4, 4)
+    busy = (tiles for tiles in _MANY if _count(tiles, rows, columns) >= _BUSY * accelerator.units)
+    chosen = next(busy, _MANY[-1])
+    return chosen if described else replace(chosen, way="many_rows")
+
+
+def _count(tiles: Tiles, rows: int, columns: int) -> int:
+    return -(-rows // tiles.rows) * -(-columns // tiles.columns)
+
+
+_BUSY = 0.7
+"""Share of the units that large tiles must keep busy to be better than smaller ones."""
+
+_MANY = (
+    Tiles("many_rows_by_descriptors", 128, 256, 64, 8, 3),
+    Tiles("many_rows_by_descriptors", 128, 128, 64, 4, 4),
+    Tiles("many_rows_by_descriptors", 64, 128, 64, 4, 6),
+    Tiles("many_rows", 128, 64, 64, 4, 6),
+    Tiles("many_rows", 128, 32, 128, 4, 4),
+)
+"""Of Hopper, the largest first."""
 
 
 def _common(rows: int, columns: int) -> Tiles:

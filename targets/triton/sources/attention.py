@@ -115,9 +115,9 @@ def split(
     group: tl.constexpr = HEADS // KV_HEADS
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
-    if sequence >= tl.load(counts + COUNT):
-        return
-    length = tl.load(lengths + sequence)
+    # what does not depend on each other is asked for at once; a sequence that is not there has no tokens
+    real = sequence < tl.load(counts + COUNT)
+    length = tl.where(real, tl.load(lengths + sequence), 0)
     first = tl.maximum(length - WINDOW, 0) // BLOCK_T * BLOCK_T if WINDOW > 0 else 0
     blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
     start = first + share * blocks * BLOCK_T
@@ -128,6 +128,8 @@ def split(
     mask = inside[:, None] & (columns < D)[None, :]
     row = sequence.to(tl.int64)
     query = tl.load(q + row * Q_ROW + heads[:, None] * Q_HEAD + columns[None, :], mask=mask, other=0.0)
+    inside = of_group < tl.where(real, group, 0)
+    mask = inside[:, None] & (columns < D)[None, :]
     positions = tl.zeros((BLOCK_H,), tl.int32) + (length - 1)
     best = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -162,8 +164,7 @@ def merge(
     columns, of_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_S)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
-    if row >= tl.load(counts + COUNT):
-        return
+    limit = tl.where(row < tl.load(counts + COUNT), D, 0)
     # a share without keys has power minus infinity, and so has none so far: the least finite number stands in
     best = -1e38
     total = 0.0
@@ -182,7 +183,7 @@ def merge(
         total = total * shrink + tl.sum(share, axis=0)
         sums = sums * shrink + tl.sum(values * share[:, None], axis=0)
         best = higher
-    tl.store(out + (row * HEADS + head) * D + columns, (sums / total).to(out.dtype.element_ty), mask=columns < D)
+    tl.store(out + (row * HEADS + head) * D + columns, (sums / total).to(out.dtype.element_ty), mask=columns < limit)
 
 
 @triton.jit

@@ -13,7 +13,8 @@ from .dependence import let_next_begin, wait_for_inputs
 @triton.jit
 def one_row(
     x, weight, bias, out, rows, N, K, X_ROW,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """For a row or a few, one after another: weights stream through registers. Grid: blocks of N, rows."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
