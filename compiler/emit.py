@@ -339,9 +339,10 @@ def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
         "bandwidth": machine.rates["bandwidth"],
         "dispatch": machine.dispatch_rate(state.step.is_native or state.device is not None),
     }
+    sizes = {bucket.rows: bucket.logit_rows for bucket in state.step.buckets}
     performance = Performance(
         rates=rates,
-        step_costs=tuple(_cost_row(state, bucket.rows, bucket.logit_rows) for bucket in state.step.buckets),
+        step_costs=tuple(_cost_row(state, rows, logit_rows) for rows, logit_rows in sorted(sizes.items())),
         attention_flops_per_token_pair=4.0 * _attention_width(state),
         kv_bytes_per_token=float(bytes_per_block(groups)) / BLOCK_TOKENS,
         predictions={},

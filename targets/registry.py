@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..plans.errors import UsageError
 from .accelerator import Accelerator
@@ -12,12 +13,15 @@ from .cpu.machines import CPU_MACHINES, resolve_host_cpu
 from .machine import Machine
 from .nvidia import NVIDIA
 from .plugins import Plugins, find_plugins
+from .triton.library import TRITON_KERNELS
 
 TARGETS: dict[str, Machine] = {machine.name: machine for machine in (*CPU_MACHINES,)}
-"""Those that plans can be compiled for."""
+"""Machines that plans run on the processors of."""
 
-ACCELERATORS: dict[str, Accelerator] = {machine.name: machine for machine in (*NVIDIA, *AMD)}
-"""Accelerators as data; those that have kernels are in `TARGETS` too."""
+ACCELERATORS: dict[str, Accelerator] = {
+    machine.name: replace(machine, kernels=TRITON_KERNELS, state="compiled and checked") for machine in (*NVIDIA, *AMD)
+}
+"""Machines with a device of their own, with the kernels that Triton compiles for them."""
 
 
 @functools.cache

@@ -84,6 +84,11 @@ class Device:
         if target.nbytes:
             self.driver.call("copy_to_host", target.ctypes.data, address, target.nbytes, self.stream)
 
+    def copy(self, target: int, source: int, count: int) -> None:
+        """Begin to copy bytes from one place of device memory to another."""
+        if count:
+            self.driver.call("copy_on_device", target, source, count, self.stream)
+
     def synchronise(self) -> None:
         """Wait for all work. A kernel's fault may show here: raises DeviceLost."""
         self.driver.call("synchronise_stream", self.stream, where="waiting for the device")

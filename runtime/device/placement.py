@@ -15,14 +15,16 @@ from ...plans.kv_caches import cache_names, state_arrays
 from ...plans.program import DTYPE_BYTES, Buffer, Program, StepInput
 from ...plans.schema import Manifest
 from ...plans.units import format_bytes
+from ..dummy_weights import DUMMY
 from ..executor_interface import Report
 from ..functions.context import Context
 from ..host_arrays import NUMPY_TYPES, HostArray, from_bytes
-from ..operands import Addressed, Surroundings
+from ..operands import Addressed, Array, Surroundings
 from ..weights import PlanSource, load_weights
 from .arrays import DeviceArena, DeviceArray, rounded
 from .device import Device
 from .driver import Driver
+from .dummy_weights import dummy_weights
 from .graphs import CapturedBuckets
 from .kernels import DeviceKernels
 from .results import Results, results_bytes
@@ -153,7 +155,11 @@ def _placed(
     kernels = DeviceKernels(device, wanted, plan.entry, device.allocate(scratch, "scratch of kernels") if scratch else 0)
     report("memory")
     constants = {item.name: arena.put(from_bytes(plan.entry(item.entry), item.shape, item.dtype)) for item in manifest.constants}
-    tensors = load_weights(plan, weights, needed, exact=exact_weights, place=arena.put)
+    tensors: Mapping[str, Array]
+    if weights == DUMMY:
+        tensors = dummy_weights(manifest, needed, device, arena)
+    else:
+        tensors = load_weights(plan, weights, needed, exact=exact_weights, place=arena.put)
     device.synchronise()
     report("weights")
     runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted))

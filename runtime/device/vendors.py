@@ -25,6 +25,7 @@ _FUNCTIONS: dict[str, tuple[str | None, str | None, str]] = {
     "free_host": ("cuMemFreeHost", "hipHostFree", "p"),
     "copy_to_device": ("cuMemcpyHtoDAsync_v2", "hipMemcpyHtoDAsync", "ppzp"),
     "copy_to_host": ("cuMemcpyDtoHAsync_v2", "hipMemcpyDtoHAsync", "ppzp"),
+    "copy_on_device": ("cuMemcpyDtoDAsync_v2", "hipMemcpyDtoDAsync", "ppzp"),
     "fill_bytes": ("cuMemsetD8Async", "hipMemsetD8Async", "pbzp"),
     "create_stream": ("cuStreamCreate", "hipStreamCreateWithFlags", "pu"),
     "destroy_stream": ("cuStreamDestroy_v2", "hipStreamDestroy", "p"),

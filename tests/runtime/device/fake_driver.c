@@ -274,6 +274,12 @@ BOTH(cuMemcpyHtoDAsync_v2, hipMemcpyHtoDAsync, (void *to, void *from, size_t byt
 BOTH(cuMemcpyDtoHAsync_v2, hipMemcpyDtoHAsync, (void *to, void *from, size_t bytes, void *stream), (to, from, bytes, stream)) {
     ENTER("copy %zu to host", bytes); return copy(to, from, bytes, 0, stream);
 }
+BOTH(cuMemcpyDtoDAsync_v2, hipMemcpyDtoDAsync, (void *to, void *from, size_t bytes, void *stream), (to, from, bytes, stream)) {
+    ENTER("copy %zu on device", bytes);
+    Allocation *source = holding(from, bytes);
+    if (!source || source->host) return wrong("copy: %zu bytes outside of device memory", bytes);
+    return copy(to, from, bytes, 1, stream);
+}
 BOTH(cuMemsetD8Async, hipMemsetD8Async, (void *to, unsigned char value, size_t bytes, void *stream), (to, value, bytes, stream)) {
     ENTER("fill %zu with %u", bytes, value);
     CURRENT("fill");

@@ -113,6 +113,13 @@ def test_other_buckets_are_launched_one_by_one(fake: FakeDriver, executor: PlanE
     assert launched == ["embed_f32", "add_row_f32", "add_row_f32", "take_rows_f32", "argmax_f32"]
 
 
+def test_dummy_weights_are_made_on_the_device(fake: FakeDriver, plan: Plan) -> None:
+    loaded = load_executor(plan, "dummy", None, lambda _phase: None, driver=fake.driver())
+    admit(loaded, 0, [3])
+    assert 0 <= loaded.run(batch(Rows(0, 0, [3]))).tokens[0] < 32 and any("on device" in line for line in fake.log())
+    loaded.close()
+
+
 def test_memory_is_what_the_plan_says(fake: FakeDriver, plan: Plan, executor: PlanExecutor) -> None:
     assert fake.device_bytes == arena_bytes(plan.manifest) == plan.manifest.memory.total - plan.manifest.memory.overhead
     assert executor.scratch_bytes == 0
