@@ -78,7 +78,7 @@ def accelerator(
     measured: dict[str, Rate] | None = None,
     instructions: str = "",
     kernels: tuple[Kernel, ...] = (),
-    state: State = "data only",
+    state: State = "compiled and checked",
 ) -> Accelerator:
     """A target from its data sheet and what was measured: `measured` figures take the place of `rates`, which are kept."""
     found = measured or {}

@@ -18,9 +18,7 @@ from .triton.library import TRITON_KERNELS
 TARGETS: dict[str, Machine] = {machine.name: machine for machine in (*CPU_MACHINES,)}
 """Machines that plans run on the processors of."""
 
-ACCELERATORS: dict[str, Accelerator] = {
-    machine.name: replace(machine, kernels=TRITON_KERNELS, state="compiled and checked") for machine in (*NVIDIA, *AMD)
-}
+ACCELERATORS: dict[str, Accelerator] = {machine.name: replace(machine, kernels=TRITON_KERNELS) for machine in (*NVIDIA, *AMD)}
 """Machines with a device of their own, with the kernels that Triton compiles for them."""
 
 

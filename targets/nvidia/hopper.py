@@ -57,6 +57,7 @@ HOPPER = (
         kind="cuda",
         arch=_ARCH,
         instructions=_INSTRUCTIONS,
+        state="ran on hardware",
         rates=_RATES | {"bandwidth": nominal(4.8e12, "B/s", f"{_H200}, GPU memory bandwidth")},
         measured={
             "compute.bf16": measured(790e12, "FLOP/s", f"cuBLAS, products of the 4096 and 8192 classes; {_ON_H200}"),

@@ -124,7 +124,6 @@ ERRORS: tuple[tuple[list[object], int, str], ...] = (
     (["MODEL", "--max-context", "257"], 2, "2 to 256"),
     (["MODEL", "--max-context", "0"], 2, "2 to 256"),
     (["MODEL", "--max-context", "-5"], 2, "2 to 256"),
-    (["MODEL", "--target", "h100"], 2, "plans for h100 cannot be compiled yet"),
     (["MODEL", "--target", "h1000"], 2, "there is no target 'h1000'"),
     (["MODEL", "--dtype", "f16"], 2, "does not compute in f16"),
     (["MODEL", "--dtype", "f64"], 2, "Invalid value"),

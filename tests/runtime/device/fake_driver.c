@@ -3,6 +3,7 @@
    Work is done when it is asked for, except while a stream is captured: then it is kept as the nodes of a graph. A module's image is
    its ELF header; any built-in kernel can be found in it. Misuse gives error 1 and leaves its sentence in fake_problem(). */
 
+#define _POSIX_C_SOURCE 200809L
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,7 +17,7 @@ enum { INVALID = 1, OUT_OF_MEMORY = 2, NO_BINARY = 209, NOT_FOUND = 500, CAPTURE
 typedef struct { char *start; size_t bytes; int host; } Allocation;
 typedef struct { const char *name; const char *kinds; void (*run)(void **); } Kernel;
 typedef struct { int live; uint32_t shared; const Kernel *kernel; int allowed; } Function;
-typedef struct { const Kernel *kernel; uint64_t values[16]; int copy; char *to, *from; size_t bytes; } Node;
+typedef struct { const Kernel *kernel; uint64_t values[32]; int copy; char *to, *from; size_t bytes; } Node;
 typedef struct { int live; int count; Node nodes[256]; } Graph;
 
 static Allocation allocations[MOST];
@@ -74,6 +75,12 @@ static void argmax_f32(void **p) {
     }
 }
 static void fault(void **p) { (void)p; lost = ILLEGAL_ADDRESS; }
+
+static void nothing(void **p) { (void)p; }
+
+enum { MOST_DECLARED = 256 };
+static Kernel declared[MOST_DECLARED];
+static int declared_count;
 
 static const Kernel kernels[] = {
     {"copy_f32", "ppi", copy_f32},
@@ -168,8 +175,8 @@ static int run(Node *node) {
         memcpy(node->to, node->from, node->bytes);
         return 0;
     }
-    void *params[16];
-    for (int i = 0; i < 16; i++) params[i] = &node->values[i];
+    void *params[32];
+    for (int i = 0; i < 32; i++) params[i] = &node->values[i];
     node->kernel->run(params);
     return 0;
 }
@@ -206,6 +213,7 @@ void fake_reset(void) {
     memset(functions, 0, sizeof functions);
     memset(graphs, 0, sizeof graphs);
     log_used = 0, log_text[0] = 0, problem[0] = 0;
+    declared_count = 0;
     calls = fail_at = fail_code = lost = current = streams = events = modules = capturing = 0;
     machine = 190, major = 9, minor = 0, memory_bytes = (size_t)1 << 30, shared_limit = 227 << 10;
 }
@@ -221,6 +229,10 @@ int64_t fake_device_bytes(void) {
     for (int i = 0; i < MOST; i++)
         if (allocations[i].start && !allocations[i].host) total += (int64_t)allocations[i].bytes;
     return total;
+}
+/* A kernel that does nothing, of these kinds of parameters. */
+void fake_declare(const char *name, const char *kinds) {
+    if (declared_count < MOST_DECLARED) declared[declared_count++] = (Kernel){strdup(name), strdup(kinds), nothing};
 }
 /* Everything that is still held: allocations, streams, events, modules, graphs. */
 int fake_held(void) {
@@ -320,6 +332,14 @@ BOTH(cuModuleGetFunction, hipModuleGetFunction, (void **out, void *module, const
             for (int i = 0; i < 256; i++)
                 if (!functions[i].live) {
                     functions[i] = (Function){.live = 1, .kernel = &kernels[k]};
+                    *out = &functions[i];
+                    return 0;
+                }
+    for (int k = 0; k < declared_count; k++)
+        if (!strcmp(declared[k].name, name))
+            for (int i = 0; i < 256; i++)
+                if (!functions[i].live) {
+                    functions[i] = (Function){.live = 1, .kernel = &declared[k]};
                     *out = &functions[i];
                     return 0;
                 }

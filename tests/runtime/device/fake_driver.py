@@ -41,6 +41,10 @@ class FakeDriver:
         """The `nth` call from now gives that code."""
         self._library.fake_fail(nth, code)
 
+    def declare(self, symbol: str, kinds: str) -> None:
+        """A kernel that does nothing; kinds of its parameters: p pointer, i int32, l int64, f float."""
+        self._library.fake_declare(symbol.encode(), kinds.encode())
+
     def log(self) -> list[str]:
         return self._library.fake_log().decode().splitlines()
 

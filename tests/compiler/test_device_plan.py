@@ -1,0 +1,127 @@
+"""Plans for accelerators: what the compiler writes is sound, and the runtime launches it, over a fake driver.
+
+Machine code is not made here: a header stands for it (tests/targets/triton has the kernels themselves).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenspeed.compiler import device_section
+from tokenspeed.compiler.frontends.source import open_model
+from tokenspeed.compiler.options import CompileOptions
+from tokenspeed.compiler.pipeline import compile_model
+from tokenspeed.ir.module import context
+from tokenspeed.plans.device_kernels import Constant, DeviceKernel, KernelReceipt, Pointer
+from tokenspeed.plans.errors import MemoryPlanError
+from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.writer import write_plan
+from tokenspeed.runtime.device.placement import arena_bytes
+from tokenspeed.runtime.executor import load_executor
+from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.protocol import SamplingParameters
+from tokenspeed.targets.accelerator import Accelerator
+from tokenspeed.targets.triton.kernel import Launch
+
+from ..runtime.device.fake_driver import MACHINES, FakeDriver, build, elf_image, entry_name
+from ..tiny_models import FAMILIES
+
+OPTIONS = {"dtype": "bf16", "memory": 1 << 30, "max_sequences": 6, "prefill_chunk": 100, "max_context": 256}
+
+
+def headers_alone(launch: Launch, accelerator: Accelerator, _cache: str) -> tuple[DeviceKernel, bytes]:
+    """A kernel whose code is a header, and whose symbol is unique."""
+    digest = hashlib.sha256(launch.key.encode()).hexdigest()
+    vendor = "hip" if accelerator.kind == "hip" else "cuda"
+    binary = elf_image(MACHINES[vendor], int(digest[:8], 16))
+    kernel = DeviceKernel(
+        name=f"{launch.source}.{digest[:16]}",
+        entry=entry_name(binary, vendor),
+        symbol=f"k_{digest[:16]}",
+        warps=launch.warps,
+        shared_bytes=0,
+        parameters=launch.parameters,
+        grid=launch.grid,
+        dependent_launch=launch.dependent_launch,
+        receipt=KernelReceipt(compiler="none", version="0", registers=1, spills=0),
+    )
+    return kernel, binary
+
+
+@pytest.fixture(scope="module", params=["h200", "mi300x"])
+def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_section, "build", headers_alone)
+        path = compiled(tmp_path_factory.mktemp("plan"), request.param)
+    with Plan.open(path) as opened:
+        opened.verify_all()
+        yield opened
+
+
+def compiled(folder: Path, target: str, **changes: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(FAMILIES["llama"]))
+    with context():
+        options = CompileOptions(target=target, **{**OPTIONS, **changes})  # pyright: ignore[reportArgumentType]
+        state = compile_model(open_model(folder / "config.json"), options, lambda *_: None)
+    assert state.manifest is not None
+    write_plan(folder / "plan.bin", state.manifest, state.entries)
+    return folder / "plan.bin"
+
+
+@pytest.fixture
+def fake(plan: Plan, tmp_path: Path) -> Iterator[FakeDriver]:
+    assert plan.manifest.device is not None
+    library = build(tmp_path)
+    library.reset(plan.manifest.device.vendor)
+    for kernel in plan.manifest.device.kernels:
+        library.declare(kernel.symbol, "".join(kind_of(item) for item in kernel.parameters))
+    yield library
+    assert library.problem == "" and library.held == 0
+
+
+def kind_of(parameter: object) -> str:
+    if isinstance(parameter, Pointer):
+        return "p"
+    return {"i32": "i", "i64": "l", "f32": "f"}[parameter.type] if isinstance(parameter, Constant) else "i"
+
+
+def test_the_plan(plan: Plan) -> None:
+    manifest, device = plan.manifest, plan.manifest.device
+    assert device is not None and manifest.kernels is None
+    assert device.graph_rows == (1, 2, 4, 6) and device.memory_bytes == 1 << 30
+    assert manifest.memory.total <= device.memory_bytes < manifest.memory.total + manifest.kv.bytes_per_block
+    assert {group.block_order for group in manifest.kv.groups} == {"head_major"}
+    step, sample = plan.program("step"), plan.program("sample")
+    assert [(bucket.rows, bucket.logit_rows) for bucket in step.buckets] == [(1, 1), (2, 2), (4, 4), (6, 6), (64, 6), (106, 6)]
+    assert [bucket.rows for bucket in sample.buckets] == [1, 2, 4, 6]
+    assert all(call.function.startswith("device.") and not call.attributes for call in (*step.calls, *sample.calls))
+    assert len(manifest.goldens) == 1
+
+
+def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> None:
+    """Every parameter is an address inside the arena or a number (the fake driver sees to it); decode steps are two graphs."""
+    executor = load_executor(plan, "dummy", None, lambda _phase: None, driver=fake.driver())
+    size, memory = plan.manifest.kv.block_tokens, plan.manifest.memory
+    assert fake.device_bytes == arena_bytes(plan.manifest) + memory.workspace == memory.total - memory.overhead
+    assert sum(line.startswith("begin capture") for line in fake.log()) == 8
+    sampling = SamplingParameters(max_tokens=9, temperature=0.0)
+    executor.admit(0, sampling, (), np.arange(3, dtype=np.int32), np.empty(0, np.int32))
+    fake.clear_log()
+    executor.run(fixed_batch([Rows(0, 0, [1, 2, 3])], 4, size))
+    log = fake.log()
+    assert sum(line.startswith("launch k_") for line in log) > 20 and sum(line.startswith("launch graph") for line in log) == 1
+    fake.clear_log()
+    executor.run(fixed_batch([Rows(0, 3, [-1]), Rows(1, 0, [4]), Rows(2, 0, [5])], 4, size))
+    assert [line.split()[1] for line in fake.log() if line.startswith("launch")] == ["graph", "graph"]
+    executor.close()
+
+
+def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_section, "build", headers_alone)
+    with pytest.raises(MemoryPlanError, match="does not fit"):
+        compiled(tmp_path, "h200", memory=1 << 20)
