@@ -110,7 +110,8 @@ class DeviceOperation:
 
     Operands are numbered as those of the operation's call in programs for the CPU (passes/lower.py), inputs first.
     `ts.attention`, which is two calls there, has (q, k, v, slot_mapping, k_cache, v_cache, sequence_starts, context_lengths,
-    block_tables, counts[, sinks]) -> (out).
+    block_tables, counts[, sinks]) -> (out), and `ts.latent_attention` (q_nope, q_rope, kv_b, latent, k_rope, slot_mapping,
+    cache, sequence_starts, context_lengths, block_tables, counts) -> (out).
     """
 
     steps: tuple[DeviceStep, ...]

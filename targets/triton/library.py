@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
@@ -10,7 +11,9 @@ from ..machine import Kernel
 from .attention import attention, cached_attention
 from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
 from .kernel import DeviceOperation, DeviceSetting
+from .latent import latent_attention
 from .linear import linear
+from .linear_tiles import RECEIPT, efficiency
 from .mixture import moe_experts, moe_route
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_kv_write, rope_table
@@ -32,7 +35,7 @@ def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceO
 TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.embedding", embedding),
     _row("ts.gather_rows", gather_rows),
-    _row("ts.linear", linear),
+    replace(_row("ts.linear", linear), efficiency=efficiency, receipt=RECEIPT),
     _row("ts.rms_norm", rms_norm),
     _row("ts.add_rms_norm", add_rms_norm),
     _row("ts.layer_norm", layer_norm),
@@ -41,6 +44,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.rope_kv_write", rope_kv_write),
     _row("ts.attention", attention),
     _row("ts.cached_attention", cached_attention),
+    _row("ts.latent_attention", latent_attention),
     _row("ts.gated_activation", gated_activation),
     _row("ts.activation", activation),
     _row("ts.add", add),

@@ -9,8 +9,11 @@ from ..accelerator import Accelerator
 
 Way = Literal["one_row", "few_rows", "few_rows_turned", "many_rows", "many_rows_by_descriptors"]
 
-_RECEIPT = "benchmarks/gpu_kernels.py, one H200, driver 580, Triton 3.9.0, bf16, Llama 3.1 8B's layers, 2026-11-28"
-"""Of the tiles of sm_90a; those of other architectures are set, not measured."""
+RECEIPT = "sm_90a: benchmarks/gpu_kernels.py on one H200, Triton 3.9.0, bf16, Llama 3.1 8B, 2026-11-28; others: set, not measured"
+"""How efficiency and the tiles of sm_90a are known."""
+
+_SHARES = ((1, 0.95), (2, 0.9), (33, 0.85), (65, 0.7), (257, 0.75), (1024, 0.95))
+"""Shares of the roofline from so many rows on."""
 
 _LONG = 16384
 """Columns from which on a layer is many blocks for each unit, however they are cut."""
@@ -30,9 +33,9 @@ class Tiles:
     group: int = 8
 
 
-def receipt(accelerator: Accelerator) -> str:
-    """How the tiles for an accelerator are known."""
-    return _RECEIPT if accelerator.arch == "sm_90a" else "tiles are set, not measured"
+def efficiency(rows: int) -> float:
+    """Share of the roofline at a number of rows."""
+    return max((least, share) for least, share in _SHARES if least <= max(rows, 1))[1]
 
 
 def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inner: int) -> Tiles:
