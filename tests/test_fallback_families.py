@@ -16,10 +16,12 @@ _SIZES: dict[str, Any] = {**_TOKENS, "hidden_size": 64, "intermediate_size": 96,
 FALLBACKS: dict[str, dict[str, Any]] = {
     "gptj": {**_TOKENS, "model_type": "gptj", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
     "bert": {**_SIZES, "model_type": "bert", "is_decoder": True, "max_position_embeddings": 256},
+    "bloom": {**_TOKENS, "model_type": "bloom", "hidden_size": 96, "n_layer": 2, "n_head": 6},
     "biogpt": {**_SIZES, "model_type": "biogpt", "max_position_embeddings": 256, "pad_token_id": 1},
     "diffllama": {**_SIZES, "model_type": "diffllama", "num_key_value_heads": 2, "max_position_embeddings": 256},
 }
-"""One that writes its attention out, an encoder used as a decoder, one with positions counted behind an offset, one with two
+"""One that writes its attention out, an encoder used as a decoder, one with alibi, one with positions counted behind an offset,
+one with two
 attentions in each layer."""
 
 

@@ -19,17 +19,20 @@ FEWEST, MOST = 2, 65536
 """Tokens of a trace; where no bound is found it holds for any number."""
 
 
-def export_over_tokens(model: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, int]:
+def export_over_tokens(model: torch.nn.Module, inputs: tuple[Tensor, ...], context: int = 0) -> tuple[ExportedProgram, int]:
     """The exported model, and the most tokens that it holds for (0: any number).
 
-    `inputs` are [1, tokens]. Raises whatever torch.export or the model's code does.
+    `inputs` are [1, tokens]. Where no bound is found and yet there is one, the trace is made for `context` tokens.
+    Raises whatever torch.export or the model's code does.
     """
     try:
         return _export(model, inputs, Dim("tokens", min=FEWEST, max=MOST)), 0
     except UserError:
         longest = _bound(model, inputs)
-        if longest is None:
+        if longest is None and context <= FEWEST:
             raise
+    if longest is None:
+        return _export(model, inputs, Dim("tokens", min=FEWEST, max=context)), context
     # A branch for a text exactly as long as the table is left out: the table is then cut nowhere, which is no other result.
     return _export(model, inputs, Dim("tokens", min=FEWEST, max=longest - 1)), longest
 

@@ -446,7 +446,7 @@ def trace(
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
             with KeptConstants():
-                exported, longest = export_over_tokens(_Logits(model, mask), (example, example.clone()))
+                exported, longest = export_over_tokens(_Logits(model, mask), (example, example.clone()), context)
             exported = exported.run_decompositions(DECOMPOSITIONS)
         except NotCausal:  # or so it calls itself: its own mask tells
             if not own_attention:
@@ -469,7 +469,7 @@ def trace(
         architecture = type(model).__name__
         if own_attention:
             try:
-                replace_eager_attention(exported, constants, architecture)
+                replace_eager_attention(exported, constants, architecture, context)
             except NotCausal:
                 if mask != "none" or not getattr(typed, "is_decoder", False):
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ class _Attention(torch.nn.Module):
 
 def _found(module: _Attention) -> list[tuple[float, int]]:
     """Scale and window of each attention that is found in the module's graph."""
+    return [(node.args[4], node.args[5]) for node in _replaced(module, {})]
+
+
+def _replaced(module: _Attention, constants: dict[str, Tensor]) -> list[Any]:
+    """The calls of attention that stand in the module's graph afterwards."""
     example = torch.zeros(1, 8, dtype=torch.long, device="meta")
     tokens = torch.export.Dim("tokens", min=2, max=65536)
     with KeptConstants():
@@ -38,9 +44,8 @@ def _found(module: _Attention) -> list[tuple[float, int]]:
             module, (example, example.clone()), dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
         )
     exported = exported.run_decompositions({})
-    replace_eager_attention(exported, {}, "Tiny")
-    calls = [node for node in exported.graph.nodes if str(node.target) == "tokenspeed.attention.default"]
-    return [(node.args[4], node.args[5]) for node in calls]
+    replace_eager_attention(exported, constants, "Tiny")
+    return [node for node in exported.graph.nodes if str(node.target) == "tokenspeed.attention.default"]
 
 
 def test_causal_attention_keeps_its_scale() -> None:
@@ -69,8 +74,9 @@ def test_a_mask_may_take_the_shape_of_what_the_text_says() -> None:
 @pytest.mark.parametrize(
     ("mask", "got"),
     [
-        (lambda distance: (distance >= 0) & (distance * 3 < 90), "mul"),
-        (lambda distance: (distance >= 0) & (distance.float().sqrt() < 30.0), "_to_copy"),
+        (lambda distance: (distance >= 0) & (distance * 3 < 90), "lt"),
+        (lambda distance: (distance >= 0) & (distance.float() < 30.0), "lt"),
+        (lambda distance: (distance >= 0) & (distance.float().sqrt() < 30.0), "sqrt"),
         (lambda distance: (distance >= 0) & (distance < 100000), "100003 tokens"),
         (lambda distance: distance >= -1, "another mask"),
     ],
@@ -81,9 +87,29 @@ def test_a_mask_that_is_not_certain_is_refused(mask: Mask, got: str) -> None:
     assert got in str(refused.value.got)
 
 
-def test_a_bias_of_distances_is_refused() -> None:
+def test_a_bias_that_grows_with_distance_becomes_columns_of_heads() -> None:
+    def alibi(scores: Tensor, distance: Tensor) -> Tensor:
+        return scores - distance * torch.stack([torch.full((), slope, device="meta") for slope in (0.5, 0.125)])[:, None, None]
+
+    module = _Attention(lambda distance: distance >= 0, alibi)
+    assert _found(module) == [(1.0, 0)]
+    constants: dict[str, Tensor] = {}
+    calls = _replaced(module, constants)
+    assert [tuple(node.meta["val"].shape)[3] for node in calls[0].args[:3]] == [10, 10, 8]
+    assert [value.tolist() for value in constants.values()] == [[0.5, 0.125]]
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        lambda scores, distance: scores - distance * distance * 0.01,
+        lambda scores, distance: scores - (distance * 0.1).clamp(max=3.0),
+        lambda scores, distance: scores + torch.where(distance < 3, 1.0, 0.0),
+    ],
+)
+def test_another_bias_of_distances_is_refused(bias: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(ModelError):
-        _found(_Attention(lambda distance: distance >= 0, lambda scores, distance: scores - 0.5 * distance))
+        _found(_Attention(lambda distance: distance >= 0, bias))
 
 
 def test_constants_made_while_the_model_runs_keep_their_values() -> None:
