@@ -130,7 +130,7 @@ class _Heads:
         inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
         tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
         queries = max(1, tiles.rows // self._padded_group)
-        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(self.width) == self.width
+        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
         described = tiles.described and in_one_block
 
         def launch(rows: int | None) -> Launch | None:

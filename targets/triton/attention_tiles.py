@@ -39,7 +39,9 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     tokens = _tokens(dtype, width, block_tokens, 64)
     if accelerator.kind == "hip" or width > 128:
         return Tiles(64, tokens, 4, 2)
-    return Tiles(64, tokens, 4, 2, described=accelerator.arch == "sm_90a")
+    if accelerator.arch == "sm_90a" and block_tokens % tokens == 0:
+        return Tiles(128, tokens, 8, 3, described=True)
+    return Tiles(64, tokens, 4, 2)
 
 
 def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:

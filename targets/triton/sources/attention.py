@@ -89,6 +89,33 @@ def _attend_described_block(
 
 
 @triton.jit
+def _attend_two_described_blocks(
+    q, keys, values, table, kv_head, start, best, total, sums,
+    KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_T: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Two tiles that every row sees whole, one after the other: the running softmax is brought up to date once."""
+    first = (tl.load(table + start // TOKENS) * KV_HEADS + kv_head) * TOKENS + start % TOKENS
+    later = start + BLOCK_T
+    second = (tl.load(table + later // TOKENS) * KV_HEADS + kv_head) * TOKENS + later % TOKENS
+    one = tl.dot(q, keys.load([first, 0]).T, input_precision="ieee")
+    two = tl.dot(q, keys.load([second, 0]).T, input_precision="ieee")
+    power: tl.constexpr = 1.4426950408889634 * (1.0 if SOFTCAP > 0.0 else SCALE)
+    if SOFTCAP > 0.0:
+        one = tanh(one * (SCALE / SOFTCAP)) * SOFTCAP
+        two = tanh(two * (SCALE / SOFTCAP)) * SOFTCAP
+    higher = tl.maximum(best, tl.max(tl.maximum(one, two), axis=1) * power)
+    one = tl.exp2(one * power - higher[:, None])
+    two = tl.exp2(two * power - higher[:, None])
+    shrink = tl.exp2(best - higher)
+    total = total * shrink + tl.sum(one + two, axis=1)
+    v = values.load([first, 0])
+    sums = tl.dot(one.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
+    v = values.load([second, 0])
+    sums = tl.dot(two.to(v.dtype), v, sums, input_precision="ieee")
+    return higher, total, sums
+
+
+@triton.jit
 def _with_sink(best, total, sums, sinks, heads, inside):
     """One more logit of each row's softmax, without a value."""
     sink = tl.load(sinks + heads, mask=inside, other=float("-inf")).to(tl.float32) * 1.4426950408889634
@@ -208,8 +235,6 @@ def chunks(
     wait_for_inputs(DEPENDENT)
     rows, decoding, sequences = tl.load(counts), tl.load(counts + 1), tl.load(counts + 2)
     last_row = tl.minimum(first_row + BLOCK_Q, rows)
-    if first_row >= last_row:
-        return
     numbers = tl.arange(0, SEQUENCES)
     ends = tl.load(starts + 1 + numbers, mask=numbers < sequences, other=2147483647)
     begins = tl.load(starts + numbers, mask=numbers < sequences, other=2147483647)
@@ -243,6 +268,13 @@ def chunks(
             low = 0
             # rows of another sequence may come before this one's: what they get is not kept
             seen_by_all = (lowest + 1) // BLOCK_T * BLOCK_T
+        if DESCRIBED:
+            in_pairs = low + (seen_by_all - low) // (2 * BLOCK_T) * (2 * BLOCK_T)
+            for token in tl.range(low, in_pairs, 2 * BLOCK_T, num_stages=STAGES):
+                best, total, sums = _attend_two_described_blocks(
+                    query, keys, values, table, kv_head, token, best, total, sums, KV_HEADS, TOKENS, BLOCK_T, SCALE, SOFTCAP
+                )
+            low = in_pairs
         for token in tl.range(low, seen_by_all, BLOCK_T, num_stages=STAGES):
             if DESCRIBED:
                 best, total, sums = _attend_described_block(

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tokenspeed.targets.rates import nominal
+from tokenspeed.targets.triton import attention
+from tokenspeed.targets.triton.attention_tiles import Tiles
 
 from .compared import SETTING, Array, Case, compare
 from .interpreter import Interpreter
 
-HEADS, KV_HEADS, WIDTH, TOKENS = 6, 2, 8, 4
+HEADS, KV_HEADS = 6, 2
 SCALE = 0.35
 
 
@@ -24,26 +26,35 @@ def interpreter() -> Iterator[Interpreter]:
 
 
 def _case(
-    rows_of: list[int], lengths: list[int], rows: int, logit_rows: int, window: int = 0, softcap: float = 0.0, sinks: bool = False
+    rows_of: list[int],
+    lengths: list[int],
+    rows: int,
+    logit_rows: int,
+    style: tuple[int, float, bool] = (0, 0.0, False),
+    sizes: tuple[int, int] = (8, 4),
 ) -> Case:
-    """A step of sequences with so many rows and contexts each, one-row sequences first, in a bucket of `rows`."""
+    """A step of sequences with so many rows and contexts each, one-row sequences first, in a bucket of `rows`.
+
+    `style` is window, softcap and sinks; `sizes` the width of a head and the tokens of a block.
+    """
+    (window, softcap, sinks), (width, tokens) = style, sizes
     generator = np.random.default_rng(11)
-    blocks = [-(-length // TOKENS) for length in lengths]
+    blocks = [-(-length // tokens) for length in lengths]
     numbers = generator.permutation(sum(blocks) + 2)
     tables = np.full((SETTING.max_sequences, SETTING.blocks_per_sequence), 10**6, np.int32)
     for at, count in enumerate(blocks):
         start = sum(blocks[:at])
         tables[at, :count] = numbers[start : start + count]
-    cache = generator.standard_normal((2, sum(blocks) + 2, KV_HEADS, TOKENS, WIDTH)).astype(np.float32)
+    cache = generator.standard_normal((2, sum(blocks) + 2, KV_HEADS, tokens, width)).astype(np.float32)
     for at, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
-        if length % TOKENS:  # what lies beyond a context may be anything
-            cache[:, tables[at, count - 1], :, length % TOKENS :] = np.nan
+        if length % tokens:  # what lies beyond a context may be anything
+            cache[:, tables[at, count - 1], :, length % tokens :] = np.nan
     starts = np.full(SETTING.max_sequences + 1, 10**6, np.int32)
     starts[: len(rows_of) + 1] = np.concatenate(([0], np.cumsum(rows_of)))
     contexts = np.full(SETTING.max_sequences, 10**6, np.int32)
     contexts[: len(lengths)] = lengths
     counts = np.array([sum(rows_of), rows_of.count(1), len(rows_of), len(rows_of)], np.int32)
-    q = f"tensor<?x{HEADS}x{WIDTH}xf32>"
+    q = f"tensor<?x{HEADS}x{width}xf32>"
     scores = f"scale = {SCALE} : f64, softcap = {softcap} : f64, window = {window} : i64"
     segments = f"operandSegmentSizes = array<i32: 1, {int(sinks)}>"
     attributes = f'kv_heads = {KV_HEADS} : i64, layer = "0", {scores}, {segments}'
@@ -57,16 +68,23 @@ def _case(
 STYLES = [(0, 0.0, False), (5, 0.0, True), (0, 3.0, False), (3, 2.0, True)]
 
 
-@pytest.mark.parametrize(("window", "softcap", "sinks"), STYLES)
-def test_decoding_rows(interpreter: Interpreter, window: int, softcap: float, sinks: bool) -> None:
-    compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, window, softcap, sinks))
+@pytest.mark.parametrize("style", STYLES)
+def test_decoding_rows(interpreter: Interpreter, style: tuple[int, float, bool]) -> None:
+    compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, style))
 
 
 def test_decoding_rows_whole(interpreter: Interpreter) -> None:
     few = replace(SETTING.accelerator, sizes={**SETTING.accelerator.sizes, "units": nominal(1, "1", "one")})
-    compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, 5), replace(SETTING, accelerator=few))
+    compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, (5, 0.0, False)), replace(SETTING, accelerator=few))
 
 
-@pytest.mark.parametrize(("window", "softcap", "sinks"), STYLES)
-def test_chunks_and_decoding_rows(interpreter: Interpreter, window: int, softcap: float, sinks: bool) -> None:
-    compare(interpreter, _case([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8, window, softcap, sinks))
+@pytest.mark.parametrize("style", STYLES)
+def test_chunks_and_decoding_rows(interpreter: Interpreter, style: tuple[int, float, bool]) -> None:
+    compare(interpreter, _case([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8, style))
+
+
+@pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
+def test_chunks_by_descriptors(interpreter: Interpreter, style: tuple[int, float, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "chunk_tiles", lambda *_: Tiles(32, 16, 4, 2, described=True))
+    setting = replace(SETTING, block_tokens=16)
+    compare(interpreter, _case([1, 9, 2], [30, 86, 2], 16, 8, style, (16, 16)), setting)
