@@ -27,11 +27,11 @@ ATTENTION = {"ts.attention", "ts.cached_attention", "ts.latent_attention"}
 
 def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
     """Layers with equal geometry and window, in one group each, ordered by first layer."""
-    found: dict[_Geometry, list[int]] = {}
+    found: dict[_Geometry, set[int]] = {}
     for operation in modules.walk(modules.step_block(module)):
         if operation.name not in ATTENTION:
             continue
-        found.setdefault(_geometry(operation), []).extend(_layers(operation))
+        found.setdefault(_geometry(operation), set()).update(_layers(operation))  # one cache may be read by several
     groups = []
     for geometry, layers in sorted(found.items(), key=lambda item: min(item[1])):
         window = geometry.window

@@ -24,6 +24,7 @@ from ..passes.raise_aten import raise_aten
 from ..passes.sample_program import build_device_sample_program, build_sample_program
 from ..passes.schedule import bucket_sizes, schedule, workloads
 from ..passes.select import select
+from ..passes.share_kv_caches import share_kv_caches
 from ..passes.store_weights import plan_weights, split_packed
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
@@ -42,7 +43,7 @@ from .options import CompileOptions
 from .proof import prove
 
 MESH = (MeshAxis(name="tp", size=1),)
-FUSIONS = (merge_projections, fuse_add_norm, fuse_rope_kv_write)
+FUSIONS = (merge_projections, fuse_add_norm, share_kv_caches, fuse_rope_kv_write)
 
 
 @dataclass

@@ -70,23 +70,27 @@ _LATENT: dict[str, Any] = {"head_dim": 6, "num_key_value_heads": 4, "num_experts
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
 _GEMMA3N: dict[str, Any] = {
+    "num_hidden_layers": 5,
     "intermediate_size": 96,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
     "vocab_size_per_layer_input": 160,
     "hidden_size_per_layer_input": 16,
-    "activation_sparsity_pattern": None,
+    "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0],
 }
-"""Layers have keys and values of their own."""
+"""The last two layers read the keys and values of the two before them."""
 
 _GEMMA4: dict[str, Any] = {
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     "global_head_dim": 32,
-    "num_kv_shared_layers": 0,
+    "num_kv_shared_layers": 2,
     "vocab_size_per_layer_input": 160,
     "hidden_size_per_layer_input": 16,
 }
-"""Heads of the last layer are wider."""
+"""Heads of layers without a window are wider; the last two layers read the keys and values of the two before them."""
+
+_GEMMA4_UNIFIED: dict[str, Any] = {**_GEMMA4, "num_kv_shared_layers": 0}
 
 _STATE_SPACE: dict[str, Any] = {
     "mamba_n_heads": 8,
@@ -144,14 +148,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "gemma3n_text": _GEMMA3N,
     "gemma4": {"text_config": {**SIZES, **_GEMMA4}},
     "gemma4_text": _GEMMA4,
-    "gemma4_unified": {"text_config": {**SIZES, **_GEMMA4}},
-    "gemma4_unified_text": _GEMMA4,
+    "gemma4_unified": {"text_config": {**SIZES, **_GEMMA4_UNIFIED}},
+    "gemma4_unified_text": _GEMMA4_UNIFIED,
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": _LATENT,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
     "emu3": {"text_config": {**SIZES, **TOKENS}},
     "got_ocr2": {"tie_word_embeddings": False},
+    "hrm_text": {"num_hidden_layers": 12, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
     "minicpm3": _LATENT,

@@ -19,10 +19,18 @@ FALLBACKS: dict[str, dict[str, Any]] = {
     "bloom": {**_TOKENS, "model_type": "bloom", "hidden_size": 96, "n_layer": 2, "n_head": 6},
     "biogpt": {**_SIZES, "model_type": "biogpt", "max_position_embeddings": 256, "pad_token_id": 1},
     "diffllama": {**_SIZES, "model_type": "diffllama", "num_key_value_heads": 2, "max_position_embeddings": 256},
+    "hrm": {
+        **_SIZES,
+        "model_type": "hrm_text",
+        "num_hidden_layers": 4,
+        "num_layers_per_stack": 1,
+        "H_cycles": 2,
+        "L_cycles": 1,
+        "max_position_embeddings": 256,
+    },
 }
 """One that writes its attention out, an encoder used as a decoder, one with alibi, one with positions counted behind an offset,
-one with two
-attentions in each layer."""
+one with two attentions in each layer, one whose layers are run several times."""
 
 
 @pytest.mark.parametrize("name", FALLBACKS)

@@ -141,6 +141,8 @@ def _reachable(calls: list[Node], graph: AtenGraph) -> list[Node]:
 
 
 def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
+    if not traced.layers_path:
+        return AtenGraph(Segment(tuple(calls)), (), Segment(()), graph.inputs, graph.resolve(graph.logits), graph.replaced)
     count = max(traced.kinds) + 1
     groups: list[list[Node]] = [[] for _ in range(count + 2)]
     places = _places(traced, calls)

@@ -75,18 +75,20 @@ class _Importer:
                 if self.targets[node.name][0] == InputKind.USER_INPUT:
                     values[node] = dialect.Input(_type_of(node), modules.text(next(user_inputs))).res
             self._emit(self.graph.prologue, values, layer=None)
-            hidden_node = self.graph.layers[0].live_in
-            assert hidden_node is not None
-            hidden = values[hidden_node]
-            for run in fold(self.traced.kinds):
-                hidden = self._repeat(run, hidden, values)
-            last = self.graph.layers[-1].live_out
-            assert last is not None
-            values[last] = hidden
+            if self.graph.layers:
+                self._emit_layers(values)
             self._emit(self.graph.epilogue, values, layer=None)
             modules.finish(block, [values[self.graph.logits]])
         modules.verify(module)
         return module
+
+    def _emit_layers(self, values: Environment) -> None:
+        hidden_node, last = self.graph.layers[0].live_in, self.graph.layers[-1].live_out
+        assert hidden_node is not None and last is not None
+        hidden = values[hidden_node]
+        for run in fold(self.traced.kinds):
+            hidden = self._repeat(run, hidden, values)
+        values[last] = hidden
 
     def _repeat(self, run: RepeatedPattern, hidden: ir.Value, outer: Environment) -> ir.Value:
         if not any(self.graph.layers[kind].nodes for kind in run.pattern):
@@ -168,10 +170,10 @@ class _Importer:
 
     def _emit_attention(self, node: Node, values: Environment, layer: tuple[int, int] | None, number: int) -> None:
         """Attention `number` of its layer. Each has a cache of its own: those of layers' first attentions are called as the
-        layers, then come those of their second ones, and so on."""
-        if layer is None:
+        layers, then come those of their second ones, and so on. Where layers are not folded, attentions are counted."""
+        if layer is None and self.traced.layers_path:
             raise ModelError("attention outside of the layers is not supported", where=module_path(node))
-        cache = shift("{i}", layer[1] + number * len(self.traced.kinds))
+        cache = str(number) if layer is None else shift("{i}", layer[1] + number * len(self.traced.kinds))
         *tensors, scale, window, softcap, _layer = node.args
         operands = [self._value(source, values, layer) for source in tensors if isinstance(source, Node)]
         arguments = {"args": [scale, window, softcap, cache], "kwargs": {}}

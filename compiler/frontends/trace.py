@@ -42,8 +42,10 @@ from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .relative_positions import replace_relative_attention
 from .selected_keys import leave_out_selection
 from .shared_layers import layer_numbers, renumber, shared_parameters
+from .sparse_activations import fix_sparsity
 from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
 from .token_range import export_over_tokens, require_within
+from .unfolded import is_unfolded
 from .unpackable import refuse_unpackable
 
 ATTENTION_NAME = "tokenspeed"
@@ -163,13 +165,13 @@ AttentionInterface.register(ATTENTION_NAME, _attention_hook)
 class TracedModel:
     """An exported model with one layer per kind. `config` is as given, with sizes that it left out filled in.
 
-    `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list;
-    `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once; `ties` maps a tied
-    name to the one it shares, and `shared` a name in a kept layer to the one that all layers of its kind share; `constants`
-    the values of buffers that no checkpoint holds; `names` says how parameters are called and cut up in checkpoints; `context`
-    is the longest sequence that rope was fixed for. `mixers` are the recurrent parts, which the exported graph names by position.
-    `mask` is what the model has to be given to be causal. `beside` are paths of lists beside the layer list, each with a part of
-    every layer; of such a model each layer is a kind of its own.
+    `kinds[i]` is the position in the kept layers of layer i's kind; `layers_path` the module path of the layer list, "" where
+    layers are not folded; `parameters` the names and shapes of all that the full model reads from a checkpoint, tied ones once;
+    `ties` maps a tied name to the one it shares, and `shared` a name in a kept layer to the one that all layers of its kind
+    share; `constants` the values of buffers that no checkpoint holds; `names` says how parameters are called and cut up in
+    checkpoints; `context` is the longest sequence that rope was fixed for. `mixers` are the recurrent parts, which the exported
+    graph names by position. `mask` is what the model has to be given to be causal. `beside` are paths of lists beside the layer
+    list, each with a part of every layer; of such a model each layer is a kind of its own.
     """
 
     exported: ExportedProgram
@@ -330,6 +332,8 @@ def _keep_one_layer_per_kind(
 ) -> tuple[LayerList, tuple[int, ...], dict[str, str]]:
     """The layer list, the kind of each layer, and what the kept ones share with others: name to first name."""
     depth = _depth(config)
+    if is_unfolded(model, config, depth):
+        return LayerList("", torch.nn.ModuleList()), tuple(range(depth)), {}
     found = find_layer_list(model, depth, config.model_type)
     path, layers = found.path, found.layers
     every_layer = every_layer or bool(found.beside)  # what the model does between its lists is in none of them
@@ -440,6 +444,7 @@ def trace(
         recognise_experts(model)
         replace_looped_experts(model)
         replace_relative_attention(model, _attend)
+        fix_sparsity(model)
         choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
