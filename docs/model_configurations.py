@@ -154,7 +154,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": _LATENT,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
-    "emu3": {"text_config": {**SIZES, **TOKENS}},
+    "emu3": {"text_config": {**SIZES, **TOKENS}, "vocabulary_map": {"<image>": 9}},
     "got_ocr2": {"tie_word_embeddings": False},
     "hrm_text": {"num_hidden_layers": 12, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2},
     "hy_v4": _LATENT,

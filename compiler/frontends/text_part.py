@@ -12,7 +12,10 @@ from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from ...plans.errors import ModelError
 from .checkpoint_names import CheckpointNames
@@ -52,6 +55,18 @@ def model_maker(config: dict[str, Any]) -> Callable[..., Any] | None:
         return None
     made: Any = getattr(transformers, named)
     return made._from_config if made.config_class.model_type == config.get("model_type") else None
+
+
+def maker_of_the_whole(config: dict[str, Any], text: dict[str, Any]) -> Callable[..., Any] | None:
+    """What builds the model of all parts, whose checkpoints hold the `text` part; None where that is stored alone."""
+    if text is config:
+        return None
+    if is_wrapped(config, text):
+        return model_maker(config)
+    named = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config["model_type"])
+    if named is None or named == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]:
+        return None
+    return getattr(transformers, named)._from_config
 
 
 def is_wrapped(config: dict[str, Any], text: dict[str, Any]) -> bool:

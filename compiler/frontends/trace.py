@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ from .relative_positions import replace_relative_attention
 from .selected_keys import leave_out_selection
 from .shared_layers import layer_numbers, renumber, shared_parameters
 from .sparse_activations import fix_sparsity
-from .text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
+from .text_part import maker_of_the_whole, model_maker, names_in_the_whole, text_configuration
 from .token_range import export_over_tokens, require_within
 from .unfolded import is_unfolded
 from .unpackable import refuse_unpackable
@@ -217,9 +217,10 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME) -> Any:
+def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME, maker: Callable[..., Any] | None = None) -> Any:
+    """The model on the meta device, made by `maker` or as the causal LM of its type. Raises ModelError if it cannot be."""
     model_type = config.get("model_type", "")
-    make = model_maker(config)
+    make = maker or model_maker(config)
     if make is None:
         raise ModelError(
             f"model type {model_type!r} is not a causal language model of transformers {transformers.__version__}",
@@ -261,16 +262,17 @@ def _leave_memory(model: torch.nn.Module) -> None:
 
 
 def _names(model: Any, parameters: dict[str, tuple[int, ...]], whole: dict[str, Any], config: dict[str, Any]) -> CheckpointNames:
-    if not is_wrapped(whole, config):
+    maker = maker_of_the_whole(whole, config)
+    if maker is None:
         return checkpoint_names(model)
     with absent_parts_are_empty():
-        outer = _build(whole, "f32", "eager")
-    paths = _path_of(model, model.get_decoder()), _path_of(outer, outer.get_decoder())
-    return names_in_the_whole(checkpoint_names(outer), _stored(outer), parameters, paths)
+        outer = _build(whole, "f32", "eager", maker)
+    kind = type(outer.get_decoder())
+    return names_in_the_whole(checkpoint_names(outer), _stored(outer), parameters, (_path_of(model, kind), _path_of(outer, kind)))
 
 
-def _path_of(model: torch.nn.Module, part: torch.nn.Module) -> str:
-    return next(path for path, module in model.named_modules() if module is part)
+def _path_of(model: torch.nn.Module, kind: type) -> str:
+    return next(path for path, module in model.named_modules() if type(module) is kind)
 
 
 def _stored(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:

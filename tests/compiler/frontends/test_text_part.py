@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from tokenspeed.compiler.frontends import trace as tracing
 from tokenspeed.compiler.frontends.checkpoint_names import CheckpointNames
-from tokenspeed.compiler.frontends.text_part import is_wrapped, model_maker, names_in_the_whole, text_configuration
+from tokenspeed.compiler.frontends.text_part import (
+    is_wrapped,
+    maker_of_the_whole,
+    model_maker,
+    names_in_the_whole,
+    text_configuration,
+)
 from tokenspeed.plans.errors import ModelError
 from tokenspeed.plans.recipe import sources
 from transformers.core_model_loading import revert_weight_conversion
@@ -31,6 +37,12 @@ GEMMA3: dict[str, Any] = {
     "text_config": SMALL,
     "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12},
 }
+MLLAMA: dict[str, Any] = {
+    "model_type": "mllama",
+    "text_config": {**SMALL, "cross_attention_layers": [1]},
+    "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2},
+}
+"""Stored by a class that is no causal LM's."""
 EMU3: dict[str, Any] = {"model_type": "emu3", "text_config": SMALL}
 
 
@@ -38,6 +50,7 @@ def test_a_language_model_alone_is_its_own_text_part() -> None:
     assert text_configuration(FAMILIES["llama"]) is FAMILIES["llama"]
     unknown = {"model_type": "no_such_type", "text_config": SMALL}
     assert text_configuration(unknown) is unknown
+    assert maker_of_the_whole(unknown, unknown) is None
 
 
 def test_the_text_part_has_its_own_type_and_what_the_whole_says_of_tokens() -> None:
@@ -56,11 +69,14 @@ def test_a_text_part_of_no_type_of_its_own_is_built_by_its_class() -> None:
     assert model_maker({**text, "architectures": None}) is None
 
 
-def test_parameters_are_called_as_transformers_saves_the_whole() -> None:
-    text = text_configuration(GEMMA3)
+@pytest.mark.parametrize("config", [GEMMA3, MLLAMA], ids=lambda config: config["model_type"])
+def test_parameters_are_called_as_transformers_saves_the_whole(config: dict[str, Any]) -> None:
+    text = text_configuration(config)
     with tracing.quiet():
-        whole, part = tracing._build(GEMMA3, "f32", "eager"), tracing._build(text, "f32")
-        names = tracing._names(part, tracing._stored(part), GEMMA3, text)
+        maker = maker_of_the_whole(config, text)
+        assert maker is not None
+        whole, part = tracing._build(config, "f32", "eager", maker), tracing._build(text, "f32")
+        names = tracing._names(part, tracing._stored(part), config, text)
         saved = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(whole, whole.state_dict()).items()}
     for name, shape in tracing._stored(part).items():
         made = names.parts(name, shape)
