@@ -48,8 +48,15 @@ class PlanSource(Protocol):
 Loaded = Array
 Check = Callable[[], None]
 """Raises when bytes are not those they should be."""
-Place = Callable[[HostArray], DeviceArray]
-"""Copies an array to where it stays."""
+Wanted = tuple[Weight, str, int]
+"""A weight instance: its weight, its name, its layer."""
+
+Make = Callable[[Weight, str, int], HostArray]
+"""Makes a weight instance; on any thread."""
+
+Upload = Callable[[list[Wanted], Make, Callable[[Wanted], None]], dict[str, DeviceArray]]
+"""Makes weight instances, on threads of its own, and copies them to where they stay, by name; tells of each that is done, in
+order and on the calling thread."""
 
 
 def load_weights(
@@ -59,15 +66,15 @@ def load_weights(
     progress: Progress | None = None,
     native: NativeRuntime | None = None,
     exact: bool = False,
-    place: Place | None = None,
+    upload: Upload | None = None,
 ) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
     "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
-    the model's own type instead, decoded or not rounded at all; `place` copies each to a device.
-    One final tensor is made at a time and its sources are not kept, neither as arrays nor as pages of mapped files. Digests are
-    checked meanwhile, in threads of their own.
+    the model's own type instead, decoded or not rounded at all; `upload` brings them to a device.
+    Without it one final tensor is made at a time. Their sources are not kept, neither as arrays nor as pages of mapped
+    files. Digests are checked meanwhile, in threads of their own.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
     wanted = [
@@ -81,17 +88,22 @@ def load_weights(
     loaded: dict[str, Loaded] = {}
     done = 0
     with _maker(plan, weights, wanted) as maker:
-        for weight, name, layer in wanted:
-            made = maker.make(weight, name, layer)
-            if place is not None:
-                loaded[name] = place(made)
-            else:
-                loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
-            del made
+
+        def finish(item: Wanted) -> None:
+            nonlocal done
+            weight, _, layer = item
             maker.release(weight, layer)
             done += weight.bytes
             if progress is not None:
                 progress(done, total)
+
+        if upload is not None:
+            return {**upload(wanted, maker.make, finish)}
+        for weight, name, layer in wanted:
+            made = maker.make(weight, name, layer)
+            loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
+            del made
+            finish((weight, name, layer))
     return loaded
 
 

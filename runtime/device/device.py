@@ -74,6 +74,10 @@ class Device:
         data[:] = 0
         return data
 
+    def free_host(self, data: NDArray[np.uint8]) -> None:
+        """Give page-locked memory back; no copy from it may be under way."""
+        self.driver.call(self._allocations.pop(data.ctypes.data), data.ctypes.data)
+
     def upload(self, address: int, source: NDArray[Any]) -> None:
         """Begin to copy a dense host array to the device; from page-locked memory it must stay as it is until then."""
         if source.nbytes:

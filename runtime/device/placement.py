@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..executor_interface import Report
 from ..functions.context import Context
 from ..host_arrays import NUMPY_TYPES, HostArray, from_bytes
 from ..operands import Addressed, Array, Surroundings
-from ..weights import PlanSource, load_weights
+from ..weights import Make, PlanSource, Upload, Wanted, load_weights
 from .arrays import DeviceArena, DeviceArray, rounded
 from .device import Device
 from .driver import Driver
@@ -29,6 +30,7 @@ from .graphs import CapturedBuckets
 from .kernels import DeviceKernels
 from .results import Results, results_bytes
 from .runtime import DeviceRuntime
+from .uploading import upload_all
 
 
 class Mirror:
@@ -159,13 +161,23 @@ def _placed(
     if weights == DUMMY:
         tensors = dummy_weights(manifest, needed, device, arena)
     else:
-        tensors = load_weights(plan, weights, needed, exact=exact_weights, place=arena.put)
+        tensors = load_weights(plan, weights, needed, exact=exact_weights, upload=_uploader(device, arena))
     device.synchronise()
     report("weights")
     runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted))
     around = Surroundings(activations, {**inputs.arrays, **constants, **tensors}, state, Context(), device=runtime)
     results = Results(device, max(map(results_bytes, programs)))
     return DevicePlacement(device, inputs, slots, results, around, scratch)
+
+
+def _uploader(device: Device, arena: DeviceArena) -> Upload:
+    def upload(wanted: list[Wanted], make: Make, done: Callable[[Wanted], None]) -> dict[str, DeviceArray]:
+        arrays = {name: arena.take(weight.shape, weight.dtype) for weight, name, _ in wanted}
+        jobs = [(arrays[name], partial(make, weight, name, layer)) for weight, name, layer in wanted]
+        upload_all(device, jobs, lambda at: done(wanted[at]))
+        return arrays
+
+    return upload
 
 
 def arena_bytes(manifest: Manifest) -> int:
