@@ -33,6 +33,7 @@ from .empty_parts import leave_out_empty_parts
 from .experts import EXPERTS_NAME, recognise_experts
 from .frozen_rope import freeze_rope
 from .kept_constants import KeptConstants
+from .key_biases import give_biases_of_keys, with_biases_of_keys
 from .language_adapters import choose_language_adapters
 from .layer_list import INDEX_LISTS, LayerList, find_layer_list, keep_listed
 from .looped_experts import replace_looped_experts
@@ -151,7 +152,8 @@ def _attention_hook(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = getattr(module, "layer_idx", 0)
     window, cap = int(sliding_window or 0), float(softcap or 0.0)
-    return torch.ops.tokenspeed.attention(query, key, value, s_aux, float(scale), window, cap, layer), None
+    query, key, scale = with_biases_of_keys(module, query, key, attention_mask, float(scale))
+    return torch.ops.tokenspeed.attention(query, key, value, s_aux, scale, window, cap, layer), None
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
@@ -450,6 +452,7 @@ def trace(
         choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
+        give_biases_of_keys(model, context)
         example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
             with KeptConstants():
