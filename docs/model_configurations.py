@@ -159,6 +159,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "hrm_text": {"num_hidden_layers": 12, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
+    "longcat_flash": {**_LATENT, "qk_head_dim": 16, "num_layers": 2, "num_hidden_layers": 4, "zero_expert_num": 3},
     "minicpm3": _LATENT,
     "mllama": {"text_config": {**SIZES, **TOKENS, "cross_attention_layers": [1]}},
     "ministral": {"head_dim": 16},

@@ -9,6 +9,8 @@ _OF_THE_DECODER = {
     "num_attention_heads": ("decoder_attention_heads", "num_decoder_attention_heads"),
 }
 """Configurations of encoder-decoder models mean the encoder by the common names."""
+_OF_A_TYPE = {("longcat_flash", "num_hidden_layers"): "num_layers"}
+"""Types that mean something else by the common name: here the attentions, two in each layer."""
 
 
 def own_name(config: dict[str, Any], name: str) -> str:
@@ -20,6 +22,8 @@ def own_name(config: dict[str, Any], name: str) -> str:
     from transformers import CONFIG_MAPPING
 
     model_type: str = config.get("model_type", "")
+    if (model_type, name) in _OF_A_TYPE:
+        return _OF_A_TYPE[model_type, name]
     names = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
     return names.get(name, name)
 

@@ -140,10 +140,30 @@ def _replace_ungated_experts(module: Any) -> None:
     _set(module, "forward", forward)
 
 
+def _replace_experts_beside_identities(module: Any) -> None:
+    """Experts of which the last ones hand the row on as it is (LongCat Flash): one that was not chosen has the weight zero.
+
+    gate_up_proj: [experts and identities, 2 inner, hidden]; down_proj: [experts, hidden, inner].
+    """
+    experts, hidden, inner = module.down_proj.shape
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        none = torch.zeros(hidden_states.shape[0], module.total_experts, dtype=top_k_weights.dtype, device=hidden_states.device)
+        weights = none.scatter(1, top_k_index, top_k_weights)
+        columns = functional.linear(hidden_states, module.gate_up_proj[:experts].reshape(experts * 2 * inner, hidden))
+        gate, up = columns.view(-1, experts, 2 * inner).chunk(2, dim=-1)
+        weighted = (module.act_fn(gate) * up * weights[:, :experts, None]).view(-1, experts * inner)
+        made = weighted.to(hidden_states.dtype) @ module.down_proj.transpose(1, 2).reshape(experts * inner, hidden)
+        return made + (hidden_states * weights[:, experts:].sum(-1, keepdim=True)).to(hidden_states.dtype)
+
+    _set(module, "forward", forward)
+
+
 _BLOCKS: tuple[tuple[tuple[str, ...], Callable[[Any], None]], ...] = (
     (("input_linear", "output_linear", "router", "bias", "map", "reduce"), _replace_attention_experts),
     (("input_linear", "output_linear", "router", "bias", "activation"), _replace_parallel_block),
     (("up_proj", "down_proj", "act_fn", "num_experts"), _replace_ungated_experts),
+    (("gate_up_proj", "down_proj", "identity_expert", "total_experts"), _replace_experts_beside_identities),
     (("fc1", "fc2", "route_tokens_to_experts"), _replace_grouped_experts),
     (("mlp", "ffn_hidden_size", "num_experts"), _replace_flat_experts),
     (("router", "experts", "shared_expert", "hidden_dim", "top_k"), _replace_scaled_inputs),

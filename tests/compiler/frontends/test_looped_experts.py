@@ -13,11 +13,12 @@ from tokenspeed.compiler.frontends.looped_experts import replace_looped_experts
 from tokenspeed.compiler.frontends.selected_keys import leave_out_selection
 from tokenspeed.plans.errors import ModelError
 from torch import Tensor, nn
-from transformers import AriaTextConfig, DbrxConfig, JetMoeConfig, Llama4TextConfig, NemotronHConfig
+from transformers import AriaTextConfig, DbrxConfig, JetMoeConfig, Llama4TextConfig, LongcatFlashConfig, NemotronHConfig
 from transformers.models.aria.modeling_aria import AriaTextMoELayer
 from transformers.models.dbrx.modeling_dbrx import DbrxFFN
 from transformers.models.jetmoe.modeling_jetmoe import JetMoeMoA, JetMoeMoE
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
+from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 HIDDEN, INNER, EXPERTS, CHOSEN = 12, 20, 6, 3
@@ -122,3 +123,16 @@ def test_experts_without_a_gate() -> None:
         expected = module(x, indices, best)
         replace_looped_experts(module)
         torch.testing.assert_close(module(x, indices, best), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_experts_beside_identities_give_what_they_gave() -> None:
+    config = LongcatFlashConfig(hidden_size=8, expert_ffn_hidden_size=6, n_routed_experts=4, zero_expert_num=2)
+    module = LongcatFlashExperts(config)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x, weights = torch.randn(5, 8), torch.rand(5, 3)
+    indices = torch.stack([torch.randperm(6)[:3] for _ in range(5)])
+    with torch.no_grad():
+        wanted = module(x, indices, weights)
+        replace_looped_experts(torch.nn.ModuleList([module]))
+        torch.testing.assert_close(module(x, indices, weights), wanted, rtol=1e-5, atol=1e-5)
