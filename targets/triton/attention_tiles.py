@@ -35,7 +35,7 @@ def split_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
 def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
     """Of chunks."""
     if dtype == "f32":
-        return Tiles(32, _tokens(dtype, width, block_tokens, 32), 4, 2)
+        return Tiles(16, _tokens(dtype, width, block_tokens, 32), 4, 2)
     tokens = _tokens(dtype, width, block_tokens, 64)
     if accelerator.kind == "hip" or width > 128:
         return Tiles(64, tokens, 4, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ..accelerator import Accelerator
@@ -42,6 +42,8 @@ def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inn
     """Tiles for buckets of up to `rows` rows, of a layer with so many columns of output and of input."""
     if dtype == "f32":
         return _exact(rows)
+    if columns % 16 or inner % 16:
+        return _unaligned(rows)
     if accelerator.kind == "hip":
         return _amd(rows)
     if accelerator.arch == "sm_90a":
@@ -60,11 +62,8 @@ def _hopper(accelerator: Accelerator, rows: int, columns: int, inner: int) -> Ti
         if one_wave:
             return Tiles("few_rows", height, 32, *((256, 4, 4) if height == 64 else (512, 4, 4 if height == 16 else 3)))
         return Tiles("few_rows_turned", height, 64, *((128, 4, 6) if height == 64 else (256, 4, 3)))
-    # rows of what descriptors copy begin at multiples of 16 bytes
-    described = inner % 8 == 0 and columns % 8 == 0
     busy = (tiles for tiles in _MANY if _count(tiles, rows, columns) >= _BUSY * accelerator.units)
-    chosen = next(busy, _MANY[-1])
-    return chosen if described else replace(chosen, way="many_rows")
+    return next(busy, _MANY[-1])
 
 
 def _count(tiles: Tiles, rows: int, columns: int) -> int:
@@ -100,6 +99,13 @@ def _amd(rows: int) -> Tiles:
     if rows <= 64:
         return Tiles("few_rows", 16 if rows <= 16 else 32, 32, 128, 4, 2)
     return Tiles("many_rows", 128, 128, 64, 8, 2)
+
+
+def _unaligned(rows: int) -> Tiles:
+    """Of layers whose rows do not begin at multiples of 32 bytes: every element is loaded by itself, through registers."""
+    if rows == 1:
+        return Tiles("one_row", 1, 4, 512, 4, 2)
+    return Tiles("few_rows", 16, 32, 64, 4, 2) if rows <= 64 else Tiles("many_rows", 64, 64, 32, 4, 2)
 
 
 def _exact(rows: int) -> Tiles:

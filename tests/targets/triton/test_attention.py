@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +15,6 @@ from .interpreter import Interpreter
 
 HEADS, KV_HEADS = 6, 2
 SCALE = 0.35
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    made = Interpreter()
-    yield made
-    made.close()
 
 
 def _case(

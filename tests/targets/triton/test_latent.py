@@ -23,7 +23,7 @@ SCALE = 0.3
     ("rows_of", "lengths", "rows", "logit_rows"),
     [([1, 1, 1], [1, 31, 17], 4, 4), ([1, 1, 5, 2], [9, 3, 26, 2], 12, 8)],
 )
-def test_latent_attention(rows_of: list[int], lengths: list[int], rows: int, logit_rows: int) -> None:
+def test_latent_attention(interpreter: Interpreter, rows_of: list[int], lengths: list[int], rows: int, logit_rows: int) -> None:
     generator = np.random.default_rng(4)
     shapes = {"q_nope": (HEADS, NOPE), "q_rope": (HEADS, TURNED), "latent": (RANK,), "k_rope": (TURNED,)}
     types = [f"tensor<?x{'x'.join(map(str, shape))}xf32>" for shape in shapes.values()]
@@ -63,10 +63,8 @@ def test_latent_attention(rows_of: list[int], lengths: list[int], rows: int, log
     out, wanted = np.zeros((rows, HEADS, VALUES), np.float32), torch.zeros(rows, HEADS, VALUES)
     kept = torch.from_numpy(cache.copy())
 
-    interpreter = Interpreter()
     operands = [q_nope, q_rope, kv_b, latent, k_rope, slots, cache, *inputs, out]
     interpreter.run(template, operands, {"rows": rows, "logit_rows": logit_rows})
-    interpreter.close()
 
     stored = [torch.from_numpy(item) for item in (latent, k_rope, slots)]
     lookup("latent_kv_write")(Operands("latent_kv_write", stored, [kept], {}, Context()))()

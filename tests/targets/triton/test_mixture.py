@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -11,13 +9,6 @@ from .compared import Case, compare
 from .interpreter import Interpreter
 
 EXPERTS, HIDDEN, INNER, TOP = 6, 12, 10, 2
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    made = Interpreter()
-    yield made
-    made.close()
 
 
 ROUTES = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -19,13 +17,6 @@ SLICED = (
     '%b1 = "ts.reshape"(%b0) : (tensor<?x30xf32>) -> tensor<?x3x10xf32>',
     '%b2 = "ts.slice"(%b1) {start = 2 : i64} : (tensor<?x3x10xf32>) -> tensor<?x3x8xf32>',
 )
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    made = Interpreter()
-    yield made
-    made.close()
 
 
 def _norm(cast_first: bool, one_plus: bool) -> tuple[str, dict[str, bool | float]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from tokenspeed.plans.program import Call
 from tokenspeed.plans.sampling import RESULTS
@@ -18,13 +16,6 @@ from .compared import SETTING
 from .interpreter import Interpreter
 
 VOCABULARY = 150
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    made = Interpreter()
-    yield made
-    made.close()
 
 
 def on_device(
