@@ -8,6 +8,7 @@ _CODEBOOKS = "each step takes and gives a code of each of several codebooks, not
 _ASSISTANT = "it drafts for another model, and takes that model's hidden states, keys and values instead of tokens"
 _UNPACKABLE = {
     "blt": "bytes are joined into patches of lengths that a second model finds, and attend across patches",
+    "cpmant": "a prompt of its own goes before each text, and scores get a bias of each head by buckets of distances",
     "gemma4_assistant": _ASSISTANT,
     "gemma4_unified_assistant": _ASSISTANT,
     "musicgen": _CODEBOOKS,
