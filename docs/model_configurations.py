@@ -46,6 +46,9 @@ SIZES: dict[str, int | float] = {
 }
 """Replaced where a configuration has the field, by its own or its common name."""
 
+_TEXT_SIZES = {name: size for name, size in SIZES.items() if not name.startswith(("encoder_", "decoder_"))}
+"""Of the text part of a configuration of several parts: what a decoder beside an encoder is called means another depth there."""
+
 LISTED = (
     "per_layer_config",
     "layer_types",
@@ -144,24 +147,24 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_routed_experts": 8},
     "deepseek_v32": {**_LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
-    "gemma3n": {"text_config": {**SIZES, **_GEMMA3N}},
+    "gemma3n": {"text_config": {**_TEXT_SIZES, **_GEMMA3N}},
     "gemma3n_text": _GEMMA3N,
-    "gemma4": {"text_config": {**SIZES, **_GEMMA4}},
+    "gemma4": {"text_config": {**_TEXT_SIZES, **_GEMMA4}},
     "gemma4_text": _GEMMA4,
-    "gemma4_unified": {"text_config": {**SIZES, **_GEMMA4_UNIFIED}},
+    "gemma4_unified": {"text_config": {**_TEXT_SIZES, **_GEMMA4_UNIFIED}},
     "gemma4_unified_text": _GEMMA4_UNIFIED,
     "glm4_moe_lite": _LATENT,
     "glm_moe_dsa": _LATENT,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": 3},
-    "emu3": {"text_config": {**SIZES, **TOKENS}, "vocabulary_map": {"<image>": 9}},
+    "emu3": {"text_config": {**_TEXT_SIZES, **TOKENS}, "vocabulary_map": {"<image>": 9}},
     "got_ocr2": {"tie_word_embeddings": False},
     "hrm_text": {"num_hidden_layers": 12, "num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2},
     "hy_v4": _LATENT,
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
     "longcat_flash": {**_LATENT, "qk_head_dim": 16, "num_layers": 2, "num_hidden_layers": 4, "zero_expert_num": 3},
     "minicpm3": _LATENT,
-    "mllama": {"text_config": {**SIZES, **TOKENS, "cross_attention_layers": [1]}},
+    "mllama": {"text_config": {**_TEXT_SIZES, **TOKENS, "cross_attention_layers": [1]}},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "youtu": _LATENT,
