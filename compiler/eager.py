@@ -22,7 +22,9 @@ def eager_logits(
     """Logits [tokens, vocabulary] in float32 of whole sequences of ids [tokens]: no positions are given, and no cache.
 
     `mask` is given: some models are only causal with one that hides no token, as in generation, and some only with a causal one.
-    `parameters` are parameters and persistent buffers by name; `context` is what rope is fixed for, as in a trace.
+    `parameters` are parameters and persistent buffers by name; a buffer that transformers fills with different numbers is a table
+    which other values would contradict: it keeps them, and `parameters` are given them. `context` is what rope is fixed for, as
+    in a trace.
     Raises ModelError when transformers cannot run its model.
     """
     try:
@@ -30,6 +32,7 @@ def eager_logits(
             typed = AutoConfig.for_model(**copy.deepcopy(config))
             make = model_maker(config) or AutoModelForCausalLM.from_config
             model = make(typed, dtype=torch.float32, attn_implementation="eager").eval()
+            parameters |= {name: table for name, table in _tables(model).items() if name in parameters}
             given = parameters | freeze_rope(model, context)
             for name, held in (*model.named_parameters(), *model.named_buffers()):
                 if name in given:
@@ -43,6 +46,12 @@ def eager_logits(
             got=f"{type(error).__name__}: {lines[0][:300] if lines else ''}",
             fix="choose one of the model types that docs/models.md lists",
         ) from error
+
+
+def _tables(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {
+        name: held.clone() for name, held in model.named_buffers() if held.numel() > 1 and bool((held != held.flatten()[0]).any())
+    }
 
 
 def _masks(mask: Mask, ids: Tensor) -> dict[str, Tensor]:

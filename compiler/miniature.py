@@ -74,11 +74,15 @@ def miniature(config: dict[str, Any], kinds: Sequence[int]) -> dict[str, Any]:
     for name in INDEX_LISTS:
         if config.get(name) is not None:
             small[name] = kept_indices(config[name], representatives)
+    if config.get("block_types"):  # which layers take in turn
+        small["block_types"] = [config["block_types"][index % len(config["block_types"])] for index in representatives]
     _keep_dense_layers(config, small, representatives)
     if isinstance(config.get("per_layer_config"), dict):
         own = {int(index): fields for index, fields in config["per_layer_config"].items()}
         small["per_layer_config"] = {at: own[index] for at, index in enumerate(representatives) if index in own}
     set_field(small, "num_hidden_layers", len(representatives))
+    if config.get("num_blocks"):
+        small["num_blocks"] = len(representatives)
     return small
 
 

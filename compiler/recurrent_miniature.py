@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+ROUNDED_TO = 64
 HEADS, GROUPS, STATE, KEY_DIM, VALUE_DIM = 4, 2, 16, 16, 12
 
 _HEADS_AND_SIZES = (
@@ -21,12 +22,10 @@ _RANKS = ("mamba_dt_rank", "time_step_rank")
 
 def shrink_recurrence(config: dict[str, Any], small: dict[str, Any]) -> None:
     """Shrink in `small`, whose hidden size is set, what `config` says of state space and gated delta layers."""
+    _shrink_widths(config, small)
     if not any(config.get(name) for name in (*_STATES, "linear_num_key_heads", "linear_num_heads")):
         return
     hidden = int(small["hidden_size"])
-    if config.get("attention_hidden_size") and config.get("hidden_size"):  # shared blocks that take the embeddings besides
-        wide = hidden * int(config["attention_hidden_size"]) // int(config["hidden_size"])
-        small["attention_hidden_size"], small["attention_head_dim"] = wide, wide // int(small["num_attention_heads"])
     expansion = next((int(config[name]) for name in _EXPANSIONS if config.get(name)), 2)
     inner = expansion * hidden
     if config.get("mamba_d_ssm"):
@@ -50,3 +49,16 @@ def shrink_recurrence(config: dict[str, Any], small: dict[str, Any]) -> None:
         ratio = max(1, int(config.get("linear_num_value_heads") or 1) // int(config["linear_num_key_heads"]))
         small["linear_num_key_heads"], small["linear_num_value_heads"] = 2, 2 * min(ratio, 4)
         small["linear_key_head_dim"], small["linear_value_head_dim"] = KEY_DIM, VALUE_DIM
+
+
+def _shrink_widths(config: dict[str, Any], small: dict[str, Any]) -> None:
+    """Widths that are as many times the hidden size as they were."""
+    if config.get("qk_dim_factor"):  # widths inside are rounded up to these, and have to be multiples
+        small["hidden_size"] = small["embedding_dim"] = round(ROUNDED_TO / float(config["qk_dim_factor"]))
+        small["num_heads"] = HEADS
+    hidden = int(small["hidden_size"])
+    for name in ("attention_hidden_size", "lru_width"):
+        if config.get(name) and config.get("hidden_size"):
+            small[name] = hidden * int(config[name]) // int(config["hidden_size"])
+    if config.get("attention_head_dim") and config.get("attention_hidden_size"):  # blocks that take the embeddings besides
+        small["attention_head_dim"] = int(small["attention_hidden_size"]) // int(small["num_attention_heads"])

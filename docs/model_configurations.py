@@ -224,7 +224,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "qwen3_next": _GATED_DELTA,
     "recurrent_gemma": {"lru_width": 64, "num_key_value_heads": 1},
     "rwkv": {"attention_hidden_size": 64},
-    "xlstm": {"embedding_dim": 64, "num_blocks": 3, "num_heads": 4},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_blocks": 3, "num_heads": 4},
     "zamba": {
         "num_hidden_layers": 4,
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],

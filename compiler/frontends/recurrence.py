@@ -7,7 +7,9 @@ the new states. In the model it is replaced by one opaque operation, so that the
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +22,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ...plans.errors import ModelError
 from .decompositions import DECOMPOSITIONS
+from .own_state import MODULE, OwnState, StepOfOwnState, first_values, parts_with_state, watch_state
 
 RECURRENT_SIZES = (
     "mamba_n_heads",
@@ -44,6 +47,9 @@ RECURRENT_SIZES = (
     "linear_value_head_dim",
     "linear_num_heads",
     "linear_head_dim",
+    "lru_width",
+    "qk_dim_factor",
+    "v_dim_factor",
 )
 """Sizes of recurrent layers that a config.json may leave to transformers' defaults."""
 STEP_ROWS = 1_000_003
@@ -86,14 +92,17 @@ class _Call:
 
 
 def has_recurrence(model: torch.nn.Module) -> bool:
-    return any(map(_is_mixer, model.modules()))
+    return any(map(_is_mixer, model.modules())) or bool(parts_with_state(model))
 
 
-def extract_mixers(model: torch.nn.Module, config: Any) -> tuple[Mixer, ...]:
+def extract_mixers(model: Any, config: Any) -> tuple[Mixer, ...]:
     """Export the step of every mixer and put the opaque operation in its place. All on the meta device.
 
     Raises ModelError for a mixer that cannot be taken out.
     """
+    own = parts_with_state(model)
+    if own:
+        return _extract_with_own_state(model, own)
     found = [(path, module) for path, module in model.named_modules() if _is_mixer(module)]
     calls, held = _record(model, config, found)
     mixers = []
@@ -102,8 +111,49 @@ def extract_mixers(model: torch.nn.Module, config: Any) -> tuple[Mixer, ...]:
         if call is None:
             raise _refusal(path, module, "it is not called once for each token row")
         mixers.append(_exported(path, module, call, held, config))
-        _replace(module, call, number)
+        _replace(module, call.rows, call.result, 0, number)
     return tuple(mixers)
+
+
+def _extract_with_own_state(model: Any, found: list[tuple[str, torch.nn.Module]]) -> tuple[Mixer, ...]:
+    calls: dict[str, OwnState] = {}
+    hooks = [hook for path, module in found for hook in watch_state(module, functools.partial(calls.__setitem__, path))]
+    try:
+        _run_one_token(model, found[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    start = first_values(model)
+    mixers = []
+    for number, (path, module) in enumerate(found):
+        call = calls.get(path)
+        if call is None or not call.rows or not call.states or call.result.ndim != 3:
+            raise _refusal(path, module, "states or rows of tokens that are not found")
+        first = [0.0 if place[0] == MODULE or not start else start[int(place[-1])] for place in call.places]
+        if any(math.isnan(value) for value in first):
+            raise _refusal(path, module, "states that start from several numbers")
+        states = [*call.states, *([torch.empty(1, 1, device="meta")] if any(first) else [])]
+        step = StepOfOwnState(module, call, first)
+        exported = _export(path, module, step, (_for_rows([*call.rows.values()]), _for_rows(states)))
+        mixers.append(Mixer(path, exported, len(call.rows), tuple((tuple(state.shape[1:]), state.dtype) for state in states)))
+        _replace(module, [*call.rows], call.result, call.results, number)
+    return tuple(mixers)
+
+
+def _for_rows(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.empty(STEP_ROWS, *tensor.shape[1:], dtype=tensor.dtype, device="meta") for tensor in tensors]
+
+
+def _run_one_token(model: torch.nn.Module, first: tuple[str, torch.nn.Module], **held: Any) -> None:
+    """Run the model over one token. Raises ModelError, naming its first recurrent part, for what its code raises."""
+    token = torch.zeros(1, 1, dtype=torch.long, device="meta")
+    try:
+        model(input_ids=token, position_ids=token, use_cache=True, **held)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        lines = str(error).strip().splitlines() or [""]
+        raise _refusal(*first, f"{type(error).__name__}: {lines[0][:200]}") from error
 
 
 @cache
@@ -152,16 +202,10 @@ def _record(
         return hook
 
     handles = [module.register_forward_hook(watch(path), with_kwargs=True) for path, module in found]
-    token = torch.zeros(1, 1, dtype=torch.long, device="meta")
     known = inspect.signature(model.forward).parameters
     name = next((name for name in ("past_key_values", "cache_params") if name in known), "past_key_values")
     try:
-        model(input_ids=token, position_ids=token, use_cache=True, **{name: held})
-    except ModelError:
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        lines = str(error).strip().splitlines() or [""]
-        raise _refusal(found[0][0], found[0][1], f"{type(error).__name__}: {lines[0][:200]}") from error
+        _run_one_token(model, found[0], **{name: held})
     finally:
         for handle in handles:
             handle.remove()
@@ -233,7 +277,7 @@ def _exported(path: str, module: torch.nn.Module, call: _Call, held: DynamicCach
     return Mixer(path, exported, len(rows), tuple((tuple(state.shape[1:]), state.dtype) for state in states))
 
 
-def _export(path: str, module: torch.nn.Module, step: _Step, given: tuple[Any, ...]) -> ExportedProgram:
+def _export(path: str, module: torch.nn.Module, step: _Step | StepOfOwnState, given: tuple[Any, ...]) -> ExportedProgram:
     """The step, mapped over rows; as it is where its code cannot be mapped (some writes in place cannot)."""
     try:
         return torch.export.export(step, given, strict=False).run_decompositions(DECOMPOSITIONS)
@@ -246,11 +290,13 @@ def _export(path: str, module: torch.nn.Module, step: _Step, given: tuple[Any, .
         raise _refusal(path, module, f"{type(error).__name__}: {lines[0][:200]}") from error
 
 
-def _replace(module: torch.nn.Module, call: _Call, number: int) -> None:
-    width = call.result.shape[-1]
+def _replace(module: torch.nn.Module, rows: list[int | str], result: torch.Tensor, results: int, number: int) -> None:
+    """Let the module give back the opaque operation; beside it, as many times None as it gave back states and the like."""
+    width = result.shape[-1]
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
         named: dict[int | str, Any] = {**dict(enumerate(arguments)), **keywords}
-        return torch.ops.tokenspeed.recurrence([named[name] for name in call.rows], width, number)
+        out = torch.ops.tokenspeed.recurrence([named[name] for name in rows], width, number)
+        return (out, *[None] * (results - 1)) if results else out
 
     vars(module)["forward"] = forward

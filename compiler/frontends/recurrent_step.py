@@ -61,7 +61,7 @@ def split_step(mixer: Mixer) -> SplitStep:
     before = live - held
     if any(_depends_on_rows(node) and not is_of_rows(node) for node in made.entering(inside) & before):
         inside, before = inside | before, set[Node]()
-    entering = made.entering(inside) - inside - set(states)
+    entering = (made.entering(inside) | set(new_states)) - inside - set(states)  # some hand on what a token is, as it is
     operands = sorted(
         (node for node in entering if not _is_number(node)), key=lambda node: (not is_of_rows(node), made.order[node])
     )

@@ -38,7 +38,7 @@ from .language_adapters import choose_language_adapters
 from .layer_list import INDEX_LISTS, LayerList, find_layer_list, keep_listed
 from .looped_experts import replace_looped_experts
 from .model_inputs import token_inputs
-from .own_state import refuse_own_state
+from .own_state import run_in_one_piece
 from .recurrence import RECURRENT_SIZES, Mixer, extract_mixers, has_recurrence
 from .relative_positions import replace_relative_attention
 from .selected_keys import leave_out_selection
@@ -84,6 +84,8 @@ _SIZES = (
     *RECURRENT_SIZES,
 )
 """Fields that a config.json may leave to transformers' defaults."""
+_LAYER_NUMBERS = {"layer_idx", "layer_id"}
+"""What modules call the number of their layer."""
 _NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 _NO_EFFECT |= {"indices"}  # of selected keys: `selected_keys` has made sure that all are
 """Options of attention that change nothing here: positions come in through rope, dropout is off."""
@@ -231,7 +233,6 @@ def _build(config: dict[str, Any], dtype: str, attention: str = ATTENTION_NAME, 
             got=repr(model_type),
             fix="choose another model, or check config.json",
         )
-    refuse_own_state(model_type)
     refuse_unpackable(model_type)
     try:
         typed = AutoConfig.for_model(**copy.deepcopy(config))  # transformers adds to the dictionaries it is given
@@ -328,7 +329,7 @@ def _fingerprint(layer: torch.nn.Module, config: Any, lists: list[str], index: i
 
 
 def _is_feature(name: str, value: object) -> bool:
-    return name not in {"layer_idx", "training"} and isinstance(value, _SCALARS)
+    return name not in {*_LAYER_NUMBERS, "training"} and isinstance(value, _SCALARS)
 
 
 def _keep_one_layer_per_kind(
@@ -356,8 +357,7 @@ def _keep_one_layer_per_kind(
     for position, index in enumerate(kept):
         renumber(layers[index], index, position)
         for module in layers[index].modules():
-            if hasattr(module, "layer_idx"):
-                vars(module)["layer_idx"] = position
+            vars(module).update(dict.fromkeys(_LAYER_NUMBERS & vars(module).keys(), position))
     for name in lists:
         setattr(config, name, [getattr(config, name)[index] for index in kept])
     keep_listed(model, config, kept)
@@ -440,6 +440,7 @@ def trace(
         _require_elements(parameters)
         ties = _tied_names(model)
         typed: Any = model.config
+        run_in_one_piece(typed)
         require_one_chunk(typed, context)
         own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)

@@ -120,7 +120,9 @@ def test_convolutions_of_unequal_parts_are_joined_from_them() -> None:
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 7}
     with torch.device("meta"):
         model: PreTrainedModel = build(
-            SMALL | {"model_type": "olmo_hybrid", "layer_types": ["linear_attention", "full_attention"]} | heads
+            SMALL
+            | {"model_type": "olmo_hybrid", "pad_token_id": 0, "layer_types": ["linear_attention", "full_attention"]}
+            | heads
         )
     shape = model.state_dict()["model.layers.0.linear_attn.conv1d.weight"].shape
     parts = checkpoint_names(model).parts("model.layers.{i}.linear_attn.conv1d.weight", shape)
