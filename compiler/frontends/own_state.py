@@ -193,10 +193,10 @@ def first_values(model: PreTrainedModel) -> list[float]:
     if not taking:
         return []
     handles = [part.register_forward_pre_hook(enter, with_kwargs=True) for part in taking]
-    width = model.get_input_embeddings().weight.shape[1]
+    embedding: Any = model.get_input_embeddings()
     try:
         # on the CPU, where numbers have values: no parameter takes part before the first layer
-        model.base_model(inputs_embeds=torch.zeros(1, 1, int(width)), use_cache=True)
+        model.base_model(inputs_embeds=torch.zeros(1, 1, embedding.weight.shape[1]), use_cache=True)
     except _ReachedError as reached:
         values = [value.unique() for value in reached.state]
         return [float(value) if value.numel() == 1 else float("nan") for value in values]
@@ -263,7 +263,8 @@ def _inside(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
 
 def _found(root: Any, path: Path) -> Any:
     for step in path:
-        root = root[step] if isinstance(root, (list, tuple, dict)) else getattr(root, str(step))
+        key: Any = step
+        root = root[key] if isinstance(root, (list, tuple, dict)) else getattr(root, key)
     return root
 
 

@@ -123,7 +123,10 @@ def _extract_with_own_state(model: Any, found: list[tuple[str, torch.nn.Module]]
     finally:
         for hook in hooks:
             hook.remove()
-    start = first_values(model)
+    try:
+        start = first_values(model)
+    except Exception as error:  # whatever the model's own code raises
+        raise _refusal(*found[0], f"what its states start from is not found: {type(error).__name__}") from error
     mixers = []
     for number, (path, module) in enumerate(found):
         call = calls.get(path)

@@ -164,9 +164,3 @@ def test_attention_of_the_trace_has_soft_caps_and_sinks() -> None:
     for sink, softcap, score in ((11.0, 0.0, 12.0), (4.0, 5.0, capped)):
         out = torch.ops.tokenspeed.attention(q, k, v, torch.tensor([sink]), 0.5, 0, softcap, 0)
         torch.testing.assert_close(out[0, 0, 0], torch.sigmoid(torch.as_tensor(score - sink)).expand(4))
-
-
-@pytest.mark.parametrize("model_type", ["rwkv", "xlstm", "recurrent_gemma", "minimax"])
-def test_states_outside_of_transformers_cache_are_refused_by_name(model_type: str) -> None:
-    with pytest.raises(ModelError, match="not in transformers' cache"):
-        tracing.trace({"model_type": model_type}, "f32")
