@@ -34,6 +34,7 @@ RECURRENT_MODELS: dict[str, dict[str, Any]] = {
         "layer_norm_epsilon": 1e-05,
     },
     "lfm2": {**_WITH_ATTENTION, "model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8},
+    "rwkv": {**_SIZES, "model_type": "rwkv", "num_hidden_layers": 2, "attention_hidden_size": 64, "context_length": 256},
     "qwen3_next": {
         **_WITH_ATTENTION,
         "model_type": "qwen3_next",

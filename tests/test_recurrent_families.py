@@ -31,7 +31,7 @@ def quick() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "lfm2", "qwen3_next", "rwkv"])
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     config: dict[str, Any] = RECURRENT_MODELS[name]
     model = build(config)
