@@ -72,6 +72,9 @@ _LATENT: dict[str, Any] = {"head_dim": 6, "num_key_value_heads": 4, "num_experts
 
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
+_TEXT_SIZES = {name: size for name, size in SIZES.items() if not name.startswith(("encoder_", "decoder_"))}
+"""Of a decoder alone, inside a configuration of several parts."""
+
 _GEMMA3N: dict[str, Any] = {
     "num_hidden_layers": 5,
     "intermediate_size": 96,
