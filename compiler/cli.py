@@ -59,9 +59,11 @@ def parse_bytes(text: str) -> int:
     help="library: torch's alone, no native kernels in the plan.",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
-@click.option("--memory", help="Device memory the plan may use, e.g. 8GiB; the KV pool takes what is left.")
-@click.option("--max-sequences", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests running at once.")
-@click.option("--prefill-chunk", type=click.IntRange(1, 65536), default=512, show_default=True, help="Prompt tokens per step.")
+@click.option("--memory", help="Device memory the plan may use, e.g. 8GiB, by default all of it; the KV pool takes what is left.")
+@click.option("--max-sequences", type=click.IntRange(1, 1024), help="Requests running at once.  [default: 16; accelerators: 64]")
+@click.option(
+    "--prefill-chunk", type=click.IntRange(1, 65536), help="Prompt tokens per step.  [default: 512; accelerators: 2048]"
+)
 @click.option("--traffic", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Traffic profile (JSON).")
 @click.option("--bundle-weights", is_flag=True, help="Put the weights into the plan.")
 @click.option("--stop-after", type=click.Choice(PHASES), help="Print the IR after this phase and stop.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from ..passes.choose_weight_types import Quantization
@@ -19,12 +19,20 @@ class CompileOptions:
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto"
     max_context: int | None = None
     memory: int | None = None
-    max_sequences: int = 16
-    prefill_chunk: int = 512
+    max_sequences: int | None = None
+    prefill_chunk: int | None = None
     bundle_weights: bool = False
     quantize: Quantization = "auto"
     kernels: Literal["auto", "library"] = "auto"
     traffic: TrafficProfile = field(default_factory=TrafficProfile)
+
+    def with_limits(self, max_sequences: int, prefill_chunk: int) -> CompileOptions:
+        """The same, with these where nothing was asked for."""
+        return replace(
+            self,
+            max_sequences=max_sequences if self.max_sequences is None else self.max_sequences,
+            prefill_chunk=prefill_chunk if self.prefill_chunk is None else self.prefill_chunk,
+        )
 
     def spelled(self) -> dict[str, str]:
         """Option name -> value, for the plan's provenance."""

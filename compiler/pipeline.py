@@ -43,6 +43,9 @@ from .options import CompileOptions
 from .proof import prove
 
 MESH = (MeshAxis(name="tp", size=1),)
+HOST_LIMITS, DEVICE_LIMITS = (16, 512), (64, 2048)
+"""Sequences and prompt tokens of a step, unless asked otherwise."""
+
 FUSIONS = (merge_projections, fuse_add_norm, share_kv_caches, fuse_rope_kv_write)
 
 
@@ -143,6 +146,8 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
         require_triton()
     dtype = emit.choose_dtype(source, options, machine)
     max_context = emit.choose_context(source, options)
+    options = options.with_limits(*(DEVICE_LIMITS if isinstance(machine, Accelerator) else HOST_LIMITS))
+    assert options.max_sequences is not None and options.prefill_chunk is not None
     limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
     traced = trace(dict(source.config), dtype, context=max_context)
     source = replace(source, names=traced.names)
