@@ -9,7 +9,7 @@ from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Symbol
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
 from .linear_tiles import Tiles, tiles_for
-from .operand import Layout, layout_of
+from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import function_name, pointers, rows_of
 from .tiles import waits_for_inputs
 
@@ -28,6 +28,11 @@ class _Linear:
         """N and K."""
         return self.out.columns, self.x.columns
 
+    @property
+    def aligned(self) -> bool:
+        """Whether all rows begin where wide loads, and copies by descriptors, may."""
+        return min(layout.alignment for layout in (self.x, self.weight, self.out)) == MOST_ALIGNMENT
+
 
 def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.linear: (x, weight[, bias]) -> out. Where x has the logit rows, the buckets' logit rows choose the variant."""
@@ -36,7 +41,7 @@ def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     by = rows_of(operation)
 
     def variants(bounds: Sequence[int]) -> Variants:
-        chosen = ((most, tiles_for(setting.accelerator, x.dtype, most, *layer.sizes)) for most in bounds)
+        chosen = ((most, tiles_for(setting.accelerator, x.dtype, most, *layer.sizes, layer.aligned)) for most in bounds)
         return merged([(most, _launch(layer, setting, tiles, by)) for most, tiles in chosen])
 
     inputs = (x, weight, *bias)

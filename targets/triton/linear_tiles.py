@@ -38,11 +38,12 @@ def efficiency(rows: int) -> float:
     return max((least, share) for least, share in _SHARES if least <= max(rows, 1))[1]
 
 
-def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inner: int) -> Tiles:
-    """Tiles for buckets of up to `rows` rows, of a layer with so many columns of output and of input."""
+def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inner: int, aligned: bool) -> Tiles:
+    """Tiles for buckets of up to `rows` rows, of a layer with so many columns of output and of input; `aligned`: all rows begin
+    at multiples of 16 bytes."""
     if dtype == "f32":
         return _exact(rows)
-    if columns % 16 or inner % 16:
+    if not aligned or columns % 16 or inner % 16:
         return _unaligned(rows)
     if accelerator.kind == "hip":
         return _amd(rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tokenspeed.ir import module as modules
+from tokenspeed.targets.registry import ACCELERATORS
+from tokenspeed.targets.triton.linear_tiles import tiles_for
 from tokenspeed.targets.triton.operand import Layout, layout_of
 
 from ...ir.modules import step
@@ -30,3 +32,10 @@ def test_slices_are_windows_and_reshapes_views_or_copies() -> None:
         Layout("bf16", (None, 12), (12, 1)),
     ]
     assert [layout.alignment for layout in found] == [16, 8, 8, 4, 8]
+
+
+def test_a_layer_whose_rows_begin_anywhere_is_not_copied_by_descriptors() -> None:
+    h200 = ACCELERATORS["h200"]
+    assert tiles_for(h200, "bf16", 2048, 4096, 4096, aligned=True).way == "many_rows_by_descriptors"
+    assert tiles_for(h200, "bf16", 2048, 4096, 4096, aligned=False).way == "many_rows"
+    assert tiles_for(h200, "bf16", 2048, 4098, 4096, aligned=True).way == "many_rows"
