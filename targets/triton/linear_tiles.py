@@ -87,7 +87,7 @@ _MANY = (
 def _common(rows: int, columns: int) -> Tiles:
     """Of architectures with at least 163 KiB of shared memory to a block, and warps of 32."""
     if rows == 1:
-        return Tiles("one_row", 1, 4, 1024, 2, 2)
+        return Tiles("one_row", 1, 4, 1024, 4, 2)
     if rows <= 64:
         height = max(16, 1 << (rows - 1).bit_length())
         return Tiles("few_rows", height, 32 if columns >= 4096 else 16, 256, 4, 3)
