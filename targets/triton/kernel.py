@@ -23,7 +23,8 @@ class DeviceSetting:
     KV caches lie as [blocks, kv heads, block_tokens, D] (head_major), latent ones as [blocks, block_tokens, 1, D].
     """
 
-    accelerator: Accelerator
+    # names of functions are made of a setting's text, in which addresses of an accelerator's kernels must not be
+    accelerator: Accelerator = field(repr=False)
     max_rows: int
     max_decode_rows: int
     max_sequences: int

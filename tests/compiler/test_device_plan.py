@@ -17,6 +17,8 @@ from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import compile_model
 from tokenspeed.ir.module import context
+from tokenspeed.passes.device_setting import device_setting
+from tokenspeed.passes.schedule import TrafficProfile, schedule
 from tokenspeed.plans.device_kernels import Constant, DeviceKernel, KernelReceipt, Pointer
 from tokenspeed.plans.errors import MemoryPlanError
 from tokenspeed.plans.reader import Plan
@@ -26,6 +28,7 @@ from tokenspeed.runtime.executor import load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.targets.accelerator import Accelerator
+from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.kernel import Launch
 
 from ..runtime.device.fake_driver import MACHINES, FakeDriver, build, elf_image, entry_name
@@ -119,6 +122,12 @@ def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> No
     executor.run(fixed_batch([Rows(0, 3, [-1]), Rows(1, 0, [4]), Rows(2, 0, [5])], 4, size))
     assert [line.split()[1] for line in fake.log() if line.startswith("launch")] == ["graph", "graph"]
     executor.close()
+
+
+def test_settings_read_the_same_in_every_process() -> None:
+    """Templates name functions by them, and plans are reproducible."""
+    limits = schedule(TrafficProfile(), 256, 6, 100)
+    assert " at 0x" not in repr(device_setting(ACCELERATORS["h200"], limits, 64, 256))
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
