@@ -90,7 +90,7 @@ def _common(rows: int, columns: int) -> Tiles:
         return Tiles("one_row", 1, 4, 1024, 4, 2)
     if rows <= 64:
         height = max(16, 1 << (rows - 1).bit_length())
-        return Tiles("few_rows", height, 32 if columns >= 4096 else 16, 256, 4, 3)
+        return Tiles("few_rows", height, 32 if columns >= 4096 else 16, 128 if height == 64 else 256, 4, 3)
     return Tiles("many_rows", 128, 128, 64, 8, 3)
 
 
