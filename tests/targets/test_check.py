@@ -37,7 +37,7 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"arch": "gfx942", "features": ("gfx942",)}, "arch: 'gfx942' is no cuda architecture"),
     ({"row_padding": "some"}, "row_padding: 'some'"),
     ({"state": "fine"}, "state: 'fine', expected one of ran on hardware"),
-    ({"state": "ran on hardware"}, "of a target without kernels"),
+    ({"kernels": ()}, "of a target without kernels"),
     ({"overhead_bytes": 0}, "overhead_bytes: 0"),
     ({"rates": {}}, "rates: link.peer is missing"),
     ({"sizes": {}}, "sizes: shared.block is missing"),
