@@ -39,6 +39,8 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     tokens = _tokens(dtype, width, block_tokens, 64)
     if accelerator.arch == "sm_100a":
         return Tiles(64, tokens, 8, 2 if width <= 128 else 1)
+    if accelerator.arch == "sm_80":
+        return Tiles(64, _tokens(dtype, width, block_tokens, 32 if width <= 128 else 64), 4 if width <= 128 else 8, 2)
     if accelerator.kind == "hip" or width > 128:
         return Tiles(64, tokens, 4, 2)
     if accelerator.arch == "sm_90a" and block_tokens % tokens == 0:
