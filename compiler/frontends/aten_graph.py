@@ -164,8 +164,31 @@ def _cut(traced: TracedModel, graph: AtenGraph, calls: list[Node]) -> AtenGraph:
         live_in = previous or _first_live_in(traced, graph, nodes, live_out)
         layers.append(Segment(tuple(nodes), live_in, live_out))
         previous = live_out
-    prologue, epilogue = Segment(tuple(groups[0])), Segment(tuple(groups[-1]))
+    users = [node for group in groups[1:] for node in group]
+    prologue, epilogue = Segment(_by_first_use(groups[0], users, graph)), Segment(tuple(groups[-1]))
     return AtenGraph(prologue, tuple(layers), epilogue, graph.inputs, graph.resolve(graph.logits), graph.replaced)
+
+
+def _by_first_use(nodes: list[Node], users: list[Node], graph: AtenGraph) -> tuple[Node, ...]:
+    """The nodes in the order in which what follows needs them, sources first.
+
+    The order that a model computes them in may change from process to process: some go through sets of their layers' types.
+    """
+    inside = set(nodes)
+    ordered: dict[Node, None] = {}
+    for user in users:
+        waiting = [user]
+        while waiting:
+            top = waiting[-1]
+            sources = (source for source in map(graph.resolve, top.all_input_nodes) if source in inside)
+            missing = next((source for source in sources if source not in ordered), None)
+            if missing is not None:
+                waiting.append(missing)
+                continue
+            waiting.pop()
+            if top in inside:
+                ordered[top] = None
+    return tuple(ordered)
 
 
 def _places(traced: TracedModel, calls: list[Node]) -> list[int]:

@@ -9,6 +9,7 @@ _ASSISTANT = "it drafts for another model, and takes that model's hidden states,
 _UNPACKABLE = {
     "blt": "bytes are joined into patches of lengths that a second model finds, and attend across patches",
     "cpmant": "a prompt of its own goes before each text, and scores get a bias of each head by buckets of distances",
+    "deepseek_v4": "stretches of keys are compressed into one, which later tokens see in their place",
     "gemma4_assistant": _ASSISTANT,
     "gemma4_unified_assistant": _ASSISTANT,
     "musicgen": _CODEBOOKS,
