@@ -24,7 +24,7 @@ class Interpreter:
 
     def __init__(self) -> None:
         environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, __file__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def launch(self, launch: Launch, operands: Sequence[NDArray[Any]], symbols: Mapping[str, int]) -> None:
