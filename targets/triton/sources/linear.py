@@ -16,16 +16,20 @@ def one_row(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
     STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """For a row or a few, one after another: weights stream through registers. Grid: blocks of N, rows."""
+    """For a row or a few, one after another: weights stream through registers, the first of them before x is there. Grid: blocks of
+    N, rows."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1)
     inside = columns < N
     inner = tl.arange(0, BLOCK_K)
     weights = weight + columns.to(tl.int64)[:, None] * K + inner[None, :]
-    sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     let_next_begin(DEPENDENT)
+    left = WHOLE | (inner < K)
+    w = tl.load(weights, mask=inside[:, None] & left[None, :], other=0.0)
     wait_for_inputs(DEPENDENT)
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+    values = tl.load(x + row.to(tl.int64) * X_ROW + inner, mask=left, other=0.0)
+    sums = w.to(tl.float32) * values.to(tl.float32)[None, :]
+    for start in tl.range(BLOCK_K, K, BLOCK_K, num_stages=STAGES):
         left = WHOLE | (start + inner < K)
         w = tl.load(weights + start, mask=inside[:, None] & left[None, :], other=0.0)
         values = tl.load(x + row.to(tl.int64) * X_ROW + start + inner, mask=left, other=0.0)
