@@ -16,8 +16,10 @@ def one_row(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
     STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """For a row or a few, one after another: weights stream through registers, the first of them before x is there. Grid: blocks of
-    N, rows."""
+    """For a row or a few, one after another: weights stream through registers, the first before x is there.
+
+    Grid: blocks of N, rows.
+    """
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1)
     inside = columns < N
