@@ -1,4 +1,7 @@
-"""Triton's interpreter in a process of its own: Triton decides when it is imported whether functions are interpreted."""
+"""Triton's interpreter in a process of its own: Triton decides when it is imported whether functions are interpreted.
+
+Both ends of the pipe are this file, so that what is unpickled is what it pickled itself.
+"""
 
 from __future__ import annotations
 
