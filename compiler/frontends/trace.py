@@ -18,10 +18,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from transformers import AttentionInterface, AutoConfig
+from transformers import AutoConfig
 
 from ...plans.errors import ModelError
 from .absent_parts import absent_parts_are_empty
+from .attention_operation import ATTENTION_NAME, attend
 from .causality import Mask, NotCausal, mask_inputs
 from .checkpoint_names import CheckpointNames, checkpoint_names
 from .chunked_attention import require_one_chunk
@@ -31,9 +32,10 @@ from .decompositions import DECOMPOSITIONS
 from .eager_attention import replace_eager_attention
 from .empty_parts import leave_out_empty_parts
 from .experts import EXPERTS_NAME, recognise_experts
+from .filled_constants import fill_constants
 from .frozen_rope import freeze_rope
 from .kept_constants import KeptConstants
-from .key_biases import give_biases_of_keys, with_biases_of_keys
+from .key_biases import give_biases_of_keys
 from .language_adapters import choose_language_adapters
 from .layer_list import INDEX_LISTS, LayerList, find_layer_list, keep_listed
 from .looped_experts import replace_looped_experts
@@ -49,7 +51,6 @@ from .token_range import export_over_tokens, require_within
 from .unfolded import is_unfolded
 from .unpackable import refuse_unpackable
 
-ATTENTION_NAME = "tokenspeed"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _SCALARS = (bool, int, float, str, type(None))
 _CONFIG_ERRORS = (
@@ -86,83 +87,6 @@ _SIZES = (
 """Fields that a config.json may leave to transformers' defaults."""
 _LAYER_NUMBERS = {"layer_idx", "layer_id"}
 """What modules call the number of their layer."""
-_NO_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
-_NO_EFFECT |= {"indices"}  # of selected keys: `selected_keys` has made sure that all are
-"""Options of attention that change nothing here: positions come in through rope, dropout is off."""
-
-_library = torch.library.Library("tokenspeed", "DEF")
-_library.define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, float scale, int window, float softcap, int layer) -> Tensor"
-)
-
-
-@torch.library.register_fake("tokenspeed::attention")
-def _attention_shape(q: torch.Tensor, _k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-
-
-@torch.library.impl("tokenspeed::attention", "CPU")
-def _attention_of_one_sequence(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    sinks: torch.Tensor | None,
-    scale: float,
-    window: int,
-    softcap: float,
-    _layer: int,
-) -> torch.Tensor:
-    """Causal attention over one whole sequence, for the proof of raising. q, k, v: [1, heads, tokens, head_dim]."""
-    tokens, groups = q.shape[2], q.shape[1] // k.shape[1]
-    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
-    visible = (distance >= 0) & ((distance < window) if window else True)
-    scores = q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(1, -1, tokens, 1)], -1)
-    out = scores.softmax(-1)[..., :tokens] @ v.repeat_interleave(groups, 1)
-    return out.transpose(1, 2).contiguous()
-
-
-def _attention_hook(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    if options.pop("is_causal", None) is False or not getattr(module, "is_causal", True):
-        raise NotCausal("attention that is not causal cannot be generated with", where=type(module).__name__)
-    for name in sorted(options.keys() - _NO_EFFECT):
-        if options[name] is not None:
-            raise ModelError(f"attention uses {name}, which is not supported yet", where=type(module).__name__)
-    if query.shape[1] % key.shape[1]:
-        raise ModelError(
-            "query heads cannot be shared out over the key/value heads",
-            where="config.json, field num_key_value_heads",
-            expected=f"a divisor of {query.shape[1]}",
-            got=str(key.shape[1]),
-            fix="correct config.json",
-        )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer: int = getattr(module, "layer_idx", 0)
-    window, cap = int(sliding_window or 0), float(softcap or 0.0)
-    query, key, scale = with_biases_of_keys(module, query, key, attention_mask, float(scale))
-    return torch.ops.tokenspeed.attention(query, key, value, s_aux, scale, window, cap, layer), None
-
-
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
-    return torch.ops.tokenspeed.attention(q, k, v, None, scale, 0, 0.0, layer)
-
-
-AttentionInterface.register(ATTENTION_NAME, _attention_hook)
 
 
 @dataclass(frozen=True)
@@ -366,48 +290,6 @@ def _keep_one_layer_per_kind(
     return found, tuple(kinds), names
 
 
-def _fill_constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Compute non-persistent buffers on the CPU, as transformers does after loading a checkpoint.
-
-    Modules above the one that has a buffer may be what fills it, so all are asked. What comes out with whatever was in memory
-    before is left out.
-    """
-    owned = {
-        f"{path}.{name}": (module, name)
-        for path, module in model.named_modules()
-        for name in sorted(module._non_persistent_buffers_set)
-        if module._buffers.get(name) is not None
-    }
-    on_meta = {path: module._buffers[name] for path, (module, name) in owned.items()}
-    above = [
-        (path, module)
-        for path, module in model.named_modules()
-        if any(name.startswith(f"{path}." if path else "") for name in owned)
-    ]
-    filled = []
-    for value in (0, 1):
-        for path, (module, name) in owned.items():
-            buffer = on_meta[path]
-            assert buffer is not None
-            module._buffers[name] = torch.full(buffer.shape, value, dtype=buffer.dtype, device="cpu")
-        for path, module in reversed(above):
-            _owner(model, path)._init_weights(module)
-        filled.append({path: module._buffers[name] for path, (module, name) in owned.items()})
-    for path, (module, name) in owned.items():
-        module._buffers[name] = on_meta[path]
-    first, second = filled
-    return {path: value for path, value in first.items() if value is not None and torch.equal(value, second[path])}
-
-
-def _owner(model: torch.nn.Module, path: str) -> Any:
-    """The innermost model of transformers around a module, whose rules fill it."""
-    found: Any = model
-    for name in filter(None, path.split(".")):
-        model = getattr(model, name)
-        found = model if isinstance(model, transformers.PreTrainedModel) else found
-    return found
-
-
 def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
     """The configuration with what it leaves to transformers filled in: sizes, and what differs from layer to layer."""
     held = vars(typed)  # asking for a field that differs from layer to layer is an error in some configurations
@@ -445,10 +327,10 @@ def trace(
         own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)
         found, kinds, shared = _keep_one_layer_per_kind(model, typed, every_layer)
-        constants = _fill_constants(model) | freeze_rope(model, context)
+        constants = fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)
-        replace_relative_attention(model, _attend)
+        replace_relative_attention(model, attend)
         fix_sparsity(model)
         choose_language_adapters(model, getattr(typed, "default_language", None))
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
@@ -488,21 +370,21 @@ def trace(
         elif not mixers and not any(str(node.target) == "tokenspeed.attention.default" for node in exported.graph.nodes):
             return trace(whole, dtype, every_layer, context, "eager")
     return TracedModel(
-        exported,
-        config,
-        architecture,
-        found.path,
-        kinds,
-        parameters,
-        ties,
-        constants,
-        dtype,
-        names,
-        context,
-        mixers,
-        mask,
-        shared,
-        found.beside,
+        exported=exported,
+        config=config,
+        architecture=architecture,
+        layers_path=found.path,
+        kinds=kinds,
+        parameters=parameters,
+        ties=ties,
+        constants=constants,
+        dtype=dtype,
+        names=names,
+        context=context,
+        mixers=mixers,
+        mask=mask,
+        shared=shared,
+        beside=found.beside,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tokenspeed.compiler.frontends import trace as tracing
+from tokenspeed.compiler.frontends.attention_operation import attention_hook
 from tokenspeed.compiler.frontends.causality import NotCausal
 from tokenspeed.compiler.frontends.trace import TracedModel
 from tokenspeed.plans.errors import ModelError
@@ -139,7 +140,7 @@ def test_attention_that_is_not_ours_is_refused(options: dict[str, Any], causal: 
     module.is_causal = causal
     q = torch.zeros(1, 4, 3, 8)
     with pytest.raises(ModelError, match=message):
-        tracing._attention_hook(module, q, q, q, None, scaling=1.0, **options)
+        attention_hook(module, q, q, q, None, scaling=1.0, **options)
 
 
 def test_bidirectional_configurations_are_refused() -> None:
