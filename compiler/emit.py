@@ -40,6 +40,7 @@ from ..plans.schema import (
     TokenizerReference,
 )
 from ..plans.template import instantiate
+from ..targets.accelerator import Accelerator
 from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
@@ -263,7 +264,7 @@ def _provenance(state: Compilation) -> Provenance:
         compiler_digest=compiler_digest(),
         inputs=dict(sorted(state.source.inputs.items())),
         options=options,
-        libraries=library_versions(),
+        libraries=library_versions(kernels=isinstance(state.machine, Accelerator)),
         plugins=plugins().behind(state.machine, (decision.operation for decision in state.decisions)),
     )
 

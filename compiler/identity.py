@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOMS = ("plans", "ir", "targets", "passes", "compiler", "runtime/functions")
 LIBRARIES = ("torch", "transformers", "torch-mlir", "tokenizers", "gguf", "numpy")
+KERNEL_LIBRARIES = ("triton",)
+"""What makes the kernels of accelerators, and has no part in plans for CPUs."""
 
 
 def compiler_digest() -> str:
@@ -22,10 +24,11 @@ def compiler_digest() -> str:
     return digest.hexdigest()
 
 
-def library_versions() -> dict[str, str]:
-    """Public versions (a local build tag such as +cpu does not change what is compiled)."""
+def library_versions(kernels: bool = False) -> dict[str, str]:
+    """Public versions (a local build tag such as +cpu does not change what is compiled); `kernels`: of what makes those of
+    accelerators too."""
     found = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *(KERNEL_LIBRARIES if kernels else ())):
         try:
             found[name] = version(name).split("+")[0]
         except PackageNotFoundError:

@@ -120,10 +120,12 @@ def compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
     import triton
     from triton import knobs
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     function = source_of(launch)
     types, promises = signature_of(launch, function.arg_names)
-    source = ASTSource(fn=function, signature=types, constexprs=dict(launch.constants), attrs=promises)
+    kind = GluonASTSource if function.is_gluon() else ASTSource
+    source = kind(fn=function, signature=types, constexprs=dict(launch.constants), attrs=promises)
     options: dict[str, object] = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
     options |= launch.options
     if launch.dependent_launch:

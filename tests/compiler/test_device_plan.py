@@ -104,6 +104,7 @@ def test_the_plan(plan: Plan) -> None:
     assert [bucket.rows for bucket in sample.buckets] == [1, 2, 4, 6]
     assert all(call.function.startswith("device.") and not call.attributes for call in (*step.calls, *sample.calls))
     assert len(manifest.goldens) == 1
+    assert "triton" in manifest.provenance.libraries
 
 
 def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> None:
