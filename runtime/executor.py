@@ -110,9 +110,6 @@ class PlanExecutor:
     def __init__(self, placement: Placement, expansions: Expansions, slots: SamplingSlots) -> None:
         self._placement, self._expansions, self._slots = placement, expansions, slots
         self._context = placement.surroundings.context
-        self._inputs: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
-            name: array.data for name, array in placement.step_inputs.items()
-        }
         self.breakdown = Breakdown()
 
     @property
@@ -129,7 +126,7 @@ class PlanExecutor:
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:
         with self._placement.running():
-            self._placement.before_filling()
+            self._placement.before_filling_slot(slot)
             self._slots.admit(slot, sampling, end_tokens, prompt, output)
             self._placement.slot_filled(slot)
 
@@ -170,12 +167,12 @@ class PlanExecutor:
     def close(self) -> None:
         """Let go of all memory; the executor cannot be used any more."""
         self._placement.close()
-        del self._placement, self._expansions, self._slots, self._inputs, self._context
+        del self._placement, self._expansions, self._slots, self._context
 
     def _fill(self, batch: StepBatch, extent: Extent, sampled_rows: int) -> None:
         """Copy a step into the input buffers, padded rows as the step ABI says; `sampled_rows` logit rows are sampled."""
-        self._placement.before_filling()
-        inputs, padded = self._inputs, max(extent.logit_rows, sampled_rows)
+        inputs = {name: array.data for name, array in self._placement.next_inputs().items()}
+        padded = max(extent.logit_rows, sampled_rows)
         rows, sequences, logit_rows = batch.rows, len(batch.context_lengths), len(batch.logit_rows)
         inputs["token_ids"][:rows] = batch.token_ids
         inputs["positions"][:rows] = batch.positions

@@ -26,10 +26,6 @@ class HostPlacement:
         self._native = surroundings.native
 
     @property
-    def step_inputs(self) -> Mapping[str, HostArray]:
-        return self.memory.inputs
-
-    @property
     def slots(self) -> Mapping[str, HostArray]:
         return self.memory.state
 
@@ -45,10 +41,13 @@ class HostPlacement:
     def scratch_bytes(self) -> int:
         return self.surroundings.context.scratch_bytes + (self._native.team.scratch_bytes if self._native else 0)
 
-    def before_filling(self) -> None:
-        pass
+    def next_inputs(self) -> Mapping[str, HostArray]:
+        return self.memory.inputs
 
     def inputs_filled(self) -> None:
+        pass
+
+    def before_filling_slot(self, slot: int) -> None:
         pass
 
     def slot_filled(self, slot: int) -> None:

@@ -13,18 +13,13 @@ from .operands import Addressed, Surroundings
 class Placement(Protocol):
     """Static arrays, allocated once.
 
-    A step is: `before_filling`, write `step_inputs`, `inputs_filled`, the launches, then `read`. A new request
-    is: `before_filling`, write its row of `slots`, `slot_filled`. All of it happens inside `running`.
+    A step is: write all of `next_inputs`, `inputs_filled`, the launches, then `read`. A new request is: `before_filling_slot`,
+    write its row of `slots`, `slot_filled`. All of it happens inside `running`.
     """
 
     @property
     def surroundings(self) -> Surroundings:
         """What programs are expanded in."""
-        ...
-
-    @property
-    def step_inputs(self) -> Mapping[str, HostArray]:
-        """The step ABI's arrays, as the host writes them."""
         ...
 
     @property
@@ -46,12 +41,16 @@ class Placement(Protocol):
         """What everything but `close` happens inside of."""
         ...
 
-    def before_filling(self) -> None:
-        """Wait until `step_inputs` and `slots` may be written again."""
+    def next_inputs(self) -> Mapping[str, HostArray]:
+        """The step ABI's arrays, as the host writes them, once they may be written; not the same ones for each step."""
         ...
 
     def inputs_filled(self) -> None:
-        """The step inputs are those of the next step."""
+        """What `next_inputs` gave last are the inputs of the next step."""
+        ...
+
+    def before_filling_slot(self, slot: int) -> None:
+        """Wait until that row of `slots` may be written again."""
         ...
 
     def slot_filled(self, slot: int) -> None:

@@ -1,65 +1,33 @@
-"""A plan placed on a device: arrays in one stretch of its memory, page-locked mirrors of what the host writes."""
+"""A plan placed on a device: arrays in one stretch of its memory, loaded and ready to run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import prod
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ...plans.device_kernels import DevicePlan
 from ...plans.device_scratch import scratch_needed
 from ...plans.errors import MemoryPlanError, PlanError, TargetMismatch
 from ...plans.kv_caches import cache_names, state_arrays
-from ...plans.program import DTYPE_BYTES, Buffer, Program, StepInput
+from ...plans.program import Program
 from ...plans.schema import Manifest
 from ...plans.units import format_bytes
 from ..dummy_weights import DUMMY
 from ..executor_interface import Report
 from ..functions.context import Context
-from ..host_arrays import NUMPY_TYPES, HostArray, from_bytes
+from ..host_arrays import HostArray, from_bytes
 from ..operands import Addressed, Array, Surroundings
 from ..weights import Make, PlanSource, Upload, Wanted, load_weights
-from .arrays import DeviceArena, DeviceArray, rounded
+from .arrays import DeviceArena, DeviceArray
 from .device import Device
 from .driver import Driver
 from .dummy_weights import dummy_weights
 from .graphs import CapturedBuckets
 from .kernels import DeviceKernels
+from .mirrored import SlotRows, StepInputs
 from .results import Results, results_bytes
 from .runtime import DeviceRuntime
 from .uploading import upload_all
-
-
-class Mirror:
-    """Arrays side by side on the device, and page-locked on the host in the same layout."""
-
-    def __init__(self, device: Device, arena: DeviceArena, items: Sequence[StepInput | Buffer], purpose: str) -> None:
-        self._device = device
-        self.arrays: dict[str, DeviceArray] = {}
-        self.host: dict[str, HostArray] = {}
-        shapes = [tuple(extent for extent in item.shape if isinstance(extent, int)) for item in items]
-        sizes = [prod(shape) * DTYPE_BYTES[item.dtype] for item, shape in zip(items, shapes, strict=True)]
-        self._bytes = device.allocate_host(sum(map(rounded, sizes)), purpose)
-        self._start, at = 0, 0
-        for item, shape, size in zip(items, shapes, sizes, strict=True):
-            array = arena.take(shape, item.dtype)
-            self._start = self._start or array.address
-            data: NDArray[Any] = self._bytes[at : at + size].view(NUMPY_TYPES[item.dtype]).reshape(shape)
-            self.arrays[item.name], self.host[item.name] = array, HostArray(data, item.dtype)
-            at += rounded(size)
-
-    def upload(self) -> None:
-        """Begin to copy all of it to the device."""
-        self._device.upload(self._start, self._bytes)
-
-    def upload_row(self, row: int) -> None:
-        """Begin to copy one row of each array."""
-        for name, array in self.arrays.items():
-            step = array.nbytes // array.shape[0]
-            self._device.upload(array.address + row * step, self.host[name].data[row : row + 1])
 
 
 class DevicePlacement:
@@ -68,20 +36,15 @@ class DevicePlacement:
     def __init__(
         self,
         device: Device,
-        inputs: Mirror,
-        slots: Mirror,
+        inputs: StepInputs,
+        slots: SlotRows,
         results: Results,
         surroundings: Surroundings,
         scratch_bytes: int,
     ) -> None:
         self.surroundings, self.scratch_bytes = surroundings, scratch_bytes
         self._device, self._inputs, self._slots = device, inputs, slots
-        self._uploaded = device.create_event()
         self._results = results
-
-    @property
-    def step_inputs(self) -> Mapping[str, HostArray]:
-        return self._inputs.host
 
     @property
     def slots(self) -> Mapping[str, HostArray]:
@@ -94,16 +57,17 @@ class DevicePlacement:
     def running(self) -> Device:
         return self._device
 
-    def before_filling(self) -> None:
-        self._device.wait(self._uploaded)
+    def next_inputs(self) -> Mapping[str, HostArray]:
+        return self._inputs.next()
 
     def inputs_filled(self) -> None:
         self._inputs.upload()
-        self._device.record(self._uploaded)
+
+    def before_filling_slot(self, slot: int) -> None:
+        self._slots.wait(slot)
 
     def slot_filled(self, slot: int) -> None:
-        self._slots.upload_row(slot)
-        self._device.record(self._uploaded)
+        self._slots.upload(slot)
 
     def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:
         return self._results.read({name: array for name, array in arrays.items() if isinstance(array, DeviceArray)})
@@ -149,8 +113,8 @@ def _placed(
 ) -> DevicePlacement:
     manifest = plan.manifest
     arena = DeviceArena(device, arena_bytes(manifest), "weights, caches and buffers")
-    inputs = Mirror(device, arena, manifest.step_inputs, "step inputs")
-    slots = Mirror(device, arena, manifest.slot_buffers, "slot buffers")
+    inputs = StepInputs(device, arena, manifest.step_inputs)
+    slots = SlotRows(device, arena, manifest.slot_buffers)
     activations = arena.take((manifest.memory.arena,), "u8")
     state: dict[str, Addressed] = {**slots.arrays, **_caches(manifest, arena, needed)}
     scratch = _scratch(wanted, programs, manifest)
