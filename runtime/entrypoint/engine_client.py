@@ -64,42 +64,52 @@ class Sockets:
 
 
 class RequestStream:
-    """All token events of one request's sequences, in order of arrival. Close it: what is unfinished is aborted then."""
+    """All token events of one request's sequences, in order of arrival. Close it: what is unfinished is aborted then.
+
+    News that came while nobody took them are joined, one event for each sequence, so that a reader who is behind the engine
+    catches up at the price of longer pieces.
+    """
 
     def __init__(self, client: EngineClient, submits: Sequence[Submit]) -> None:
         self._client = client
         self._open = {submit.request_id for submit in submits}
         self._waiting = set(self._open)
-        self._queue: asyncio.Queue[TokenEvent | Accepted | ApiError] = asyncio.Queue()
-        self._early: list[TokenEvent] = []
+        self._events: dict[str, TokenEvent] = {}
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
 
     def put(self, item: TokenEvent | Accepted | ApiError) -> None:
-        self._queue.put_nowait(item)
+        if isinstance(item, TokenEvent):
+            earlier = self._events.get(item.request_id)
+            self._events[item.request_id] = item if earlier is None else joined(earlier, item)
+        elif isinstance(item, Accepted):
+            self._waiting.discard(item.request_id)
+        else:
+            self._error = self._error or item
+        self._news.set()
 
     async def accepted(self) -> None:
         """Return when the engine has queued every sequence. Raises ApiError when it refuses one or is gone."""
         while self._waiting:
-            item = await self._next()
-            if isinstance(item, Accepted):
-                self._waiting.discard(item.request_id)
-            else:
-                self._early.append(item)
+            await self._wait()
 
     async def events(self) -> AsyncGenerator[TokenEvent, None]:
-        """Until every sequence has ended. Raises ApiError when the engine fails."""
+        """Until every sequence has ended. Raises ApiError when the engine fails, after what came before."""
         await self.accepted()
-        while self._early or self._open:
-            item = self._early.pop(0) if self._early else await self._next()
-            if isinstance(item, TokenEvent):
-                if item.finish_reason is not None:
-                    self._open.discard(item.request_id)
-                yield item
+        while self._open:
+            while not self._events:
+                await self._wait()
+            events, self._events = self._events, {}
+            for event in events.values():
+                if event.finish_reason is not None:
+                    self._open.discard(event.request_id)
+                yield event
 
-    async def _next(self) -> TokenEvent | Accepted:
-        item = await self._queue.get()
-        if isinstance(item, ApiError):
-            raise item
-        return item
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._news.clear()
+        await self._news.wait()
 
     def abort(self, request_id: str) -> None:
         """Tell the engine that nobody waits for this sequence any more."""
@@ -223,6 +233,16 @@ class EngineClient:
         stream.put(event)
         if event.finish_reason is not None:
             self.forget(event.request_id, abort=False)
+
+
+def joined(first: TokenEvent, second: TokenEvent) -> TokenEvent:
+    """The news of two events of a sequence as one."""
+    return msgspec.structs.replace(
+        second,
+        tokens=first.tokens + second.tokens,
+        logprobs=first.logprobs + second.logprobs,
+        cached_tokens=max(first.cached_tokens, second.cached_tokens),
+    )
 
 
 def engine_failed(failure: EngineFailed) -> ApiError:

@@ -52,8 +52,7 @@ class Generation:
             self._stream.close()
 
     def _feed(self, choice: Choice, event: TokenEvent) -> Delta:
-        if event.tokens or event.stop_token is not None:
-            self._observe_token(self._times[event.request_id])
+        self._observe_tokens(self._times[event.request_id], len(event.tokens) + (event.stop_token is not None))
         if event.finish_reason == "error":
             raise ApiError(500, event.error or "the engine failed on this request", code="generation_failed")
         if event.finish_reason == "abort":
@@ -64,12 +63,16 @@ class Generation:
             self._end(choice, delta.finish_reason)
         return delta
 
-    def _observe_token(self, times: _Times) -> None:
+    def _observe_tokens(self, times: _Times, count: int) -> None:
+        """Tokens that came together share the time since the one before them."""
+        if not count:
+            return
         now = time.monotonic()
         if times.latest_token is None:
             self._metrics.time_to_first_token.observe(now - times.arrival)
-        else:
-            self._metrics.inter_token_latency.observe(now - times.latest_token)
+            times.latest_token, count = now, count - 1
+        for _ in range(count):
+            self._metrics.inter_token_latency.observe((now - times.latest_token) / count)
         times.latest_token = now
 
     def _end(self, choice: Choice, reason: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from .api_error import ApiError
 
@@ -28,21 +28,44 @@ class EventStream:
 
     def __init__(self, events: AsyncGenerator[bytes, None], resources: ExitStack) -> None:
         self._events, self._resources = events, resources
+        self._sent, self._sending = 0, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        gone = asyncio.create_task(_disconnected(receive))
         with self._resources:
+            gone, sending = asyncio.create_task(_disconnected(receive)), asyncio.create_task(self._send_all(send))
             try:
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                async with aclosing(_with_heartbeats(self._events, gone)) as parts:
-                    async for part in parts:
-                        await send({"type": "http.response.body", "body": part, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                while not await self._settled(sending, gone):
+                    await send({"type": "http.response.body", "body": _HEARTBEAT, "more_body": True})
+                if sending.done():
+                    sending.result()
             except OSError:
                 pass  # the connection broke while sending
             finally:
                 gone.cancel()
+                await _cancelled(sending)
+
+    async def _send_all(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        async with aclosing(self._events) as parts:
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": headers})
+            async for part in parts:
+                await self._send(send, {"type": "http.response.body", "body": part, "more_body": True})
+            await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, message: Message) -> None:
+        self._sending = True
+        await send(message)
+        self._sending = False
+        self._sent += 1
+
+    async def _settled(self, sending: asyncio.Task[None], gone: asyncio.Task[None]) -> bool:
+        """False once nothing was sent for so long that a sign of life is due."""
+        while not sending.done() and not gone.done():
+            sent = self._sent
+            await asyncio.wait({sending, gone}, timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if self._sent == sent and not (self._sending or sending.done() or gone.done()):
+                return False
+        return True
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Value]) -> Value:
@@ -56,26 +79,6 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Value]
     finally:
         gone.cancel()
         await _cancelled(task)
-
-
-async def _with_heartbeats(events: AsyncGenerator[bytes, None], gone: asyncio.Task[None]) -> AsyncGenerator[bytes, None]:
-    """The events, with comments in long silences, until they end or the client has left."""
-    async with aclosing(events):
-        while not gone.done():
-            step = asyncio.ensure_future(anext(events, None))
-            try:
-                while not await _settled(step, gone):
-                    yield _HEARTBEAT
-                if not step.done() or (part := step.result()) is None:
-                    return
-                yield part
-            finally:
-                await _cancelled(step)
-
-
-async def _settled(step: asyncio.Future[bytes | None], gone: asyncio.Task[None]) -> bool:
-    done, _ = await asyncio.wait({step, gone}, timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    return bool(done)
 
 
 async def _disconnected(receive: Receive) -> None:
