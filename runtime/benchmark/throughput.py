@@ -29,6 +29,8 @@ from .environment import Environment, environment
 from .latency import Say
 from .statistics import Summary, ratio, summarise
 
+_WARM_UP_TOKENS = 8
+
 
 class ThroughputFailed(TokenspeedError):
     """A request of the benchmark did not end as it should."""
@@ -110,29 +112,34 @@ class TimedScheduler(Scheduler):
 
 
 class TimedExecutor:
-    """An `Executor` that adds up the time and the rows of another's steps."""
+    """An `Executor` that adds up the rows of another's steps, and the time in which there was a step or more to run."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self.seconds, self.rows = 0.0, 0
+        self._begun: float | None = None
+        self._counted = 0.0
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:
-        start = time.perf_counter()
+        self._begun = self._begun or time.perf_counter()
         self._executor.admit(slot, sampling, end_tokens, prompt, output)
-        self.seconds += time.perf_counter() - start
 
     def start(self, batch: StepBatch) -> Started:
-        """Waits for the step, so that its time is its own."""
-        start = time.perf_counter()
-        result: StepResult | None = None
-        try:
-            result = self._executor.start(batch)()
-        finally:
-            self.seconds += time.perf_counter() - start
-            self.rows += len(batch.token_ids)
-        return lambda: result
+        begun, self._begun = self._begun or time.perf_counter(), None
+        self.rows += len(batch.token_ids)
+        started = self._executor.start(batch)
+
+        def result() -> StepResult:
+            try:
+                return started()
+            finally:
+                end = time.perf_counter()
+                self.seconds += end - max(begun, self._counted)
+                self._counted = end
+
+        return result
 
     def close(self) -> None:
         self._executor.close()
@@ -155,17 +162,17 @@ def run_closed_loop(manifest: Manifest, executor: Executor, options: ThroughputO
     kv = manager_of(manifest.kv)
     scheduler = TimedScheduler(SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), kv)
 
-    def serve(name: str, count: int) -> ClosedLoop:
+    def serve(name: str, count: int, output_tokens: int) -> ClosedLoop:
         say(f"{name}: {count} requests, {options.concurrency} at a time")
-        channel = ClosedLoop(_submits(name, manifest, options, count), options.concurrency)
+        channel = ClosedLoop(_submits(name, manifest, options, count, output_tokens), options.concurrency)
         EngineLoop(scheduler, timed, channel, manifest.model.end_tokens, overlap=options.overlap).run()
-        _check_served(channel, options)
+        _check_served(channel, output_tokens)
         return channel
 
-    serve("warm-up", options.concurrency)
+    serve("warm-up", options.concurrency, min(_WARM_UP_TOKENS, options.output_tokens))
     before, scheduled, executed, rows = scheduler.stats(), scheduler.seconds, timed.seconds, timed.rows
     start = time.perf_counter()
-    requests = list(serve("measured", options.requests).requests.values())
+    requests = list(serve("measured", options.requests, options.output_tokens).requests.values())
     wall = time.perf_counter() - start
     after = scheduler.stats()
     steps = after.steps - before.steps
@@ -222,11 +229,11 @@ def _predictions(
     return {name: Prediction(predicted[name], value, ratio(value, predicted[name])) for name, value in measured.items()}
 
 
-def _submits(name: str, manifest: Manifest, options: ThroughputOptions, count: int) -> Iterator[Submit]:
+def _submits(name: str, manifest: Manifest, options: ThroughputOptions, count: int, output_tokens: int) -> Iterator[Submit]:
     """Prompts of random tokens behind the common prefix; the same ones every time."""
     common = int(options.prompt_tokens * options.cached_fraction)
     prefix = _tokens(manifest, "common", common)
-    sampling = SamplingParameters(max_tokens=options.output_tokens, temperature=0.0, ignore_eos=True)
+    sampling = SamplingParameters(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
     for number in range(count):
         request_id = f"{name}-{number}"
         yield Submit(request_id, (*prefix, *_tokens(manifest, request_id, options.prompt_tokens - common)), sampling)
@@ -249,17 +256,17 @@ def _check(manifest: Manifest, options: ThroughputOptions) -> None:
         )
 
 
-def _check_served(channel: ClosedLoop, options: ThroughputOptions) -> None:
+def _check_served(channel: ClosedLoop, output_tokens: int) -> None:
     wrong = [
         (name, item.error or f"{len(item.tokens)} tokens")
         for name, item in channel.requests.items()
-        if item.error or not item.ended or len(item.tokens) != options.output_tokens
+        if item.error or not item.ended or len(item.tokens) != output_tokens
     ]
     if channel.failure or wrong:
         raise ThroughputFailed(
             "The engine did not serve all requests." if not channel.failure else "The engine failed.",
             where=", ".join(name for name, _ in wrong[:8]),
-            expected=f"{options.output_tokens} tokens for each request",
+            expected=f"{output_tokens} tokens for each request",
             got=channel.failure or wrong[0][1],
             fix="ask for fewer or shorter requests, or check the plan: tokenspeed-plan verify PLAN",
         )
