@@ -17,7 +17,7 @@ def compiler_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for room in ROOMS:
-        for path in sorted(path for kind in ("*.py", "*.cpp", "*.h") for path in (root / room).rglob(kind)):
+        for path in sorted(path for kind in ("*.py", "*.cpp", "*.h", "*.json") for path in (root / room).rglob(kind)):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
             digest.update(content)

@@ -108,7 +108,7 @@ def _rank(
     for kernel in machine.kernels:
         if kernel.operation != operation.name or kernel.name in refusals:
             continue
-        seconds = tuple(_roofline(operation, machine, kernel, count).seconds(kernel.efficiency(count)) for count in rows)
+        seconds = tuple(_seconds(operation, machine, kernel, count) for count in rows)
         expected = sum(load.share * value for load, value in zip(workloads, seconds, strict=True))
         candidates.append(_Candidate(kernel, seconds, expected))
     if not candidates:
@@ -119,6 +119,14 @@ def _rank(
             fix="choose another --dtype or --target",
         )
     return sorted(candidates, key=lambda candidate: (candidate.expected, candidate.kernel.name))
+
+
+def _seconds(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: int) -> float:
+    """As was measured of the operation, else of the kernel in general."""
+    bounds, figure = _roofline(operation, machine, kernel, rows), kernel.measured(operation, machine, rows)
+    if figure is None or figure.share is None:
+        return bounds.seconds(kernel.efficiency(rows))
+    return bounds.limit / figure.share
 
 
 def _roofline(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: int) -> Roofline:
@@ -135,6 +143,8 @@ def _decision(
         reason = f"only kernel that can run it here (refused: {refused})" if refused else "only kernel registered"
     else:
         reason = f"{second.expected / best.expected:.2f}x faster than {second.kernel.name} over the traffic"
+    figure = best.kernel.measured(operation, machine, rows)
+    known = f"efficiency {best.kernel.receipt}" if figure is None else figure.receipt
     kernel = best.kernel.name
     if operation.name == "ts.aten":
         kernel = modules.text_attribute(operation, "target")
@@ -145,7 +155,7 @@ def _decision(
         label=modules.label_of(operation),
         times=times,
         kernel=kernel,
-        reason=f"{reason}; efficiency {best.kernel.receipt}",
+        reason=f"{reason}; {known}",
         runner_up=second.kernel.name if second else "",
         rows=rows,
         predicted_seconds=best.seconds[0],

@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What was measured of a kernel: the share of the roofline it reached, launch included (None: of its own part no share is
+    known), and the receipt."""
+
+    share: float | None
+    receipt: str
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One way to run one `ts` operation.
 
     `function` is the runtime function a plan calls; `refuses` says why the kernel cannot run an operation on a machine (None: it
     can); `efficiency` is the share of the roofline it reaches at a number of rows, with `receipt` saying how that is known.
+    `measured` gives what is known of the operation itself on a machine at a number of rows, and goes before `efficiency`.
     It wants the operands `packs` in the layout `prepack`, and can read weights in the layouts `reads`, of block types too where
     `blocks` says so. Of an accelerator's kernel, `device` gives the device functions that it calls for an operation, and
     `function` is `device.` and its name.
@@ -39,6 +49,7 @@ class Kernel:
     reads: tuple[Prepack, ...] = ("none",)
     blocks: bool = False
     device: Callable[[ir.Operation, DeviceSetting], DeviceOperation] | None = None
+    measured: Callable[[ir.Operation, Machine, int], Figure | None] = lambda _operation, _machine, _rows: None
 
     @property
     def native(self) -> bool:

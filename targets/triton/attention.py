@@ -9,7 +9,8 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
-from .attention_tiles import Tiles, chunk_tiles, shares, split_tiles
+from ..machine import Figure, Machine
+from .attention_tiles import Tiles, chunk_tiles, split_tiles
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -22,6 +23,7 @@ from .kernel import (
     Variants,
     merged,
 )
+from .measured_tiles import SplitTiles, described, find_split
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .rope import kv_write
 from .templates import function_name, number
@@ -33,12 +35,18 @@ _DECODE_ROWS, _ROWS = 1, 0
 """Places in `counts`."""
 
 
-def cached_attention(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
-    """ts.cached_attention: (q, k_cache, v_cache, sequence_starts, context_lengths, block_tables, counts[, sinks]) -> out."""
+TilesOf = Callable[[int | None], SplitTiles]
+"""Those of decoding sequences for buckets of so many, None: of any number."""
+
+
+def cached_attention(operation: ir.Operation, setting: DeviceSetting, tiles_of: TilesOf | None = None) -> DeviceOperation:
+    """ts.cached_attention: (q, k_cache, v_cache, sequence_starts, context_lengths, block_tables, counts[, sinks]) -> out.
+
+    `tiles_of` gives the tiles of decoding sequences, those of split_tiles unless given.
+    """
     q, *sinks = map(layout_of, operation.operands)
-    heads = _Heads(
-        operation, setting, q, layout_of(operation.results[0]), modules.int_attribute(operation, "kv_heads"), bool(sinks)
-    )
+    kv_heads = modules.int_attribute(operation, "kv_heads")
+    heads = _Heads(operation, setting, q, layout_of(operation.results[0]), kv_heads, bool(sinks), tiles_of)
     return DeviceOperation(
         tuple(heads.steps((0, 1, 2, 3, 4, 5, 6), 7 if sinks else None, 8 if sinks else 7)), heads.intermediates()
     )
@@ -54,6 +62,18 @@ def attention(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperatio
     return DeviceOperation((write, *attend), heads.intermediates())
 
 
+def measured(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
+    """What was measured of decoding sequences of such heads. Their keys are not among the operation's cost, and so no share."""
+    q = layout_of(operation.operands[0])
+    cached = operation.name == "ts.cached_attention"
+    kv_heads = modules.int_attribute(operation, "kv_heads") if cached else layout_of(operation.operands[1]).shape[1] or 1
+    row = find_split(machine.arch, q.dtype, rows, kv_heads, q.shape[2] or 1)
+    if row is None:
+        return None
+    contexts = " and of ".join(map(str, row.contexts))
+    return Figure(None, described(machine.arch, row, f"{row.rows} sequences of {contexts} tokens, {row.kv_heads} kv heads"))
+
+
 @dataclass(frozen=True)
 class _Heads:
     """An attention: its operation (scale, softcap, window), the layouts of q and out, and whether it has sinks."""
@@ -64,6 +84,7 @@ class _Heads:
     out: Layout
     kv_heads: int
     sinks: bool
+    tiles_of: TilesOf | None = None
 
     @property
     def group(self) -> int:
@@ -84,21 +105,23 @@ class _Heads:
 
     def intermediates(self) -> tuple[Intermediate, ...]:
         """Room for the shares of the bucket that needs the most of it."""
-        most = max(rows * self.shares(rows) for rows in range(1, self.setting.max_decode_rows + 1))
-        places = max(most, self.setting.max_decode_rows * self.shares(None)) * (self.q.shape[1] or 1)
+        most = max(rows * self.split_tiles(rows).shares for rows in range(1, self.setting.max_decode_rows + 1))
+        places = max(most, self.setting.max_decode_rows * self.split_tiles(None).shares) * (self.q.shape[1] or 1)
         return Intermediate(_PARTIAL, "f32", (places * self.width,)), Intermediate(_WEIGHT, "f32", (places,))
 
-    def shares(self, rows: int | None) -> int:
-        """Shares of a sequence's keys, for buckets of `rows` decoding sequences; None: of any number."""
-        return shares(self.setting, self.kv_heads, rows)
+    def split_tiles(self, rows: int | None) -> SplitTiles:
+        """For buckets of `rows` decoding sequences; None: of any number."""
+        if self.tiles_of is not None:
+            return self.tiles_of(rows)
+        return split_tiles(self.setting, self.q.dtype, self.kv_heads, self.width, rows)
 
     def split(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = (*self._types(3), *self._sink_types())
         first = len(inputs)
-        tiles = split_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
 
         def launch(rows: int | None) -> Launch:
-            count = self.shares(rows)
+            tiles = self.split_tiles(rows)
+            count = tiles.shares
             parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 3), *self._sink_pointers(6)]
             parameters += [self.out.pointer(first), *(Pointer(first + at, "f32", MOST_ALIGNMENT) for at in (1, 2))]
             parameters.append(Constant("i32", count))
@@ -114,7 +137,7 @@ class _Heads:
         tiles = Tiles(0, 0, 4, 1)
 
         def launch(rows: int | None) -> Launch | None:
-            count = self.shares(rows)
+            count = self.split_tiles(rows).shares
             if count == 1:
                 return None
             parameters: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
@@ -166,7 +189,7 @@ class _Heads:
         constants: dict[str, Constexpr],
         parameters: list[Parameter],
         grid: tuple[Size, Size, Size],
-        tiles: Tiles,
+        tiles: Tiles | SplitTiles,
         alone: bool = False,
     ) -> Launch:
         """`alone`: with descriptors in scratch, which kernels that overlap would share."""
@@ -193,7 +216,7 @@ class _Heads:
             "WINDOW": modules.int_attribute(self.operation, "window"),
         }
 
-    def _tile_constants(self, tiles: Tiles) -> dict[str, Constexpr]:
+    def _tile_constants(self, tiles: Tiles | SplitTiles) -> dict[str, Constexpr]:
         constants: dict[str, Constexpr] = {"BLOCK_D": power_of_two_above(max(self.width, 16)), "BLOCK_T": tiles.tokens}
         return constants | {"STAGES": tiles.stages}
 

@@ -1,12 +1,15 @@
-"""Tiles of attention, and into how many shares the keys of a sequence are cut."""
+"""Tiles of attention, and into how many shares the keys of a sequence are cut: as measured (measured_tiles.py), else by rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
 
+from msgspec import structs
+
 from ..accelerator import Accelerator
 from .kernel import DeviceSetting
+from .measured_tiles import SplitTiles, find_split
 from .tiles import power_of_two_above
 
 _PROGRAMS_PER_UNIT = 2
@@ -26,10 +29,15 @@ class Tiles:
     described: bool = False
 
 
-def split_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
-    """Of decoding sequences."""
-    tokens = _tokens(dtype, width, block_tokens, 64)
-    return Tiles(16, tokens, 4, 4 if accelerator.kind == "cuda" else 2)
+def split_tiles(setting: DeviceSetting, dtype: str, kv_heads: int, width: int, rows: int | None) -> SplitTiles:
+    """Of decoding sequences, for buckets of `rows` of them (None: of any number): as was measured, else by rules."""
+    expected = max(1, setting.max_decode_rows // 4) if rows is None else rows
+    measured = find_split(setting.accelerator.arch, dtype, expected, kv_heads, width)
+    if measured is None or setting.block_tokens % measured.tiles.tokens:
+        tokens = _tokens(dtype, width, setting.block_tokens, 64)
+        stages = 4 if setting.accelerator.kind == "cuda" else 2
+        return SplitTiles(shares=shares(setting, kv_heads, rows), tokens=tokens, warps=4, stages=stages)
+    return structs.replace(measured.tiles, shares=min(measured.tiles.shares, _most_shares(setting)))
 
 
 def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
@@ -53,8 +61,11 @@ def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:
     """Shares of a sequence's keys for buckets of `rows` decoding sequences (None: of any number), to keep all units busy."""
     expected = max(1, setting.max_decode_rows // 4) if rows is None else rows
     wanted = ceil(_PROGRAMS_PER_UNIT * setting.accelerator.units / (expected * kv_heads))
-    most = max(1, setting.max_context // _LEAST_TOKENS)
-    return min(power_of_two_above(wanted), _MOST_SHARES, power_of_two_above(most))
+    return min(power_of_two_above(wanted), _MOST_SHARES, _most_shares(setting))
+
+
+def _most_shares(setting: DeviceSetting) -> int:
+    return power_of_two_above(max(1, setting.max_context // _LEAST_TOKENS))
 
 
 def _tokens(dtype: str, width: int, block_tokens: int, most: int) -> int:

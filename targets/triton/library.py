@@ -9,12 +9,14 @@ from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
 from ..machine import Kernel
 from .attention import attention, cached_attention
+from .attention import measured as measured_attention
 from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
 from .kernel import DeviceOperation, DeviceSetting
 from .latent import latent_attention
 from .linear import linear
+from .linear import measured as measured_linear
 from .linear_tiles import RECEIPT, efficiency
-from .mixture import moe_experts, moe_route
+from .mixture import measured_experts, moe_experts, moe_route
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .rope import rope, rope_kv_write, rope_table
 from .rows import embedding, gather_rows
@@ -35,15 +37,15 @@ def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceO
 TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.embedding", embedding),
     _row("ts.gather_rows", gather_rows),
-    replace(_row("ts.linear", linear), efficiency=efficiency, receipt=RECEIPT),
+    replace(_row("ts.linear", linear), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
     _row("ts.rms_norm", rms_norm),
     _row("ts.add_rms_norm", add_rms_norm),
     _row("ts.layer_norm", layer_norm),
     _row("ts.rope_table", rope_table),
     _row("ts.rope", rope),
     _row("ts.rope_kv_write", rope_kv_write),
-    _row("ts.attention", attention),
-    _row("ts.cached_attention", cached_attention),
+    replace(_row("ts.attention", attention), measured=measured_attention),
+    replace(_row("ts.cached_attention", cached_attention), measured=measured_attention),
     _row("ts.latent_attention", latent_attention),
     _row("ts.gated_activation", gated_activation),
     _row("ts.activation", activation),
@@ -53,5 +55,5 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.softcap", softcap),
     _row("ts.cast", cast),
     _row("ts.moe_route", moe_route),
-    _row("ts.moe_experts", moe_experts),
+    replace(_row("ts.moe_experts", moe_experts), measured=measured_experts),
 )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Symbol
+from ..machine import Figure, Machine
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
-from .linear_tiles import Tiles, tiles_for
+from .linear_tiles import tiles_for
+from .measured_tiles import LinearTiles, described, find_linear
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import function_name, pointers, rows_of
 from .tiles import waits_for_inputs
+
+_STEP = 16
+"""Elements; sizes and strides that code gains by, and so relies on, are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +36,56 @@ class _Linear:
     @property
     def aligned(self) -> bool:
         """Whether all rows begin where wide loads, and copies by descriptors, may."""
-        return min(layout.alignment for layout in (self.x, self.weight, self.out)) == MOST_ALIGNMENT
+        whole = min(layout.alignment for layout in (self.x, self.weight, self.out)) == MOST_ALIGNMENT
+        return whole and self.x.row_stride % _STEP == 0
 
 
 def linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.linear: (x, weight[, bias]) -> out. Where x has the logit rows, the buckets' logit rows choose the variant."""
-    x, weight, *bias = (layout_of(value) for value in operation.operands)
-    layer = _Linear(x, weight, bias[0] if bias else None, layout_of(operation.results[0]))
-    by = rows_of(operation)
+    layer = _layer(operation)
+    return linear_by(
+        operation, setting, lambda rows: tiles_for(setting.accelerator, layer.x.dtype, rows, *layer.sizes, layer.aligned)
+    )
+
+
+def measured(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
+    """What was measured of a layer like this one at `rows` rows, if its tiles come of that."""
+    layer = _layer(operation)
+    if not layer.aligned or any(size % _STEP for size in layer.sizes):
+        return None
+    row = find_linear(machine.arch, layer.x.dtype, rows, *layer.sizes)
+    if row is None:
+        return None
+    return Figure(row.share, described(machine.arch, row, f"{row.rows} rows of {row.columns} x {row.inner}"))
+
+
+def linear_by(operation: ir.Operation, setting: DeviceSetting, tiles_of: Callable[[int], LinearTiles]) -> DeviceOperation:
+    """The same with the tiles that `tiles_of` gives for buckets of up to so many rows."""
+    layer, by = _layer(operation), rows_of(operation)
 
     def variants(bounds: Sequence[int]) -> Variants:
-        chosen = ((most, tiles_for(setting.accelerator, x.dtype, most, *layer.sizes, layer.aligned)) for most in bounds)
-        return merged([(most, _launch(layer, setting, tiles, by)) for most, tiles in chosen])
+        return merged([(most, _launch(layer, setting, tiles_of(most), by)) for most in bounds])
 
-    inputs = (x, weight, *bias)
+    x, bias = layer.x, [] if layer.bias is None else [layer.bias]
+    inputs = (x, layer.weight, *bias)
     depends: dict[str, Constexpr] = {"n": layer.out.columns, "k": x.columns, "row": x.row_stride, "by": by}
     name = function_name(f"linear.n{layer.out.columns}.k{x.columns}", x.dtype, pointers((*inputs, layer.out)), depends)
     return single(FunctionTemplate(name, tuple(item.dtype for item in inputs), (layer.out.dtype,), variants, by))
 
 
-def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) -> Launch:
+def _layer(operation: ir.Operation) -> _Linear:
+    x, weight, *bias = (layout_of(value) for value in operation.operands)
+    return _Linear(x, weight, bias[0] if bias else None, layout_of(operation.results[0]))
+
+
+def _launch(layer: _Linear, setting: DeviceSetting, tiles: LinearTiles, by: Symbol) -> Launch:
     columns, inner = layer.sizes
     dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
     constants: dict[str, Constexpr] = {"BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
     blocks_n = -(-columns // tiles.columns)
     if tiles.way == "one_row":
         grid = (blocks_n, by, 1)
-    elif tiles.way in {"few_rows", "few_rows_turned"}:
+    elif tiles.way in {"few_rows", "few_rows_turned", "few_rows_ahead"}:
         grid = (blocks_n, CeilDivide(by, tiles.rows), 1)
     elif tiles.way == "many_rows":
         grid = (Product((blocks_n, CeilDivide(by, tiles.rows))), 1, 1)
@@ -69,7 +97,9 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) ->
     if tiles.way in {"many_rows", "many_rows_by_descriptors"}:
         constants["GROUP"] = tiles.group
     if tiles.way != "many_rows_by_descriptors":
-        constants |= {"DEPENDENT": dependent, "WHOLE": inner % tiles.inner == 0}
+        constants["DEPENDENT"] = dependent
+    if tiles.way not in {"few_rows_ahead", "many_rows_by_descriptors"}:
+        constants["WHOLE"] = inner % tiles.inner == 0
     inputs = [layer.x.pointer(0), layer.weight.pointer(1)]
     if layer.bias is None:
         constants["bias"] = None
@@ -77,7 +107,7 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: Tiles, by: Symbol) ->
         inputs.append(layer.bias.pointer(2))
     sizes = (Constant("i32", size) for size in (columns, inner, layer.x.row_stride))
     return Launch(
-        f"linear.{tiles.way}",
+        f"{'linear_ahead' if tiles.way == 'few_rows_ahead' else 'linear'}.{tiles.way}",
         constants,
         (*inputs, layer.out.pointer(len(inputs)), Computed(by), *sizes),
         grid,

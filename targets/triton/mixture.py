@@ -9,6 +9,7 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...plans.device_kernels import Computed, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
+from ..machine import Figure, Machine
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -20,6 +21,7 @@ from .kernel import (
     Variants,
     merged,
 )
+from .measured_tiles import ExpertTiles, described, find_experts
 from .operand import MOST_ALIGNMENT, Layout
 from .templates import flag, function_name, layouts, number, one_function, one_launch, pointers, rows_of
 from .tiles import power_of_two_above, waits_for_inputs
@@ -55,21 +57,30 @@ def moe_route(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperatio
     return one_launch("moe_route", launch, inputs, outputs, rows)
 
 
-def moe_experts(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
-    """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias]) -> out."""
+TilesOf = Callable[[int], ExpertTiles]
+"""For buckets of up to so many rows."""
+
+
+def moe_experts(operation: ir.Operation, setting: DeviceSetting, tiles_of: TilesOf | None = None) -> DeviceOperation:
+    """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias]) -> out. `tiles_of` gives the tiles, as they
+    were measured, or else those of rules, unless given."""
     inputs, (out,) = layouts(operation)
-    return _Experts(operation, setting, inputs, out).operation_of()
+    return _Experts(operation, setting, inputs, out, tiles_of).operation_of()
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """Pairs, columns of the output and inner elements of a tile, warps, stages."""
+def measured_experts(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
+    """What was measured of such experts."""
+    x, indices, _, _, down, *_ = layouts(operation)[0]
+    experts, hidden, inner = (size or 1 for size in down.shape)
+    row = find_experts(machine.arch, x.dtype, rows, (experts, indices.columns, hidden, inner))
+    if row is None:
+        return None
+    what = f"{row.rows} rows, {row.top_k} of {experts} experts of {hidden} x {inner}"
+    return Figure(row.share, described(machine.arch, row, what))
 
-    pairs: int
-    columns: int
-    inner: int
-    warps: int
-    stages: int
+
+def _tiles(pairs: int, columns: int, inner: int, warps: int, stages: int) -> ExpertTiles:
+    return ExpertTiles(pairs=pairs, columns=columns, inner=inner, warps=warps, stages=stages)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class _Experts:
     setting: DeviceSetting
     inputs: tuple[Layout, ...]
     out: Layout
+    tiles_of: TilesOf | None = None
 
     @property
     def top_k(self) -> int:
@@ -89,16 +101,22 @@ class _Experts:
         experts, hidden, inner = (size or 1 for size in self.inputs[4].shape)
         return experts, hidden, inner
 
-    def tiles(self, rows: int) -> _Tiles:
+    def tiles(self, rows: int) -> ExpertTiles:
         """Few pairs of an expert read its weights once; many fill the matrix instructions."""
-        of_expert = rows * self.top_k / self.sizes[0]
+        if self.tiles_of is not None:
+            return self.tiles_of(rows)
+        experts, hidden, inner = self.sizes
+        sizes = (experts, self.top_k, hidden, inner)
+        if (row := find_experts(self.setting.accelerator.arch, self.inputs[0].dtype, rows, sizes)) is not None:
+            return row.tiles
+        of_expert = rows * self.top_k / experts
         if self.inputs[0].dtype == "f32":
-            return _Tiles(16, 16, 32, 4, 2)
+            return _tiles(16, 16, 32, 4, 2)
         if of_expert <= 16:
-            return _Tiles(16, 32, 128, 4, 4 if self.setting.accelerator.kind == "cuda" else 2)
+            return _tiles(16, 32, 128, 4, 4 if self.setting.accelerator.kind == "cuda" else 2)
         if of_expert <= 64 or self.setting.accelerator.kind == "hip":
-            return _Tiles(64, 64, 64, 4, 3 if self.setting.accelerator.kind == "cuda" else 2)
-        return _Tiles(128, 128, 64, 8, 3)
+            return _tiles(64, 64, 64, 4, 3 if self.setting.accelerator.kind == "cuda" else 2)
+        return _tiles(128, 128, 64, 8, 3)
 
     def blocks(self, rows: int) -> int:
         """The most blocks of pairs that there can be."""
