@@ -53,6 +53,7 @@ from .frontends.trace import TracedModel
 from .goldens import make_golden
 from .identity import compiler_digest, library_versions
 from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered, state_groups
+from .library_memory import library_memory
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .options import DEFAULT_CONTEXT, CompileOptions
 
@@ -115,7 +116,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     device = _device(state, memory, entries)
-    scratch = None if device is None else scratch_needed(device, programs)
+    scratch = None if device is None else scratch_needed(device, programs) + library_memory(programs, state.weights)
     fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch)
     block_bytes = bytes_per_block(groups)
     blocks = kv_blocks(fixed, block_bytes, memory, state.limits, state.max_context)

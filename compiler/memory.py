@@ -35,8 +35,8 @@ def fixed_memory(
     states: Sequence[StateGroup] = (),
     device_scratch: int | None = None,
 ) -> MemoryPlan:
-    """Everything but the KV pool. `device_scratch` is what kernels of a device want beside their operands; there, each array
-    counts rounded up to the alignment of arrays. None: the programs run on the host."""
+    """Everything but the KV pool. `device_scratch` is what kernels and library functions of a device want beside their operands;
+    there, each array counts rounded up to the alignment of arrays. None: the programs run on the host."""
     round_up = _as_is if device_scratch is None else _aligned
     arena = max(bucket.arena_bytes for program in programs for bucket in program.buckets)
     return MemoryPlan(
@@ -49,7 +49,7 @@ def fixed_memory(
         communication=0,
         workspace=_workspace(programs, weights) if device_scratch is None else device_scratch,
         overhead=overhead,
-        states=sum(map(state_bytes, states)),
+        states=sum(state_bytes(group, 1 if device_scratch is None else ALIGNMENT) for group in states),
     )
 
 

@@ -26,7 +26,6 @@ from .device_kernels import (
 )
 from .device_limits import ELF_MACHINES, ENDINGS, LIMITS, MAX_CLUSTER, MAX_GRID, MAX_THREADS, DeviceLimits
 from .findings import MAX_NUMBER, require, require_entry, require_number, require_unique
-from .kv_caches import state_arrays
 from .program import DTYPE_BYTES
 from .schema import Manifest
 
@@ -227,9 +226,5 @@ def _check_layout(manifest: Manifest) -> None:
     for group in manifest.kv.groups:
         row = manifest.kv.block_tokens * group.heads * group.head_dim
         require(row % ALIGNMENT == 0, f"kv.groups, {group.name}", f"blocks of a multiple of {ALIGNMENT} elements", row)
-    for states in manifest.kv.states:
-        for name, shape, dtype in state_arrays(states):
-            size = prod(shape) * DTYPE_BYTES[dtype]
-            require(size % ALIGNMENT == 0, f"kv.states, {name}", f"a multiple of {ALIGNMENT} bytes", size)
     for weight in manifest.weights:
         require(weight.prepack == "none", f"weights, {weight.name}: prepack", "'none' for an accelerator", weight.prepack)

@@ -219,7 +219,8 @@ def _check_memory(manifest: Manifest) -> None:
         require_number(getattr(memory, field), f"memory.{field}")
     pool = manifest.kv.blocks * manifest.kv.bytes_per_block
     require(memory.kv == pool, "memory.kv", f"{pool} (blocks x bytes_per_block)", memory.kv)
-    states = sum(state_bytes(group) for group in manifest.kv.states)
+    alignment = 1 if manifest.device is None else ALIGNMENT
+    states = sum(state_bytes(group, alignment) for group in manifest.kv.states)
     require(memory.states == states, "memory.states", f"{states}, the bytes of kv.states", memory.states)
     weights = [weight.bytes for weight in manifest.weights for _ in range(len(weight.layers) or 1)]
     _check_sum(memory.weights, weights, "memory.weights")

@@ -35,8 +35,10 @@ def state_arrays(group: StateGroup) -> Iterator[tuple[str, tuple[int, ...], str]
             yield state_name(layer, number), (group.slots, *shape), dtype
 
 
-def state_bytes(group: StateGroup) -> int:
-    return sum(prod(shape) * DTYPE_BYTES[dtype] for _, shape, dtype in state_arrays(group))
+def state_bytes(group: StateGroup, alignment: int = 1) -> int:
+    """Bytes of all arrays, each rounded up to `alignment`."""
+    sizes = (prod(shape) * DTYPE_BYTES[dtype] for _, shape, dtype in state_arrays(group))
+    return sum(-(-size // alignment) * alignment for size in sizes)
 
 
 def block_bytes(group: KvGroup, block_tokens: int) -> int:

@@ -10,6 +10,7 @@ from math import prod
 from .container import ALIGNMENT
 from .device_integrity import check_device_call, check_device_launch
 from .device_kernels import DEVICE, DeviceFunction, DevicePlan
+from .device_library import runs_in_library
 from .findings import MAX_NUMBER, require, require_number, require_unique
 from .kv_caches import cache_names, caches_of_libraries, state_arrays
 from .names import read_only_names, weight_instances, writable_names
@@ -146,8 +147,8 @@ def _check_block_orders(manifest: Manifest, program: Program, where: str) -> Non
 
 
 def _check_device_calls(manifest: Manifest, program: Program, where: str) -> None:
-    """A plan for an accelerator calls its device functions alone, with operands of their types, in buckets they can run;
-    any other plan calls none."""
+    """A plan for an accelerator calls its device functions, with operands of their types, in buckets they can run, and functions
+    of the allow-list that run on devices; any other plan calls no device function."""
     device = manifest.device
     if device is None:
         loose = next((call.function for call in program.calls if call.function.startswith(DEVICE)), None)
@@ -157,7 +158,10 @@ def _check_device_calls(manifest: Manifest, program: Program, where: str) -> Non
     called: dict[str, DeviceFunction] = {}
     for position, (call, indices) in enumerate(_calls(manifest, program, where)):
         at = f"{where}, instruction {position} ({call.function})"
-        require(call.function.startswith(DEVICE), at, "a device function in a plan for an accelerator", repr(call.function))
+        if runs_in_library(call.function):
+            continue
+        expected = "a device function, or one that runs on devices, in a plan for an accelerator"
+        require(call.function.startswith(DEVICE), at, expected, repr(call.function))
         function = _check_device_types(device, call, indices, types, at)
         called.setdefault(function.name, function)
     for bucket in program.buckets:

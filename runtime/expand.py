@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..plans.device_kernels import DEVICE
+from ..plans.device_library import runs_in_library
 from ..plans.errors import PlanError
 from ..plans.program import NATIVE, Bucket, Call, Program, Repeat
 from ..plans.template import instantiate
@@ -17,6 +18,7 @@ from .native.launches import NativeLaunches
 from .operands import Addressed, Extent, OperandArrays, Surroundings
 
 if TYPE_CHECKING:
+    from .device.runtime import DeviceRuntime
     from .functions.registry import Function
 
 
@@ -73,6 +75,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     arrays = OperandArrays(program, bucket, extent, around)
     native = NativeLaunches(around.native)
     launches: list[Launch | None] = []
+    loose: set[Launch] = set()  # of libraries on a device, which no graph may hold
     for call, index in calls(program, first_only):
         inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
         if call.function.startswith(NATIVE):
@@ -83,11 +86,17 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
         if call.function.startswith(DEVICE):
             launches += [native.cut(), *_on_device(call, index, arrays, extent, around)]
             continue
+        if around.device is not None:
+            of_library = _in_library(call, index, arrays, around, around.device)
+            loose.add(of_library)
+            launches += [native.cut(), of_library]
+            continue
         launches += [native.cut(), _bound(call, index, arrays, around.context)]
     launches.append(native.cut())
     made = tuple(launch for launch in launches if launch is not None)
     if around.device is not None and around.device.graphs.holds(bucket):
-        made = around.device.graphs.captured(made, f"program {program.name}, bucket of {bucket.rows} rows")
+        where = f"program {program.name}, bucket of {bucket.rows} rows"
+        made = around.device.graphs.captured(made, loose, where)
     return Expansion(made, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
 
 
@@ -102,6 +111,31 @@ def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Ext
     operands += [arrays.writable_addressed(_named(name, index)) for name in call.outputs]
     symbols = {"rows": extent.rows, "logit_rows": extent.logit_rows}
     return around.device.kernels.prepare(call.function, symbols, operands, where)
+
+
+def _in_library(call: Call, index: int | None, arrays: OperandArrays, around: Surroundings, device: DeviceRuntime) -> Launch:
+    """The launch of a library function over device memory."""
+    where = _named(call.label or call.function, index)
+    library = device.library
+    if library is None or not runs_in_library(call.function):
+        raise PlanError(
+            "The plan calls a function that does not run on a device.",
+            where=where,
+            got=call.function,
+            fix="compile the plan again",
+        )
+    function = lookup(call.function)
+    from .functions.base import Operands
+    from .functions.registry import READ_ON_HOST
+
+    on_host = READ_ON_HOST.get(call.function, frozenset())
+    inputs = [
+        arrays.cut(name, device.host_input(name)).tensor if name in on_host else library.tensor(arrays.addressed(name))
+        for name in (_named(name, index) for name in call.inputs)
+    ]
+    outputs = [library.tensor(arrays.writable_addressed(_named(name, index))) for name in call.outputs]
+    operands = Operands(call.function, inputs, outputs, call.attributes, around.context, call.label, index)
+    return library.guarded(function(operands), where)
 
 
 def _on_host(array: Addressed, around: Surroundings) -> HostArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ..plans.errors import PlanError
 from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Dimension, Program, View
@@ -26,6 +26,8 @@ _LOGIT_INPUTS = frozenset(("logit_rows", "logit_slots"))
 
 Addressed = HostArray | DeviceArray
 """An array that programs may write."""
+
+AddressedKind = TypeVar("AddressedKind", HostArray, DeviceArray, Addressed)
 
 Array = Addressed | PackedWeight | LibraryArray
 """What an operand's name may stand for."""
@@ -135,12 +137,14 @@ class OperandArrays:
         found = self._around.inputs.get(name)
         if not isinstance(found, Addressed):
             return found
-        if name in _ROW_INPUTS:
-            found = found.first(self._extent.rows)
-        elif name in _LOGIT_INPUTS:
-            found = found.first(self._extent.logit_rows)
-        self._made[name] = found
+        self._made[name] = found = self.cut(name, found)
         return found
+
+    def cut(self, name: str, whole: AddressedKind) -> AddressedKind:
+        """Of a step input's full extent, what a step of this extent reads."""
+        if name in _ROW_INPUTS:
+            return whole.first(self._extent.rows)
+        return whole.first(self._extent.logit_rows) if name in _LOGIT_INPUTS else whole
 
     def _find_own(self, name: str) -> Addressed | None:
         kept = self._made.get(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import groupby
+
 from ...plans.device_kernels import DevicePlan
 from ...plans.program import Bucket
 from .device import Device, Launch
@@ -17,6 +20,10 @@ class CapturedBuckets:
         """Whether the bucket is one of decode rows that the plan wants captured."""
         return bucket.rows == bucket.logit_rows and bucket.rows in self._rows
 
-    def captured(self, launches: tuple[Launch, ...], where: str) -> tuple[Launch, ...]:
-        """One launch in place of all of them, none in place of none."""
-        return (self._device.capture(launches, where),) if launches else ()
+    def captured(self, launches: tuple[Launch, ...], loose: Collection[Launch], where: str) -> tuple[Launch, ...]:
+        """The same with a graph in place of each run of launches that are not `loose`, which stay as they are."""
+        made: list[Launch] = []
+        for is_loose, run in groupby(launches, lambda launch: launch in loose):
+            together = tuple(run)
+            made += together if is_loose or 1 == len(together) < len(launches) else [self._device.capture(together, where)]
+        return tuple(made)

@@ -29,6 +29,14 @@ class StepInputs:
         self._copied = [device.create_event() for _ in range(_IN_FLIGHT)]
         self._host = [self._laid_out(whole) for whole in self._bytes]
         self._turn = 0
+        self._kept: dict[str, HostArray] = {}
+
+    def on_host(self, name: str) -> HostArray:
+        """An ordinary array that holds the input of the step that was uploaded last: for functions that read it on the host."""
+        if name not in self._kept:
+            like = self._host[self._turn][name]
+            self._kept[name] = HostArray(like.data.copy(), like.dtype)
+        return self._kept[name]
 
     def next(self) -> Mapping[str, HostArray]:
         """The other arrays, once the step that had them last has got them."""
@@ -38,6 +46,8 @@ class StepInputs:
 
     def upload(self) -> None:
         """Begin to copy what `next` gave last."""
+        for name, array in self._kept.items():
+            array.data[:] = self._host[self._turn][name].data
         self._device.upload(self._start, self._bytes[self._turn])
         self._device.record(self._copied[self._turn])
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ...plans.device_kernels import DevicePlan
+from ...plans.device_library import library_functions
 from ...plans.device_scratch import scratch_needed
 from ...plans.errors import MemoryPlanError, PlanError, TargetMismatch
 from ...plans.kv_caches import cache_names, state_arrays
@@ -29,6 +32,9 @@ from .results import Results, results_bytes
 from .runtime import DeviceRuntime
 from .uploading import upload_all
 
+if TYPE_CHECKING:
+    from .library import DeviceLibrary
+
 
 class DevicePlacement:
     """A `Placement`. Make one with `place_on_device`."""
@@ -43,7 +49,7 @@ class DevicePlacement:
         scratch_bytes: int,
     ) -> None:
         self.surroundings, self.scratch_bytes = surroundings, scratch_bytes
-        self._device, self._inputs, self._slots = device, inputs, slots
+        self._device, self._inputs, self._slots, self._runtime = device, inputs, slots, surroundings.device
         self._results = results
 
     @property
@@ -54,8 +60,8 @@ class DevicePlacement:
     def threads(self) -> int:
         return 1
 
-    def running(self) -> Device:
-        return self._device
+    def running(self) -> AbstractContextManager[object]:
+        return self._device if self._runtime is None else self._runtime.running()
 
     def next_inputs(self) -> Mapping[str, HostArray]:
         return self._inputs.next()
@@ -92,6 +98,8 @@ def place_on_device(
     """
     wanted = plan.manifest.device
     assert wanted is not None  # the manifest of a plan for a device has one
+    if library_functions(programs):
+        import torch  # noqa: F401  before the driver is opened: torch may bring the vendor's library that both must use
     device = Device(driver or Driver.open(wanted.vendor), 0)
     try:
         _check_device(device, plan.manifest, wanted)
@@ -118,6 +126,7 @@ def _placed(
     activations = arena.take((manifest.memory.arena,), "u8")
     state: dict[str, Addressed] = {**slots.arrays, **_caches(manifest, arena, needed)}
     scratch = _scratch(wanted, programs, manifest)
+    library = _library(device, programs, manifest.memory.workspace - scratch)
     kernels = DeviceKernels(device, wanted, plan.entry, device.allocate(scratch, "scratch of kernels") if scratch else 0)
     report("memory")
     constants = {item.name: arena.put(from_bytes(plan.entry(item.entry), item.shape, item.dtype)) for item in manifest.constants}
@@ -128,10 +137,20 @@ def _placed(
         tensors = load_weights(plan, weights, needed, exact=exact_weights, upload=_uploader(device, arena))
     device.synchronise()
     report("weights")
-    runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted))
+    runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted), library, inputs.on_host)
     around = Surroundings(activations, {**inputs.arrays, **constants, **tensors}, state, Context(), device=runtime)
     results = Results(device, max(map(results_bytes, programs)))
     return DevicePlacement(device, inputs, slots, results, around, scratch)
+
+
+def _library(device: Device, programs: Sequence[Program], most_bytes: int) -> DeviceLibrary | None:
+    """What runs the functions that are no kernels of the plan's own; None where there are none, so that torch is not imported."""
+    functions = library_functions(programs)
+    if not functions:
+        return None
+    from . import library
+
+    return library.open_library(device, functions, most_bytes)
 
 
 def _uploader(device: Device, arena: DeviceArena) -> Upload:

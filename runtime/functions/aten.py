@@ -46,6 +46,8 @@ def _prepare(operands: Operands, function: Any) -> Launch:
     inputs = [arrange(operands, tensor, how) for tensor, how in zip(operands.inputs, layouts, strict=True)]
     arguments, keywords, result = arguments_of(operands, inputs, layouts)
     _check(operands, function, (arguments, keywords, result), out)
+    if out.device.type != "cpu" and takes_device(function):
+        keywords["device"] = out.device
 
     def run() -> None:
         made = function(*arguments, **keywords)
@@ -136,10 +138,15 @@ class _Checked:
         self.problem = problem
 
 
+def takes_device(function: Any) -> bool:
+    """Whether the operation makes a tensor where it is told to."""
+    return any(argument.name == "device" for argument in function._schema.arguments)
+
+
 def problem_of(function: Any, call: Arguments, out: torch.Tensor) -> str:
     arguments, keywords, result = call
     on_meta = _on_meta(arguments), _on_meta(keywords)
-    if any(argument.name == "device" for argument in function._schema.arguments):
+    if takes_device(function):
         on_meta[1]["device"] = "meta"
     try:
         made = function(*on_meta[0], **on_meta[1])

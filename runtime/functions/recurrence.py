@@ -13,7 +13,7 @@ from torch import Tensor
 from ...plans.aten_functions import ATEN_FUNCTIONS
 from ...plans.recurrence_body import BodyCall, RecurrenceBody, Value, decode_body
 from ..device_arrays import TORCH_TYPES
-from .aten import arguments_of, arrange, layouts_of, problem_of
+from .aten import arguments_of, arrange, layouts_of, problem_of, takes_device
 from .base import Launch, Operands
 from .context import Context
 
@@ -40,7 +40,7 @@ def recurrence(operands: Operands) -> Launch:
         operands.require(_fits(tensor, value, len(states[0])), f"states of {value.dtype} {list(value.shape)}")
     context = operands.context
     step = context.shared(("recurrence", operands.attributes["body"]), _Step, lambda: _Step(body, operands))
-    turns = turns_of(context, row_slots, positions, starts, counts)
+    turns = turns_of(context, row_slots, positions, starts, counts, out.device)
     of_rows, others = given[: body.rows], given[body.rows :]
 
     def run() -> None:
@@ -48,7 +48,7 @@ def recurrence(operands: Operands) -> Launch:
             held = [state.index_select(0, turn.slots) for state in states]
             if turn.fresh is not None:
                 for state in held:
-                    state[turn.fresh] = 0
+                    state.masked_fill_(turn.fresh.view(-1, *(1 for _ in state.shape[1:])), 0)
             taken = [value.index_select(0, turn.rows) for value in of_rows]
             made, new = step.run([*taken, *others, *held], len(turn.rows))
             out.index_copy_(0, turn.rows, made)
@@ -76,10 +76,10 @@ class Turn:
 
 
 class Turns:
-    """The turns of a step in order, worked out once for all layers."""
+    """The turns of a step in order, worked out once for all layers, on the host; their indices are then put on `device`."""
 
-    def __init__(self, row_slots: Tensor, positions: Tensor, starts: Tensor, counts: Tensor) -> None:
-        self._inputs = row_slots, positions, starts, counts
+    def __init__(self, row_slots: Tensor, positions: Tensor, starts: Tensor, counts: Tensor, device: torch.device) -> None:
+        self._inputs, self._device = (row_slots, positions, starts, counts), device
         self._step = -1
         self._turns: list[Turn] = []
 
@@ -97,12 +97,31 @@ class Turns:
             rows = first[lengths > at] + at
             fresh = positions[rows] == 0
             turns.append(Turn(rows, row_slots[rows].long(), fresh if bool(fresh.any()) else None))
-        return turns
+        return turns if self._device.type == "cpu" else self._moved(turns)
+
+    def _moved(self, turns: list[Turn]) -> list[Turn]:
+        """One copy for the indices of all turns."""
+        if not turns:
+            return turns
+        sizes = [len(turn.rows) for turn in turns]
+        rows, slots = (
+            self._put(torch.cat(parts)).split(sizes) for parts in ([turn.rows for turn in turns], [turn.slots for turn in turns])
+        )
+        return [
+            Turn(row, slot, None if turn.fresh is None else self._put(turn.fresh))
+            for turn, row, slot in zip(turns, rows, slots, strict=True)
+        ]
+
+    def _put(self, indices: Tensor) -> Tensor:
+        """On the device, without waiting for what it does."""
+        return indices.pin_memory().to(self._device, non_blocking=True)
 
 
-def turns_of(context: Context, row_slots: Tensor, positions: Tensor, starts: Tensor, counts: Tensor) -> Turns:
+def turns_of(
+    context: Context, row_slots: Tensor, positions: Tensor, starts: Tensor, counts: Tensor, device: torch.device
+) -> Turns:
     key = ("turns", row_slots.data_ptr(), len(row_slots))
-    return context.shared(key, Turns, lambda: Turns(row_slots, positions, starts, counts))
+    return context.shared(key, Turns, lambda: Turns(row_slots, positions, starts, counts, device))
 
 
 class _Step:
@@ -123,7 +142,7 @@ class _Step:
                 operands.label,
                 operands.layer,
             )
-            self._calls.append(_prepared(call, given))
+            self._calls.append(_prepared(call, given, operands.outputs[0].device))
             known.append(result)
         known_count = len(body.inputs) + len(body.states)
         last = {number: at for at, call in enumerate(body.calls) for number in call.operands}
@@ -149,7 +168,7 @@ def _on_meta(value: Value) -> Tensor:
 Filler = Callable[[Sequence[Tensor], int], Any]
 
 
-def _prepared(call: BodyCall, given: Operands) -> Callable[[Sequence[Any], int], Tensor]:
+def _prepared(call: BodyCall, given: Operands, device: torch.device) -> Callable[[Sequence[Any], int], Tensor]:
     """The call as a function of all values so far and the number of rows. Refuses one that does not give its declared result."""
     _, operation, overload = ATEN_FUNCTIONS[call.function].split(".")
     function = getattr(getattr(torch.ops.aten, operation), overload)
@@ -164,6 +183,8 @@ def _prepared(call: BodyCall, given: Operands) -> Callable[[Sequence[Any], int],
     keywords = {name: _filler(item) for name, item in found["kwargs"].items()}
     placed = [(number, _placing(how)) for number, how in zip(call.operands, layouts, strict=True)]
     back = _placing_back(layout)
+    if takes_device(function) and device.type != "cpu":
+        keywords["device"] = lambda _operands, _rows: device
 
     def run(values: Sequence[Any], rows: int) -> Tensor:
         operands = [values[number] if place is None else place(values[number]) for number, place in placed]

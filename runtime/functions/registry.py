@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ...plans.errors import PlanError
 from ...plans.program import FUNCTIONS_VERSION
+from ...plans.recurrence_body import RECURRENCE_INPUTS
 from .activation import activation, gated_activation
 from .adjust_logits import adjust_logits
 from .aten import aten_function
@@ -62,6 +63,9 @@ _FUNCTIONS: dict[str, Function] = {
         record_tokens,
     )
 }
+
+READ_ON_HOST: dict[str, frozenset[str]] = {"recurrence": frozenset(RECURRENCE_INPUTS)}
+"""Step inputs that a function reads on the host, by function: also where all its other operands are on a device."""
 
 
 def lookup(name: str) -> Function:

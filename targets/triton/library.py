@@ -34,7 +34,15 @@ def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceO
     )
 
 
+LIBRARY_KERNELS: tuple[Kernel, ...] = (
+    Kernel("torch.aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
+    # one row of each sequence at a time, each call of the body an ATen call
+    Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
+)
+"""What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs."""
+
 TRITON_KERNELS: tuple[Kernel, ...] = (
+    *LIBRARY_KERNELS,
     _row("ts.embedding", embedding),
     _row("ts.gather_rows", gather_rows),
     replace(_row("ts.linear", linear), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),

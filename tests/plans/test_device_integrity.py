@@ -131,7 +131,7 @@ def test_contradictions_around_it(changes: dict[str, Any], where: str) -> None:
     ("call", "message"),
     [
         (Call("device.nothing", (), ("hidden",)), "a device function of the plan"),
-        (Call("rms_norm", (), ("hidden",)), "a device function in a plan for an accelerator"),
+        (Call("rms_norm", (), ("hidden",)), "a device function, or one that runs on devices, in a plan for an accelerator"),
         (Call("device.add_row", (), ("hidden",)), r"elements of \['f32'\]"),
         (Call("device.add_row", ("token_ids",), ("hidden",)), r"elements of \['f32'\]"),
         (Call("device.add_row", ("row.0",), ("hidden",), {"scale": 2}), "none: a kernel's parameters hold them"),

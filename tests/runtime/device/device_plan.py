@@ -167,9 +167,9 @@ def sample_program() -> Program:
     )
 
 
-def write_device_plan(path: Path, vendor: Vendor, **changes: Any) -> Path:
+def write_device_plan(path: Path, vendor: Vendor, step: Program | None = None, **changes: Any) -> Path:
     entries = {
-        "programs/step.msgpack": msgspec.msgpack.encode(step_program()),
+        "programs/step.msgpack": msgspec.msgpack.encode(step or step_program()),
         "programs/sample.msgpack": msgspec.msgpack.encode(sample_program()),
         **{entry_name(binary, vendor): binary for binary in binaries(vendor)},
     }
