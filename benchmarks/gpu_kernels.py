@@ -18,13 +18,12 @@ from pathlib import Path
 
 import msgspec
 import torch
+from gpu import rates
 from gpu.bundle import BuiltCase, read
 from gpu.cases import Case, cases
 from gpu.on_device import Bench, library_seconds
 
 COLD_BYTES = 400_000_000
-PASS_BYTES = 1 << 30
-PRODUCT = 8192
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -52,47 +51,26 @@ def measure(folder: Path, only: str) -> Report:
     torch.manual_seed(0)
     bench, bundle = Bench(folder), read(folder)
     torch.set_default_device("cuda")
-    bandwidth, rate = _bandwidth(), _rate()
+    bandwidth, rate = rates.bandwidth(), rates.rate()
     built = {item.case: item for item in bundle.cases}
 
     def result(case: Case, made: BuiltCase) -> Result:
         symbols = {"rows": case.rows, "logit_rows": case.logit_rows}
         first = case.operands()
         cold = sum(first[at].nbytes for at in case.cold)
-        copies = [first, *(_copy(case, first) for _ in range(max(0, min(15, -(-COLD_BYTES // cold) - 1))))]
+        copies = [first, *(case.again(first) for _ in range(max(0, min(15, -(-COLD_BYTES // cold) - 1))))]
         turns = [bench.launches(made, operands, symbols) for operands in copies]
         bench.once(turns[0])
-        error = max(_error(got, wanted) for got, wanted in zip(first[-case.outputs :], case.reference(first), strict=True))
+        error = max(
+            rates.largest_error(got, wanted) for got, wanted in zip(first[-case.outputs :], case.reference(first), strict=True)
+        )
         rival = case.rival
         library = None if rival is None else library_seconds([partial(rival, operands) for operands in copies])
         bound = max(case.bytes / bandwidth, case.operations / rate)
         return Result(case.name, error, bench.seconds(turns), bound, library)
 
     results = [result(case, built[case.name]) for case in cases() if only in case.name]
-    return Report(bench.name, torch.__version__, bundle.compiler, bandwidth, rate, results)
-
-
-def _bandwidth() -> float:
-    """Bytes read and written in a second by a pass over memory."""
-    source = torch.zeros(PASS_BYTES // 4)
-    target = torch.empty_like(source)
-    return 2 * PASS_BYTES / library_seconds([lambda: torch.mul(source, 2, out=target)] * 4)
-
-
-def _rate() -> float:
-    """Operations in a second of a large product."""
-    factor = torch.randn(PRODUCT, PRODUCT).bfloat16()
-    return 2 * PRODUCT**3 / library_seconds([lambda: factor @ factor] * 2)
-
-
-def _copy(case: Case, operands: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [item.clone() if at in case.cold else item for at, item in enumerate(operands)]
-
-
-def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    known = ~wanted.isnan()
-    difference = (got.double() - wanted)[known].abs().max()
-    return float(difference / wanted[known].abs().max())
+    return Report(bench.name, str(torch.__version__), bundle.compiler, bandwidth, rate, results)
 
 
 def _line(item: Result) -> str:

@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenspeed.ir import module as modules
+from tokenspeed.ir.mlir import ir
+from tokenspeed.plans.device_kernels import DeviceKernel
+from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.build import VERSION, build
-from tokenspeed.targets.triton.kernel import DeviceSetting, FunctionTemplate, Launch
+from tokenspeed.targets.triton.kernel import DeviceOperation, DeviceSetting, FunctionTemplate, Launch
 from tokenspeed.targets.triton.library import TRITON_KERNELS
 
 from . import cases as known
 from .bundle import BuiltCase, Bundle, Step, write
 from .cases import Case
 
+Template = Callable[[ir.Operation, DeviceSetting], DeviceOperation]
+
 
 def build_bundle(target: str, folder: Path) -> int:
     """Build every case for a target; gives back how many there are."""
-    setting = DeviceSetting(
-        ACCELERATORS[target],
-        known.MOST_ROWS,
-        known.MOST_DECODING,
-        known.MOST_DECODING,
-        known.BLOCK_TOKENS,
-        known.BLOCKS_PER_SEQUENCE,
-    )
+    setting = setting_of(ACCELERATORS[target])
     binaries: dict[str, bytes] = {}
-    built = tuple(_built(case, setting, binaries) for case in known.cases())
+
+    def make(launch: Launch) -> DeviceKernel:
+        kernel, binary = build(launch, setting.accelerator)
+        binaries[kernel.entry] = binary
+        return kernel
+
+    built = tuple(build_case(case, setting, make) for case in known.cases())
     write(folder, Bundle(target, f"triton {VERSION}", built), binaries)
     return len(built)
 
 
-def _built(case: Case, setting: DeviceSetting, binaries: dict[str, bytes]) -> BuiltCase:
+def setting_of(accelerator: Accelerator, blocks_per_sequence: int = known.BLOCKS_PER_SEQUENCE) -> DeviceSetting:
+    """What the steps of cases are like."""
+    most = known.MOST_DECODING
+    return DeviceSetting(accelerator, known.MOST_ROWS, most, most, known.BLOCK_TOKENS, blocks_per_sequence)
+
+
+def build_case(
+    case: Case, setting: DeviceSetting, make: Callable[[Launch], DeviceKernel], template: Template | None = None
+) -> BuiltCase:
+    """A case's kernels, each made by `make`: as `template` has them, else as the library does."""
     inputs = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(case.types)]
     lines = "\n".join([*inputs, case.line, "return"])
     with modules.context():
         module = modules.parse(f"module {{ func.func @step() {{\n{lines}\n}} }}")
         operation = [view.operation for view in modules.step_block(module).operations][-2]
-        device = next(kernel.device for kernel in TRITON_KERNELS if kernel.operation == operation.name)
+        device = template or next(kernel.device for kernel in TRITON_KERNELS if kernel.operation == operation.name)
         assert device is not None
-        template = device(operation, setting)
+        made = device(operation, setting)
     steps = []
-    for step in template.steps:
+    for step in made.steps:
         launch = _chosen(step.function, case)
         if launch is not None:
-            kernel, binary = build(launch, setting.accelerator)
-            binaries[kernel.entry] = binary
-            steps.append(Step(kernel, (*step.inputs, *step.outputs)))
+            steps.append(Step(make(launch), (*step.inputs, *step.outputs)))
     symbols = {"rows": case.rows, "logit_rows": case.logit_rows}
     buffers = []
-    for item in template.intermediates:
+    for item in made.intermediates:
         elements = 1
         for size in item.shape:
             elements *= symbols[size] if isinstance(size, str) else size

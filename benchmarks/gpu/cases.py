@@ -36,21 +36,37 @@ class Case:
     bytes: float
     operations: float = 0.0
 
+    def again(self, operands: list[Tensor]) -> list[Tensor]:
+        """The operands of another turn: what is read from memory is a copy."""
+        return [item.clone() if at in self.cold else item for at, item in enumerate(operands)]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of an attention, and the most tokens and sequences that its step is made for."""
+
+    count: int
+    kv: int
+    blocks_per_sequence: int = BLOCKS_PER_SEQUENCE
+
+
+LLAMA = Heads(HEADS, KV_HEADS)
+
 
 def cases() -> Iterator[Case]:
     """All of them."""
     for rows in (1, 16, 64, 256, 2048):
         for name, (columns, inner) in LAYERS.items():
-            yield _linear(name, rows, columns, inner)
+            yield linear_case(name, rows, columns, inner)
     for rows in (1, 64):
-        yield _linear("lm_head", rows, VOCABULARY, HIDDEN)
+        yield linear_case("lm_head", rows, VOCABULARY, HIDDEN)
     for rows in (1, 64, 2048):
         yield _norm(rows)
         yield _gated(rows)
     for sequences, context in ((1, 2048), (16, 4100), (64, 4100)):
-        yield _attention(f"decode {sequences} x {context}", [1] * sequences, context)
+        yield attention_case(f"decode {sequences} x {context}", [1] * sequences, context)
     for rows in (2048, 8192):
-        yield _attention(f"chunk {rows}", [rows], rows)
+        yield attention_case(f"chunk {rows}", [rows], rows)
 
 
 def _tensor(*sizes: int | str) -> str:
@@ -61,7 +77,8 @@ def _normal(*shape: int, scale: float = 1.0) -> Tensor:
     return (torch.randn(*shape) * scale).bfloat16()
 
 
-def _linear(name: str, rows: int, columns: int, inner: int) -> Case:
+def linear_case(name: str, rows: int, columns: int, inner: int) -> Case:
+    """A layer with so many columns of output and of input."""
     types = (_tensor("?", inner), _tensor(columns, inner))
     segments = "operandSegmentSizes = array<i32: 1, 1, 0>"
     line = f'%r = "ts.linear"(%a0, %a1) {{{segments}}} : ({", ".join(types)}) -> {_tensor("?", columns)}'
@@ -118,39 +135,39 @@ def _gated(rows: int) -> Case:
     return Case(name, rows, rows, (x, x), line, operands, 1, (0, 1), reference, rival, 2.0 * 3 * rows * INNER)
 
 
-def _attention(name: str, rows_of: list[int], context: int) -> Case:
+def attention_case(name: str, rows_of: list[int], context: int, heads: Heads = LLAMA) -> Case:
     """Sequences with so many rows each, all of `context` tokens."""
     rows, sequences, blocks = sum(rows_of), len(rows_of), -(-context // BLOCK_TOKENS)
-    q = _tensor("?", HEADS, WIDTH)
+    q = _tensor("?", heads.count, WIDTH)
     scores = f"scale = {WIDTH**-0.5} : f64, softcap = 0.0 : f64, window = 0 : i64, operandSegmentSizes = array<i32: 1, 0>"
-    line = f'%r = "ts.cached_attention"(%a0) {{kv_heads = {KV_HEADS} : i64, layer = "0", {scores}}} : ({q}) -> {q}'
+    line = f'%r = "ts.cached_attention"(%a0) {{kv_heads = {heads.kv} : i64, layer = "0", {scores}}} : ({q}) -> {q}'
     decoding = rows == sequences
 
     def operands() -> list[Tensor]:
-        caches = [_normal(sequences * blocks + 1, KV_HEADS, BLOCK_TOKENS, WIDTH) for _ in range(2)]
-        tables = torch.zeros(MOST_DECODING, BLOCKS_PER_SEQUENCE, dtype=torch.int32)
+        caches = [_normal(sequences * blocks + 1, heads.kv, BLOCK_TOKENS, WIDTH) for _ in range(2)]
+        tables = torch.zeros(MOST_DECODING, heads.blocks_per_sequence, dtype=torch.int32)
         tables[:sequences, :blocks] = torch.randperm(sequences * blocks).view(sequences, blocks) + 1
         starts, lengths = torch.zeros(MOST_DECODING + 1, dtype=torch.int32), torch.zeros(MOST_DECODING, dtype=torch.int32)
         starts[1 : sequences + 1] = torch.tensor(rows_of).cumsum(0)
         lengths[:sequences] = context
         counts = torch.tensor([rows, sequences if decoding else 0, sequences, sequences], dtype=torch.int32)
-        return [_normal(rows, HEADS, WIDTH), *caches, starts, lengths, tables, counts, _normal(rows, HEADS, WIDTH)]
+        return [_normal(rows, heads.count, WIDTH), *caches, starts, lengths, tables, counts, _normal(rows, heads.count, WIDTH)]
 
     def dense(given: list[Tensor], sequence: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a sequence, [KV_HEADS, context, WIDTH]."""
+        """Keys and values of a sequence, [heads.kv, context, WIDTH]."""
         at = given[5][sequence, :blocks].long()
         keys, values = (cache[at].transpose(0, 1).flatten(1, 2)[:, :context] for cache in given[1:3])
         return keys, values
 
     def reference(given: list[Tensor]) -> list[Tensor]:
-        made = torch.full((rows, HEADS, WIDTH), torch.nan, dtype=torch.float64)
+        made = torch.full((rows, heads.count, WIDTH), torch.nan, dtype=torch.float64)
         for sequence in range(sequences):
             keys, values = (item.double() for item in dense(given, sequence))
             # of a chunk some rows stand for all
             chosen = [sequence] if decoding else [0, 1, rows // 3, rows - 1]
             for row in chosen:
                 seen = context if decoding else row + 1
-                query = given[0][row].double().view(KV_HEADS, HEADS // KV_HEADS, WIDTH)
+                query = given[0][row].double().view(heads.kv, heads.count // heads.kv, WIDTH)
                 weights = (query @ keys[:, :seen].transpose(1, 2) * WIDTH**-0.5).softmax(-1)
                 made[row] = (weights @ values[:, :seen]).flatten(0, 1)
         return [made]
@@ -161,13 +178,13 @@ def _attention(name: str, rows_of: list[int], context: int) -> Case:
         """torch's own attention over keys that lie side by side already."""
         if not kept:
             kept.append(dense(given, 0))
-        keys, values = (item.repeat_interleave(HEADS // KV_HEADS, 0)[None] for item in kept[0])
+        keys, values = (item.repeat_interleave(heads.count // heads.kv, 0)[None] for item in kept[0])
         queries = given[0].transpose(0, 1)[None]
         return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
     pairs = sequences * context if decoding else rows * (rows + 1) / 2
-    moved = 2.0 * (2 * sequences * context * KV_HEADS * WIDTH + 2 * rows * HEADS * WIDTH)
+    moved = 2.0 * (2 * sequences * context * heads.kv * WIDTH + 2 * rows * heads.count * WIDTH)
     alike = None if decoding else rival
     logit_rows = rows if decoding else sequences
-    operations = 4.0 * pairs * HEADS * WIDTH
+    operations = 4.0 * pairs * heads.count * WIDTH
     return Case(f"attention, {name}", rows, logit_rows, (q,), line, operands, 1, (1, 2), reference, alike, moved, operations)

@@ -27,22 +27,34 @@ class Bench:
         self._folder = folder
         torch.zeros(1, device="cuda")  # the driver is then the one that torch has
         self._device = Device(Driver.open("hip" if torch.version.hip else "cuda"), 0)
+        self._start, self._end = (self._device.create_event(timed=True) for _ in range(2))
         self.name = self._device.name
         architecture = self._device.architecture
         self._warp = LIMITS[_ARCHITECTURES.get(architecture, architecture)].warp_size
         self._functions: dict[tuple[str, int], int] = {}
         # graphs hold addresses
         self._kept: list[Tensor] = []
+        self._rooms: dict[tuple[str, str], Tensor] = {}
         self._scratch = torch.zeros(0, dtype=torch.uint8, device="cuda")
 
     def launches(self, built: BuiltCase, operands: Sequence[Tensor], symbols: dict[str, int]) -> list[Launch]:
         """A case's launches on these operands."""
-        made = {name: torch.empty(count, dtype=_TYPES[dtype], device="cuda") for name, dtype, count in built.intermediates}
-        self._kept += made.values()
+        made = {name: self._room(name, dtype, count) for name, dtype, count in built.intermediates}
         return [
             self._launch(step.kernel, [made[at] if isinstance(at, str) else operands[at] for at in step.operands], symbols)
             for step in built.steps
         ]
+
+    def forget(self) -> None:
+        """Let go of what launches so far stand on: they, and graphs of them, are not to run again."""
+        self._kept.clear()
+        self._rooms.clear()
+
+    def spoil(self) -> None:
+        """Fill what steps leave for each other with what is no number."""
+        for room in self._rooms.values():
+            if room.is_floating_point():
+                room.fill_(torch.nan)
 
     def once(self, launches: Sequence[Launch]) -> None:
         torch.cuda.synchronize()
@@ -52,17 +64,30 @@ class Bench:
 
     def seconds(self, turns: Sequence[Sequence[Launch]], repeats: int = 5) -> float:
         """The best of several replays of a graph of all turns, for one turn."""
+        replay = self.replays(turns)
+        replay()
+        return min(replay() for _ in range(repeats))
+
+    def replays(self, turns: Sequence[Sequence[Launch]]) -> Callable[[], float]:
+        """A graph of all turns: called, it runs once, and gives back the seconds of one turn."""
         graph = self._device.capture(tuple(launch for turn in turns for launch in turn), "benchmark")
-        start, end = self._device.create_event(timed=True), self._device.create_event(timed=True)
-        graph()
-        best = float("inf")
-        for _ in range(repeats):
-            self._device.record(start)
+
+        def replay() -> float:
+            self._device.record(self._start)
             graph()
-            self._device.record(end)
+            self._device.record(self._end)
             self._device.synchronise()
-            best = min(best, self._device.seconds_between(start, end))
-        return best / len(turns)
+            return self._device.seconds_between(self._start, self._end) / len(turns)
+
+        return replay
+
+    def _room(self, name: str, dtype: str, count: int) -> Tensor:
+        """A buffer between steps. Launches run one after another, and share it."""
+        found = self._rooms.get((name, dtype))
+        if found is None or len(found) < count:
+            found = self._rooms[name, dtype] = torch.zeros(count, dtype=_TYPES[dtype], device="cuda")
+            self._kept.append(found)
+        return found
 
     def _launch(self, kernel: DeviceKernel, operands: Sequence[Tensor], symbols: dict[str, int]) -> Launch:
         grid = [evaluate(size, symbols) for size in kernel.grid]

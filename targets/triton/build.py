@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,10 @@ def compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
 
     function = source_of(launch)
     types, promises = signature_of(launch, function.arg_names)
-    kind = GluonASTSource if function.is_gluon() else ASTSource
+    kind = ASTSource
+    if function.is_gluon():
+        kind = GluonASTSource
+        _hide_report_of_leaks()
     source = kind(fn=function, signature=types, constexprs=dict(launch.constants), attrs=promises)
     options: dict[str, object] = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
     options |= launch.options
@@ -134,6 +140,20 @@ def compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
         knobs.cache.dir = cache
         knobs.compilation.disable_line_info = True
         return triton.compile(source, target=target_of(accelerator), options=options)
+
+
+@cache
+def _hide_report_of_leaks() -> None:
+    """Triton's bindings lose an object for each asynchronous copy of a Gluon function, and list them on stderr when the process
+    ends: pages that nobody can act on, after all that has to be said."""
+
+    def close() -> None:
+        sys.stderr.flush()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+    atexit.register(close)
 
 
 def source_of(launch: Launch) -> Any:
