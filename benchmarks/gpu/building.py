@@ -10,9 +10,10 @@ from tokenspeed.ir.mlir import ir
 from tokenspeed.plans.device_kernels import DeviceKernel
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
-from tokenspeed.targets.triton.build import VERSION, build
+from tokenspeed.targets.triton.build import build
 from tokenspeed.targets.triton.kernel import DeviceOperation, DeviceSetting, FunctionTemplate, Launch
 from tokenspeed.targets.triton.library import TRITON_KERNELS
+from tokenspeed.targets.triton.release import VERSION
 
 from . import cases as known
 from .bundle import BuiltCase, Bundle, Step, write

@@ -12,11 +12,12 @@ from tokenspeed.plans.errors import ModelError
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.attention import cached_attention
-from tokenspeed.targets.triton.build import VERSION, build, require_triton
+from tokenspeed.targets.triton.build import build, require_triton
 from tokenspeed.targets.triton.kernel import Launch
 from tokenspeed.targets.triton.linear import linear_by
 from tokenspeed.targets.triton.measured_tiles import ExpertTiles, LinearTiles
 from tokenspeed.targets.triton.mixture import moe_experts
+from tokenspeed.targets.triton.release import VERSION
 
 from .building import Template, build_case, setting_of
 from .candidates import Tiles, candidates

@@ -22,9 +22,7 @@ from ...plans.device_limits import ELF_MACHINES, ENDINGS, LIMITS
 from ...plans.errors import ModelError, UsageError
 from ..accelerator import Accelerator
 from .kernel import Launch
-
-VERSION = "3.9.0"
-"""The one release that kernels are made and measured with."""
+from .release import VERSION
 
 _SOURCES = f"{__package__}.sources"
 _POINTERS = {

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from ...plans.errors import UsageError
-from .build import VERSION
+from .release import VERSION
 
 FOLDER = Path(__file__).resolve().parent / "tables"
 

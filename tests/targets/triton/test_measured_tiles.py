@@ -10,7 +10,6 @@ import pytest
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton import measured_tiles
-from tokenspeed.targets.triton.build import VERSION
 from tokenspeed.targets.triton.linear_tiles import tiles_for
 from tokenspeed.targets.triton.measured_tiles import (
     ExpertRow,
@@ -28,6 +27,7 @@ from tokenspeed.targets.triton.measured_tiles import (
     table_of,
     table_path,
 )
+from tokenspeed.targets.triton.release import VERSION
 
 ARCHITECTURE = "sm_90a"
 RECEIPT = Receipt(device="A device", driver="1.2", torch="2.11", date="2026-11-28", bandwidth=4e12, rate=7e14)
