@@ -87,6 +87,7 @@ def load_executor(
             expansions = Expansions(manifest, programs, placement.surroundings, truncate_repeats)
             expansions.prepare()
             report("programs")
+            placement.wait_for_weights()
         return PlanExecutor(placement, expansions, SamplingSlots(placement.slots, manifest.model.vocabulary))
     except BaseException:
         placement.close()

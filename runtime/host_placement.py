@@ -41,6 +41,9 @@ class HostPlacement:
     def scratch_bytes(self) -> int:
         return self.surroundings.context.scratch_bytes + (self._native.team.scratch_bytes if self._native else 0)
 
+    def wait_for_weights(self) -> None:
+        pass
+
     def next_inputs(self) -> Mapping[str, HostArray]:
         return self.memory.inputs
 

@@ -41,6 +41,10 @@ class Placement(Protocol):
         """What everything but `close` happens inside of."""
         ...
 
+    def wait_for_weights(self) -> None:
+        """Return when programs may run; they may be expanded while weights are on their way. Raises what loading those does."""
+        ...
+
     def next_inputs(self) -> Mapping[str, HostArray]:
         """The step ABI's arrays, as the host writes them, once they may be written; not the same ones for each step."""
         ...

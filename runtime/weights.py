@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -51,8 +51,8 @@ Check = Callable[[], None]
 Wanted = tuple[Weight, str, int]
 """A weight instance: its weight, its name, its layer."""
 
-Make = Callable[[Weight, str, int], HostArray]
-"""Makes a weight instance; on any thread."""
+Make = Callable[[Weight, str, int], Sequence[HostArray]]
+"""Makes a weight instance, on any thread, in pieces whose bytes lie one after another in it."""
 
 Upload = Callable[[list[Wanted], Make, Callable[[Wanted], None]], dict[str, DeviceArray]]
 """Makes weight instances, on threads of its own, and copies them to where they stay, by name; tells of each that is done, in
@@ -77,12 +77,7 @@ def load_weights(
     files. Digests are checked meanwhile, in threads of their own.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
-    wanted = [
-        (weight, name, layer)
-        for weight in map(_unrounded(plan.manifest) if exact else lambda weight: weight, plan.manifest.weights)
-        for name, layer in weight_instances(weight)
-        if needed is None or name in needed
-    ]
+    wanted = wanted_weights(plan.manifest, needed, exact)
     total = sum(weight.bytes for weight, _, _ in wanted)
     arena = PackedArena(arena_bytes([weight.bytes for weight, _, _ in wanted if weight.prepack == "panel"]))
     loaded: dict[str, Loaded] = {}
@@ -98,13 +93,23 @@ def load_weights(
                 progress(done, total)
 
         if upload is not None:
-            return {**upload(wanted, maker.make, finish)}
+            return {**upload(wanted, maker.pieces, finish)}
         for weight, name, layer in wanted:
             made = maker.make(weight, name, layer)
             loaded[name] = _panel(made, weight, name, arena, native) if weight.prepack == "panel" else packed(made, weight)
             del made
             finish((weight, name, layer))
     return loaded
+
+
+def wanted_weights(manifest: Manifest, needed: set[str] | None, exact: bool) -> list[Wanted]:
+    """The instances that `load_weights` loads, in its order."""
+    return [
+        (weight, name, layer)
+        for weight in map(_unrounded(manifest) if exact else lambda weight: weight, manifest.weights)
+        for name, layer in weight_instances(weight)
+        if needed is None or name in needed
+    ]
 
 
 def _unrounded(manifest: Manifest) -> Callable[[Weight], Weight]:
@@ -171,6 +176,10 @@ class _maker:
     def make(self, weight: Weight, name: str, layer: int) -> HostArray:
         """An instance of a weight; it may be a view of a mapped file."""
         return _invented(self._invent, weight, name) if self._invent else _made(self._stored, weight, name, layer)
+
+    def pieces(self, weight: Weight, name: str, layer: int) -> Sequence[HostArray]:
+        """The same in pieces that need not be joined first."""
+        return [_invented(self._invent, weight, name)] if self._invent else _made_in_pieces(self._stored, weight, name, layer)
 
     def release(self, weight: Weight, layer: int) -> None:
         """An instance is where it stays: the pages of its sources may go."""
@@ -283,6 +292,32 @@ def _invented(make: Callable[[str, tuple[int, ...], str], HostArray], weight: We
 
 def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> HostArray:
     index = layer if weight.layers else None
+    _check_result(stored, weight, name, index)
+    recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
+    if weight.prepack == "panel":
+        recipe = _without_casts(recipe, lambda inner: result_of(inner, stored, index)[1])
+    made = evaluate(recipe, stored, index, name)
+    return HostArray(np.ascontiguousarray(made.data), made.dtype)
+
+
+def _made_in_pieces(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> list[HostArray]:
+    if isinstance(weight.recipe, Quantize):
+        return [_made(stored, weight, name, layer)]
+    index = layer if weight.layers else None
+    _check_result(stored, weight, name, index)
+    return [evaluate(part, stored, index, name) for part in _parts_in_order(weight.recipe)]
+
+
+def _parts_in_order(recipe: Recipe) -> Iterator[Recipe]:
+    """Recipes whose results, one after another, are the recipe's: what is joined along the first dimension."""
+    if isinstance(recipe, Concat | Stack) and recipe.dimension == 0:
+        for part in recipe.parts:
+            yield from _parts_in_order(part)
+    else:
+        yield recipe
+
+
+def _check_result(stored: Mapping[str, Stored], weight: Weight, name: str, index: int | None) -> None:
     shape, dtype = result_of(weight.recipe, stored, index)
     if (shape, dtype) != (weight.shape, weight.dtype):
         raise PlanError(
@@ -292,11 +327,6 @@ def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -
             got=f"{dtype}{list(shape)}",
             fix="compile the plan again",
         )
-    recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
-    if weight.prepack == "panel":
-        recipe = _without_casts(recipe, lambda inner: result_of(inner, stored, index)[1])
-    made = evaluate(recipe, stored, index, name)
-    return HostArray(np.ascontiguousarray(made.data), made.dtype)
 
 
 def _without_casts(recipe: Recipe, dtype_of: Callable[[Recipe], str]) -> Recipe:

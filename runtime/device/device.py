@@ -21,7 +21,8 @@ Launch = Callable[[], None]
 
 
 class Device:
-    """An open device; everything on it goes through one stream, in order. Use it from one thread at a time, `with` it current.
+    """An open device; all but the upload of weights goes through one stream, in order. Use it `with` it current, from one
+    thread at a time; copies in streams of one's own may be made by other threads meanwhile.
 
     The context is the device's primary one, which torch uses as well.
     """
@@ -38,6 +39,7 @@ class Device:
         self._allocations: dict[int, str] = {}
         self._modules: list[int] = []
         self._events: list[int] = []
+        self._streams: list[int] = []
         self._graphs: list[int] = []
         self._closed = False
 
@@ -66,22 +68,23 @@ class Device:
             self.driver.call("fill_bytes", address, 0, count, self.stream, where=purpose)
         return address
 
-    def allocate_host(self, count: int, purpose: str) -> NDArray[np.uint8]:
-        """Page-locked host memory, zeroed, that copies reach without a detour; it lives until the device is closed."""
+    def allocate_host(self, count: int, purpose: str, *, zeroed: bool = True) -> NDArray[np.uint8]:
+        """Page-locked host memory that copies reach without a detour; it lives until the device is closed."""
         address = self._made("allocate_host", max(count, 1), 0, where=f"{purpose}, {count} bytes of page-locked memory")
         self._allocations[address] = "free_host"
         data = np.ctypeslib.as_array((ctypes.c_uint8 * max(count, 1)).from_address(address))[:count]
-        data[:] = 0
+        if zeroed:
+            data[:] = 0
         return data
 
     def free_host(self, data: NDArray[np.uint8]) -> None:
         """Give page-locked memory back; no copy from it may be under way."""
         self.driver.call(self._allocations.pop(data.ctypes.data), data.ctypes.data)
 
-    def upload(self, address: int, source: NDArray[Any]) -> None:
+    def upload(self, address: int, source: NDArray[Any], stream: int | None = None) -> None:
         """Begin to copy a dense host array to the device; from page-locked memory it must stay as it is until then."""
         if source.nbytes:
-            self.driver.call("copy_to_device", address, source.ctypes.data, source.nbytes, self.stream)
+            self.driver.call("copy_to_device", address, source.ctypes.data, source.nbytes, stream or self.stream)
 
     def download(self, target: NDArray[Any], address: int) -> None:
         """Begin to copy device memory into a dense host array."""
@@ -93,18 +96,34 @@ class Device:
         if count:
             self.driver.call("copy_on_device", target, source, count, self.stream)
 
-    def synchronise(self) -> None:
+    def synchronise(self, stream: int | None = None) -> None:
         """Wait for all work. A kernel's fault may show here: raises DeviceLost."""
-        self.driver.call("synchronise_stream", self.stream, where="waiting for the device")
+        self.driver.call("synchronise_stream", stream or self.stream, where="waiting for the device")
+
+    def create_stream(self) -> int:
+        """A further stream, for copies that need not wait for other work, nor it for them."""
+        stream = self._made("create_stream", _NON_BLOCKING)
+        self._streams.append(stream)
+        return stream
+
+    def destroy_stream(self, stream: int) -> None:
+        """Of `create_stream`; what is under way in it ends by itself."""
+        self._streams.remove(stream)
+        self.driver.call("destroy_stream", stream)
 
     def create_event(self, timed: bool = False) -> int:
         event = self._made("create_event", 0 if timed else _NO_TIMING)
         self._events.append(event)
         return event
 
-    def record(self, event: int) -> None:
+    def destroy_event(self, event: int) -> None:
+        """Of `create_event`."""
+        self._events.remove(event)
+        self.driver.call("destroy_event", event)
+
+    def record(self, event: int, stream: int | None = None) -> None:
         """The event comes to pass when all work so far is done."""
-        self.driver.call("record_event", event, self.stream)
+        self.driver.call("record_event", event, stream or self.stream)
 
     def wait(self, event: int) -> None:
         """Wait on the host for an event; one that was never recorded has come to pass."""
@@ -163,6 +182,7 @@ class Device:
         self.driver.function(operation)(handle)
         steps: list[tuple[str, int]] = [("destroy_executable_graph", graph) for graph in self._graphs]
         steps += [("destroy_event", event) for event in self._events]
+        steps += [("destroy_stream", stream) for stream in self._streams]
         steps += [("unload_module", module) for module in self._modules]
         steps += [(operation, address) for address, operation in self._allocations.items()]
         self.driver.function("synchronise_stream")(self.stream)

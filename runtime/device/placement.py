@@ -19,8 +19,8 @@ from ..dummy_weights import DUMMY
 from ..executor_interface import Report
 from ..functions.context import Context
 from ..host_arrays import HostArray, from_bytes
-from ..operands import Addressed, Array, Surroundings
-from ..weights import Make, PlanSource, Upload, Wanted, load_weights
+from ..operands import Addressed, Surroundings
+from ..weights import Make, PlanSource, Wanted, load_weights, wanted_weights
 from .arrays import DeviceArena, DeviceArray
 from .device import Device
 from .driver import Driver
@@ -30,7 +30,7 @@ from .kernels import DeviceKernels
 from .mirrored import SlotRows, StepInputs
 from .results import Results, results_bytes
 from .runtime import DeviceRuntime
-from .uploading import upload_all
+from .uploading import WeightsOnTheirWay, upload_all
 
 if TYPE_CHECKING:
     from .library import DeviceLibrary
@@ -47,10 +47,12 @@ class DevicePlacement:
         results: Results,
         surroundings: Surroundings,
         scratch_bytes: int,
+        loading: WeightsOnTheirWay,
+        report: Report,
     ) -> None:
         self.surroundings, self.scratch_bytes = surroundings, scratch_bytes
         self._device, self._inputs, self._slots, self._runtime = device, inputs, slots, surroundings.device
-        self._results = results
+        self._results, self._loading, self._report = results, loading, report
 
     @property
     def slots(self) -> Mapping[str, HostArray]:
@@ -62,6 +64,10 @@ class DevicePlacement:
 
     def running(self) -> AbstractContextManager[object]:
         return self._device if self._runtime is None else self._runtime.running()
+
+    def wait_for_weights(self) -> None:
+        self._loading.wait()
+        self._report("weights")
 
     def next_inputs(self) -> Mapping[str, HostArray]:
         return self._inputs.next()
@@ -79,6 +85,7 @@ class DevicePlacement:
         return self._results.read({name: array for name, array in arrays.items() if isinstance(array, DeviceArray)})
 
     def close(self) -> None:
+        self._loading.settle()
         self._device.close()
 
 
@@ -130,17 +137,16 @@ def _placed(
     kernels = DeviceKernels(device, wanted, plan.entry, device.allocate(scratch, "scratch of kernels") if scratch else 0)
     report("memory")
     constants = {item.name: arena.put(from_bytes(plan.entry(item.entry), item.shape, item.dtype)) for item in manifest.constants}
-    tensors: Mapping[str, Array]
-    if weights == DUMMY:
-        tensors = dummy_weights(manifest, needed, device, arena)
-    else:
-        tensors = load_weights(plan, weights, needed, exact=exact_weights, upload=_uploader(device, arena))
-    device.synchronise()
-    report("weights")
-    runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted), library, inputs.on_host)
-    around = Surroundings(activations, {**inputs.arrays, **constants, **tensors}, state, Context(), device=runtime)
     results = Results(device, max(map(results_bytes, programs)))
-    return DevicePlacement(device, inputs, slots, results, around, scratch)
+    runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted), library, inputs.on_host)
+    if weights == DUMMY:
+        loading = WeightsOnTheirWay(dummy_weights(manifest, needed, device, arena), lambda: None)
+    else:
+        loading = _load(plan, weights, needed, exact_weights, device, arena)
+        if library is not None:
+            loading.settle()  # functions may look at weights when they are bound
+    around = Surroundings(activations, {**inputs.arrays, **constants, **loading.arrays}, state, Context(), device=runtime)
+    return DevicePlacement(device, inputs, slots, results, around, scratch, loading, report)
 
 
 def _library(device: Device, programs: Sequence[Program], most_bytes: int) -> DeviceLibrary | None:
@@ -153,14 +159,22 @@ def _library(device: Device, programs: Sequence[Program], most_bytes: int) -> De
     return library.open_library(device, functions, most_bytes)
 
 
-def _uploader(device: Device, arena: DeviceArena) -> Upload:
+def _load(
+    plan: PlanSource, weights: str | None, needed: set[str] | None, exact: bool, device: Device, arena: DeviceArena
+) -> WeightsOnTheirWay:
+    """Where they will lie is known before any is read."""
+    arrays = {name: arena.take(weight.shape, weight.dtype) for weight, name, _ in wanted_weights(plan.manifest, needed, exact)}
+
     def upload(wanted: list[Wanted], make: Make, done: Callable[[Wanted], None]) -> dict[str, DeviceArray]:
-        arrays = {name: arena.take(weight.shape, weight.dtype) for weight, name, _ in wanted}
         jobs = [(arrays[name], partial(make, weight, name, layer)) for weight, name, layer in wanted]
         upload_all(device, jobs, lambda at: done(wanted[at]))
         return arrays
 
-    return upload
+    def load() -> None:
+        device.make_current()
+        load_weights(plan, weights, needed, exact=exact, upload=upload)
+
+    return WeightsOnTheirWay(arrays, load)
 
 
 def arena_bytes(manifest: Manifest) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -14,54 +14,79 @@ from ..host_arrays import HostArray
 from .arrays import DeviceArray
 from .device import Device
 
-CHUNK_BYTES = 16 << 20
-_MOST_THREADS = 8
+CHUNK_BYTES = 4 << 20
+_MOST_THREADS = 16
 
-Job = tuple[DeviceArray, Callable[[], HostArray]]
-"""Where an array goes, and what makes it."""
+Job = tuple[DeviceArray, Callable[[], Iterable[HostArray]]]
+"""Where an array goes, and what makes its pieces: their bytes lie one after another in it."""
 
 
 def upload_all(device: Device, jobs: Sequence[Job], done: Callable[[int], None], threads: int | None = None) -> None:
-    """Make arrays and copy them to the device, `threads` (by default one for each core, at most 8) at a time.
+    """Make arrays and copy them to the device, `threads` (by default one for each core, at most 16) at a time.
 
-    `done` is told the number of each, in order, once it is on its way. All copies are made when this returns. What making
-    one raises is raised, after those under way have ended.
+    `done` is told the number of each, in order, once it is on its way. All copies are made when this returns; nothing else on
+    the device waits for them. What making one raises is raised, after those under way have ended.
     """
     chunks = sum(target.nbytes for target, _ in jobs) // CHUNK_BYTES
     count = threads or min(_MOST_THREADS, os.cpu_count() or 1, chunks + 1)
-    lanes = [_Lane(device) for _ in range(count)]
+    lanes: list[_Lane] = []
     free: SimpleQueue[_Lane] = SimpleQueue()
-    for lane in lanes:
-        free.put(lane)
 
     def carry(job: Job) -> None:
         target, make = job
-        data = np.ascontiguousarray(make().data)
         device.make_current()
         lane = free.get()
         try:
-            lane.carry(data, target.address)
+            at = target.address
+            for piece in make():
+                lane.carry(np.ascontiguousarray(piece.data), at)
+                at += piece.data.nbytes
         finally:
             free.put(lane)
 
-    with ThreadPoolExecutor(count, "weights-upload") as pool:
+    try:
+        for _ in range(count):
+            lanes.append(_Lane(device))
+            free.put(lanes[-1])
+        with ThreadPoolExecutor(count, "weights-upload") as pool:
+            try:
+                for at, _ in enumerate(pool.map(carry, jobs)):
+                    done(at)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    finally:
+        for lane in lanes:
+            lane.close()
+
+
+class WeightsOnTheirWay:
+    """Arrays that `load`, in a thread of its own, is filling; what it raises is raised by `wait`."""
+
+    def __init__(self, arrays: Mapping[str, DeviceArray], load: Callable[[], None]) -> None:
+        self.arrays = arrays
+        self._pool = ThreadPoolExecutor(1, "weights")
+        self._loaded = self._pool.submit(load)
+
+    def wait(self) -> None:
+        """Return when all of them are filled."""
         try:
-            for at, _ in enumerate(pool.map(carry, jobs)):
-                done(at)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    device.synchronise()
-    for lane in lanes:
-        lane.close()
+            self._loaded.result()
+        finally:
+            self._pool.shutdown()
+
+    def settle(self) -> None:
+        """Return when nothing of it runs any more, however it ended."""
+        self._pool.shutdown()
 
 
 class _Lane:
-    """Two page-locked chunks of one thread: one is filled while the other is copied."""
+    """A stream, and two page-locked chunks of one thread: one is filled while the other is copied."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._chunks = [device.allocate_host(CHUNK_BYTES, "weights on their way") for _ in range(2)]
+        self._stream = device.create_stream()
+        self._chunks = [device.allocate_host(CHUNK_BYTES, "weights on their way", zeroed=False) for _ in range(2)]
         self._free = [device.create_event() for _ in range(2)]
         self._turn = 0
 
@@ -72,10 +97,14 @@ class _Lane:
             chunk, free = self._chunks[self._turn], self._free[self._turn]
             self._device.wait(free)
             chunk[: len(part)] = part
-            self._device.upload(address + start, chunk[: len(part)])
-            self._device.record(free)
+            self._device.upload(address + start, chunk[: len(part)], self._stream)
+            self._device.record(free, self._stream)
             self._turn = 1 - self._turn
 
     def close(self) -> None:
-        for chunk in self._chunks:
+        """Waits for its copies."""
+        self._device.synchronise(self._stream)
+        for chunk, event in zip(self._chunks, self._free, strict=True):
             self._device.free_host(chunk)
+            self._device.destroy_event(event)
+        self._device.destroy_stream(self._stream)

@@ -4,6 +4,7 @@
    its ELF header; any built-in kernel can be found in it. Misuse gives error 1 and leaves its sentence in fake_problem(). */
 
 #define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,6 +26,7 @@ static Function functions[256];
 static Graph graphs[64];
 static char log_text[LOG_BYTES], problem[512];
 static size_t log_used;
+static void *captured_stream;
 static int calls, fail_at, fail_code, lost, current, streams, events, modules, capturing, machine = 190, major = 9, minor = 0;
 static const char *architecture = "gfx942:sramecc+:xnack-";
 static size_t memory_bytes = (size_t)1 << 30;
@@ -115,7 +117,13 @@ static int enter(const char *format, ...) {
     if (calls == fail_at) return fail_code;
     return lost;
 }
-#define ENTER(...) do { int code_ = enter(__VA_ARGS__); if (code_) return code_; } while (0)
+/* One call at a time: threads that upload weights call beside the one that captures. */
+static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER;
+static void leave(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
+#define ENTER(...) \
+    pthread_mutex_lock(&calling); \
+    __attribute__((cleanup(leave), unused)) pthread_mutex_t *held_ = &calling; \
+    do { int code_ = enter(__VA_ARGS__); if (code_) return code_; } while (0)
 #define CURRENT(name) do { if (!current) return wrong("%s: no context is current", name); } while (0)
 
 static Allocation *holding(const void *address, size_t bytes) {
@@ -165,7 +173,7 @@ static int copy(char *to, char *from, size_t bytes, int to_device, void *stream)
     if (!stream) return wrong("copy: the default stream");
     Allocation *device = holding(to_device ? to : from, bytes);
     if (!device || device->host) return wrong("copy: %zu bytes outside of device memory", bytes);
-    if (capturing) return keep_node((Node){.copy = 1, .to = to, .from = from, .bytes = bytes});
+    if (capturing && stream == captured_stream) return keep_node((Node){.copy = 1, .to = to, .from = from, .bytes = bytes});
     memcpy(to, from, bytes);
     return 0;
 }
@@ -304,7 +312,7 @@ BOTH(cuStreamCreate, hipStreamCreateWithFlags, (void **out, unsigned flags), (ou
 }
 BOTH(cuStreamDestroy_v2, hipStreamDestroy, (void *stream), (stream)) { ENTER("destroy stream"); (void)stream; streams--; return 0; }
 BOTH(cuStreamSynchronize, hipStreamSynchronize, (void *stream), (stream)) {
-    ENTER("synchronise"); (void)stream; if (capturing) return wrong("synchronise: the stream is being captured"); return 0;
+    ENTER("synchronise"); if (capturing && stream == captured_stream) return wrong("synchronise: the stream is being captured"); return 0;
 }
 BOTH(cuEventCreate, hipEventCreateWithFlags, (void **out, unsigned flags), (out, flags)) {
     ENTER("create event %u", flags); CURRENT("create event"); *out = (void *)(uintptr_t)(200 + ++events); return 0;
@@ -373,7 +381,7 @@ int cuLaunchKernelEx(const Configuration *c, Function *f, void **params, void **
 }
 BOTH(cuStreamBeginCapture_v2, hipStreamBeginCapture, (void *stream, int mode), (stream, mode)) {
     ENTER("begin capture %d", mode);
-    (void)stream;
+    captured_stream = stream;
     if (capturing) return wrong("begin capture: one has begun");
     for (int i = 0; i < 64; i++)
         if (!graphs[i].live) {

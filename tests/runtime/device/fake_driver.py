@@ -94,5 +94,5 @@ def build(folder: Path) -> FakeDriver:
     if compiler is None:
         pytest.skip("no C compiler")
     target = folder / "libfake.so"
-    subprocess.run([compiler, "-std=c11", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(target)], check=True)
+    subprocess.run([compiler, "-std=c11", "-O1", "-shared", "-fPIC", "-pthread", str(SOURCE), "-o", str(target)], check=True)
     return FakeDriver(target)

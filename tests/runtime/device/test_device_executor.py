@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenspeed.plans.errors import MemoryPlanError, TargetMismatch
 from tokenspeed.plans.reader import Plan
+from tokenspeed.runtime.device import placement
+from tokenspeed.runtime.device.arrays import DeviceArray
 from tokenspeed.runtime.device.errors import DeviceError, DeviceLost
 from tokenspeed.runtime.device.placement import arena_bytes
+from tokenspeed.runtime.device.uploading import WeightsOnTheirWay
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.host import check_host
@@ -132,7 +135,18 @@ def test_a_device_that_is_lost_in_a_step(fake: FakeDriver, executor: PlanExecuto
         executor.run(batch(Rows(0, 1, [4])))
 
 
-def test_any_failure_while_loading_is_an_error_that_frees_everything(fake: FakeDriver, plan: Plan) -> None:
+class InTurn(WeightsOnTheirWay):
+    """Calls of the driver come in the same order each time: nothing else is done while weights are loaded."""
+
+    def __init__(self, arrays: Mapping[str, DeviceArray], load: Callable[[], None]) -> None:
+        super().__init__(arrays, load)
+        self.settle()
+
+
+def test_any_failure_while_loading_is_an_error_that_frees_everything(
+    fake: FakeDriver, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "WeightsOnTheirWay", InTurn)
     loaded = load_executor(plan, "counter", None, lambda _phase: None, driver=fake.driver())
     log = fake.log()
     loaded.close()
