@@ -128,8 +128,8 @@ class PlanExecutor:
     ) -> None:
         with self._placement.running():
             self._placement.before_filling_slot(slot)
-            self._slots.admit(slot, sampling, end_tokens, prompt, output)
-            self._placement.slot_filled(slot)
+            written = self._slots.admit(slot, sampling, end_tokens, prompt, output)
+            self._placement.slot_filled(slot, written)
 
     def run(self, batch: StepBatch) -> StepResult:
         """Start a step and wait for it."""

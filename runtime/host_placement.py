@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from .executor_interface import Report
@@ -53,7 +53,7 @@ class HostPlacement:
     def before_filling_slot(self, slot: int) -> None:
         pass
 
-    def slot_filled(self, slot: int) -> None:
+    def slot_filled(self, slot: int, names: Iterable[str]) -> None:
         pass
 
     def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -57,8 +57,8 @@ class Placement(Protocol):
         """Wait until that row of `slots` may be written again."""
         ...
 
-    def slot_filled(self, slot: int) -> None:
-        """That row of every slot buffer is new."""
+    def slot_filled(self, slot: int, names: Iterable[str]) -> None:
+        """That row of these slot buffers is new."""
         ...
 
     def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:

@@ -28,6 +28,7 @@ from .scheduling.step import IntArray
 
 # Below this a division by the temperature says nothing that an argmax does not.
 _LEAST_TEMPERATURE = 1e-5
+_COUNTS = ("prompt_seen", "output_counts")
 
 
 def check_slot_buffers(manifest: Manifest) -> None:
@@ -51,13 +52,17 @@ class SamplingSlots:
     def __init__(self, state: Mapping[str, HostArray], vocabulary: int) -> None:
         self._vocabulary = vocabulary
         self._arrays: dict[str, NDArray[Any]] = {buffer.name: state[buffer.name].data for buffer in slot_buffers(vocabulary, 1)}
+        self._without_counts = tuple(name for name in self._arrays if name not in _COUNTS)
         self.features = self._arrays["features"]
         self.logprobs_wanted = self._arrays["logprobs_wanted"]
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
-    ) -> None:
-        """Fill a slot. Raises UsageError for what no slot can hold; the slot is then unchanged."""
+    ) -> tuple[str, ...]:
+        """Fill a slot; the names of the buffers whose row was written: counts of tokens are, and matter, only with penalties.
+
+        Raises UsageError for what no slot can hold; the slot is then unchanged.
+        """
         self._check(slot, sampling, end_tokens, prompt, output)
         arrays, features = self._arrays, _features(sampling, end_tokens, self._vocabulary)
         arrays["features"][slot] = features
@@ -72,8 +77,10 @@ class SamplingSlots:
         arrays["end_tokens"][slot] = -1
         arrays["end_tokens"][slot, : len(end_tokens)] = end_tokens
         self._fill_bias(slot, sampling.logit_bias)
-        if features & PENALTIES:
-            self._count(slot, prompt, output)
+        if not features & PENALTIES:
+            return self._without_counts
+        self._count(slot, prompt, output)
+        return tuple(self._arrays)
 
     def _fill_bias(self, slot: int, bias: dict[int, float]) -> None:
         self._arrays["bias_tokens"][slot] = -1
@@ -82,7 +89,7 @@ class SamplingSlots:
             self._arrays["bias_values"][slot, : len(bias)] = list(bias.values())
 
     def _count(self, slot: int, prompt: IntArray, output: IntArray) -> None:
-        seen, counts = self._arrays["prompt_seen"][slot], self._arrays["output_counts"][slot]
+        seen, counts = (self._arrays[name][slot] for name in _COUNTS)
         seen[:] = 0
         seen[prompt] = 1
         counts[:] = np.bincount(output, minlength=self._vocabulary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .arrays import DeviceArena, DeviceArray, rounded
 from .device import Device
 
 _IN_FLIGHT = 2
+_LONG_ROW_BYTES = 64 << 10
 
 
 class StepInputs:
@@ -60,14 +61,19 @@ class StepInputs:
 
 
 class SlotRows:
-    """The slot buffers on the device, and page-locked on the host; a row of all of them goes over at a time."""
+    """The slot buffers on the device and on the host; rows of them go over one slot at a time.
+
+    Arrays of short rows are page-locked. Those of long rows (counts over the vocabulary), which few requests ask for, are not: to
+    lock hundreds of megabytes takes a good part of a start. Their rows go through a page-locked one.
+    """
 
     def __init__(self, device: Device, arena: DeviceArena, items: Sequence[Buffer]) -> None:
         self._device = device
         self.arrays = {item.name: arena.take(_extents(item), item.dtype) for item in items}
-        self.host = {
-            name: _host_array(device.allocate_host(array.nbytes, "slot buffers"), array) for name, array in self.arrays.items()
-        }
+        long = [name for name, array in self.arrays.items() if array.nbytes // array.shape[0] > _LONG_ROW_BYTES]
+        self.host = {name: self._on_host(array, locked=name not in long) for name, array in self.arrays.items()}
+        self._locked_rows = {name: self._locked_row(self.arrays[name]) for name in long}
+        self._locked_rows_copied = device.create_event()
         # an event of its own for each row: what goes over behind a step that runs must not hold up the filling of other rows
         self._copied = [device.create_event() for _ in range(min((len(array.data) for array in self.host.values()), default=0))]
 
@@ -75,12 +81,30 @@ class SlotRows:
         """Return when the row may be written again."""
         self._device.wait(self._copied[row])
 
-    def upload(self, row: int) -> None:
-        """Begin to copy one row of each array."""
-        for name, array in self.arrays.items():
-            step = array.nbytes // array.shape[0]
-            self._device.upload(array.address + row * step, self.host[name].data[row : row + 1])
+    def upload(self, row: int, names: Iterable[str]) -> None:
+        """Begin to copy one row of these arrays."""
+        long = False
+        for name in names:
+            array, source = self.arrays[name], self.host[name].data[row : row + 1]
+            if name in self._locked_rows:
+                if not long:
+                    self._device.wait(self._locked_rows_copied)
+                long = True
+                self._locked_rows[name].data[:] = source
+                source = self._locked_rows[name].data
+            self._device.upload(array.address + row * (array.nbytes // array.shape[0]), source)
+        if long:
+            self._device.record(self._locked_rows_copied)
         self._device.record(self._copied[row])
+
+    def _locked_row(self, array: DeviceArray) -> HostArray:
+        row = array.first(1)
+        return _host_array(self._device.allocate_host(row.nbytes, "a row of slot buffers"), row)
+
+    def _on_host(self, array: DeviceArray, *, locked: bool) -> HostArray:
+        if locked:
+            return _host_array(self._device.allocate_host(array.nbytes, "slot buffers"), array)
+        return HostArray(np.zeros(array.shape, NUMPY_TYPES[array.dtype]), array.dtype)
 
 
 def _extents(item: StepInput | Buffer) -> tuple[int, ...]:

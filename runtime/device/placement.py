@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -78,8 +78,8 @@ class DevicePlacement:
     def before_filling_slot(self, slot: int) -> None:
         self._slots.wait(slot)
 
-    def slot_filled(self, slot: int) -> None:
-        self._slots.upload(slot)
+    def slot_filled(self, slot: int, names: Iterable[str]) -> None:
+        self._slots.upload(slot, names)
 
     def read(self, arrays: Mapping[str, Addressed]) -> Callable[[], Mapping[str, HostArray]]:
         return self._results.read({name: array for name, array in arrays.items() if isinstance(array, DeviceArray)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from tokenspeed.plans.program import Buffer, StepInput
+from tokenspeed.runtime.device import mirrored
 from tokenspeed.runtime.device.arrays import DeviceArena, fetched
 from tokenspeed.runtime.device.device import Device
 from tokenspeed.runtime.device.mirrored import SlotRows, StepInputs
@@ -30,6 +32,19 @@ def test_a_slot_takes_its_own_row_along_and_no_other(device: Device) -> None:
     slots = SlotRows(device, DeviceArena(device, 1 << 10, "slots"), (Buffer("seed", "i64", (4,)), Buffer("ends", "i32", (4, 2))))
     slots.host["seed"].data[:], slots.host["ends"].data[:] = [1, 2, 3, 4], np.arange(8).reshape(4, 2)
     slots.wait(2)
-    slots.upload(2)
+    slots.upload(2, ("seed", "ends"))
     assert fetched(device, slots.arrays["seed"]).data.tolist() == [0, 0, 3, 0]
     assert fetched(device, slots.arrays["ends"]).data.tolist() == [[0, 0], [0, 0], [4, 5], [0, 0]]
+
+
+def test_long_rows_go_over_when_they_are_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrored, "_LONG_ROW_BYTES", 8)
+    slots = SlotRows(
+        device, DeviceArena(device, 1 << 10, "slots"), (Buffer("seed", "i64", (3,)), Buffer("counts", "i32", (3, 5)))
+    )
+    for row in (1, 2):
+        slots.host["seed"].data[row], slots.host["counts"].data[row] = row, np.arange(5) * row
+    slots.upload(1, ("seed", "counts"))
+    slots.upload(2, ("seed",))
+    assert fetched(device, slots.arrays["seed"]).data.tolist() == [0, 1, 2]
+    assert fetched(device, slots.arrays["counts"]).data.tolist() == [[0] * 5, [0, 1, 2, 3, 4], [0] * 5]
