@@ -7,21 +7,20 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from ..plans.errors import PlanError, TokenspeedError
 from ..plans.reader import Plan
-from .engine import EngineLoop
 from .engine_channel import EngineChannel
-from .executor_interface import Executor, Report
 from .openmp import bound_spinning
 from .protocol import EngineFailed, Ready
-from .scheduling.kv import manager_of
-from .scheduling.request import SchedulerLimits
-from .scheduling.scheduler import Scheduler
 from .startup_clock import StartupClock
+
+if TYPE_CHECKING:  # imported once a device's driver is at work
+    from .engine import EngineLoop
+    from .executor_interface import Executor, Report
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +67,10 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
         with Plan.open(options.plan) as plan:
             _check_same_plan(plan, options)
             clock.finish("plan checks")
+            if plan.manifest.device is not None:
+                from .device.opening import begin_to_open
+
+                begin_to_open(plan.manifest.device.vendor)
             bound_spinning()  # before torch is loaded
             from .executor import load_executor
 
@@ -103,6 +106,11 @@ def _check_same_plan(plan: Plan, options: EngineOptions) -> None:
 
 
 def _loop(plan: Plan, executor: Executor, channel: EngineChannel, *, overlap: bool) -> EngineLoop:
+    from .engine import EngineLoop
+    from .scheduling.kv import manager_of
+    from .scheduling.request import SchedulerLimits
+    from .scheduling.scheduler import Scheduler
+
     manifest = plan.manifest
     kv = manager_of(manifest.kv)
     limits = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context)

@@ -19,7 +19,6 @@ from .access import ApiKeys
 from .engine_client import EngineClient, Sockets
 from .engine_session import EngineError, EngineProcess, engine_session
 from .listening import listen, url
-from .served_model import served_model
 
 if TYPE_CHECKING:
     from .service import Service
@@ -85,6 +84,7 @@ async def _run(
     server: socket.socket | None,
 ) -> None:
     from .metrics import Metrics
+    from .served_model import served_model
     from .service import Service
 
     model = served_model(plan)
