@@ -38,7 +38,6 @@ def test_stream_is_the_same_text(client: OpenAI) -> None:
     chunks = list(stream)
     texts = [choice.text for chunk in chunks for choice in chunk.choices]
     assert "".join(texts) == TEXT
-    assert len(texts) > 10
     assert not any("\ufffd" in text for text in texts)
     assert [choice.finish_reason for choice in chunks[-2].choices] == ["length"]
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == length(TEXT)
