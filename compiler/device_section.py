@@ -85,6 +85,7 @@ def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: 
         variants=of_others,
         decode=of_decode,
         by=template.by,
+        decoding_only=template.decoding_only,
     )
 
 

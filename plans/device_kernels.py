@@ -129,7 +129,8 @@ class DeviceFunction(_Part, frozen=True, kw_only=True):
     """What a call `device.NAME` runs: the first variant that holds the bucket's count of `by`.
 
     `inputs` and `outputs` are the element types of its operands. In a decode bucket (rows == logit_rows), whose steps have one
-    row of each sequence, it is `decode` that counts, where that is not empty.
+    row of each sequence, it is `decode` that counts, where that is not empty. `decoding_only`: it does the rows of decoding
+    sequences alone (counts[1] of the step inputs), so that a step without any need not run it.
     """
 
     name: str
@@ -138,6 +139,7 @@ class DeviceFunction(_Part, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
     decode: tuple[Variant, ...] = ()
     by: Symbol = "rows"
+    decoding_only: bool = False
 
     def variant_for(self, symbols: Mapping[str, int]) -> Variant | None:
         """The variant for a bucket, None if it has more rows than any holds."""

@@ -144,7 +144,7 @@ class PlanExecutor:
             times.append(time.perf_counter())
             self._fill(batch, extent, sampled.logit_rows)
             times.append(time.perf_counter())
-            for launch in model.launches:
+            for launch in model.launches if batch.decode_rows else model.without_decoding:
                 launch()
             times.append(time.perf_counter())
             if sample is not None:

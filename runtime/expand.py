@@ -31,13 +31,14 @@ def lookup(name: str) -> Function:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Launches in order; `own` gives a view or buffer of the program by name, where the launches leave it; `array` a copy on the
-    host if that is on a device, after all work so far.
+    """Launches in order, and those of a step `without_decoding` rows; `own` gives a view or buffer of the program by name, where
+    the launches leave it; `array` a copy on the host if that is on a device, after all work so far.
 
     `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_native`.
     """
 
     launches: tuple[Launch, ...]
+    without_decoding: tuple[Launch, ...]
     own: Callable[[str], Addressed]
     array: Callable[[str], HostArray]
     resize: Callable[[int, int], None]
@@ -76,6 +77,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     native = NativeLaunches(around.native)
     launches: list[Launch | None] = []
     loose: set[Launch] = set()  # of libraries on a device, which no graph may hold
+    of_decoding: set[Launch] = set()
     for call, index in calls(program, first_only):
         inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
         if call.function.startswith(NATIVE):
@@ -84,7 +86,10 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             native.add(call.function, readable, writable, call.attributes, _named(call.label, index))
             continue
         if call.function.startswith(DEVICE):
-            launches += [native.cut(), *_on_device(call, index, arrays, extent, around)]
+            on_device = _on_device(call, index, arrays, extent, around)
+            if around.device is not None and around.device.kernels.decoding_only(call.function):
+                of_decoding.update(on_device)
+            launches += [native.cut(), *on_device]
             continue
         if around.device is not None:
             of_library = _in_library(call, index, arrays, around, around.device)
@@ -94,10 +99,11 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
         launches += [native.cut(), _bound(call, index, arrays, around.context)]
     launches.append(native.cut())
     made = tuple(launch for launch in launches if launch is not None)
+    without_decoding = tuple(launch for launch in made if launch not in of_decoding)
     if around.device is not None and around.device.graphs.holds(bucket):
         where = f"program {program.name}, bucket of {bucket.rows} rows"
-        made = around.device.graphs.captured(made, loose, where)
-    return Expansion(made, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
+        made = without_decoding = around.device.graphs.captured(made, loose, where)
+    return Expansion(made, without_decoding, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
 
 
 def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Extent, around: Surroundings) -> tuple[Launch, ...]:

@@ -43,6 +43,11 @@ class DeviceKernels:
             where = f"kernel {kernel.name} ({kernel.entry})"
             self._handles[kernel.name] = device.load_function(data, kernel.symbol, kernel.shared_bytes, where)
 
+    def decoding_only(self, function: str) -> bool:
+        """Whether a function does the rows of decoding sequences alone."""
+        declared = self._functions.get(function.removeprefix(DEVICE))
+        return declared is not None and declared.decoding_only
+
     def prepare(
         self, function: str, symbols: Mapping[str, int], operands: Sequence[DeviceArray], label: str
     ) -> tuple[Launch, ...]:

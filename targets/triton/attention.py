@@ -10,7 +10,7 @@ from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
 from ..machine import Figure, Machine
-from .attention_tiles import Tiles, chunk_tiles, split_tiles
+from .attention_tiles import Tiles, chunk_tiles, hopper_chunk_tiles, split_tiles
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -130,7 +130,7 @@ class _Heads:
             sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
             return self._launch("split", constants, parameters, (sequences, self.kv_heads, count), tiles)
 
-        return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch)
+        return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch, decoding_only=True)
 
     def merge(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = ("f32", "f32", "i32", *self._sink_types())
@@ -147,29 +147,47 @@ class _Heads:
             sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
             return self._launch("merge", constants, parameters, (sequences, self.q.shape[1] or 1, 1), tiles)
 
-        return self._function("attention_merge", inputs, (self.q.dtype,), launch)
+        return self._function("attention_merge", inputs, (self.q.dtype,), launch, decoding_only=True)
 
     def chunks(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
-        tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+        aligned = self.q.alignment == MOST_ALIGNMENT
+        hopper = hopper_chunk_tiles(self.setting, self.q.dtype, self.width, self._padded_group, aligned)
+        tiles = hopper or chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
         queries = max(1, tiles.rows // self._padded_group)
-        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
-        described = tiles.described and in_one_block
+        parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
+        parameters.append(self.out.pointer(len(inputs)))
+        constants = self._scores() | {"BLOCK_Q": queries, "BLOCK_H": self._padded_group}
+        constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences)}
 
         def launch(rows: int | None) -> Launch | None:
             if rows is not None:
                 return None
-            parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
-            parameters.append(self.out.pointer(len(inputs)))
-            constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_Q": queries, "BLOCK_H": self._padded_group}
-            constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences), "DESCRIBED": described}
+            if hopper is not None:
+                return self._hopper_chunks(constants, parameters, hopper)
+            in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
+            described = tiles.described and in_one_block
+            sizes = self._tile_constants(tiles) | {"DESCRIBED": described}
             grid: tuple[Size, Size, Size] = (CeilDivide("rows", queries), self.kv_heads, 1)
-            return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
+            return self._launch("chunks", constants | sizes, parameters, grid, tiles, alone=described)
 
         return self._function("attention_chunks", inputs, (self.q.dtype,), launch)
 
+    def _hopper_chunks(self, constants: dict[str, Constexpr], parameters: list[Parameter], tiles: Tiles) -> Launch:
+        """Programs that stay, with descriptors in scratch, which kernels that overlap would share: it waits for the one ahead."""
+        units = self.setting.accelerator.units
+        sizes: dict[str, Constexpr] = {"BLOCK_T": tiles.tokens, "STAGES": tiles.stages, "UNITS": units}
+        absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
+        everything = constants | sizes | absent
+        return Launch("hopper_attention.chunks", everything, tuple(parameters), (units, 1, 1), tiles.warps, tiles.stages)
+
     def _function(
-        self, stem: str, inputs: tuple[DType, ...], outputs: tuple[DType, ...], launch: Callable[[int | None], Launch | None]
+        self,
+        stem: str,
+        inputs: tuple[DType, ...],
+        outputs: tuple[DType, ...],
+        launch: Callable[[int | None], Launch | None],
+        decoding_only: bool = False,
     ) -> FunctionTemplate:
         """`launch` is given the rows of a decode bucket, None for others."""
         depends = {"setting": repr(self.setting), "scores": repr(sorted(self._scores().items())), "out": repr(self.out)}
@@ -181,7 +199,7 @@ class _Heads:
         def decode(bounds: Sequence[int]) -> Variants:
             return merged([(most, launch(most)) for most in bounds])
 
-        return FunctionTemplate(name, inputs, outputs, general, "rows", decode)
+        return FunctionTemplate(name, inputs, outputs, general, "rows", decode, decoding_only)
 
     def _launch(
         self,

@@ -18,6 +18,11 @@ _LEAST_TOKENS = 64
 """Of a share, where contexts are as long as they may be."""
 
 
+_WIDTHS = (64, 128)
+_STAGES = {64: 4, 128: 2}
+"""Of Hopper's own chunks, by tokens of a tile: as many as shared memory holds beside the queries."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Rows (heads times queries) and tokens of a tile, warps of a block, stages of its loads; whether those go by descriptors."""
@@ -55,6 +60,21 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     if accelerator.arch == "sm_90a" and block_tokens % tokens == 0:
         return Tiles(128, tokens, 8, 3, described=True)
     return Tiles(64, tokens, 4, 2)
+
+
+def hopper_chunk_tiles(setting: DeviceSetting, dtype: str, width: int, group: int, aligned: bool) -> Tiles | None:
+    """Of chunks by warps with roles of their own (sources/hopper_attention.py); None where they cannot be done so.
+
+    `group` is a power of two of heads that share a kv head, or more than those; `aligned`: all heads of all rows begin at
+    multiples of 16 bytes. What is refused here runs as `chunk_tiles` says.
+    """
+    block = setting.block_tokens
+    fits = dtype in {"bf16", "f16"} and width in _WIDTHS and group <= 64 and block >= 8 and power_of_two_above(block) == block
+    if "wgmma" not in setting.accelerator.instructions or not fits or not aligned:
+        return None
+    # with few heads together, or many blocks of the cache in a tile, 128 tokens want a few registers too many
+    tokens = 128 if width == 64 or (group >= 4 and block >= 64) else 64
+    return Tiles(128, tokens, 4, _STAGES[tokens], described=True)
 
 
 def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:

@@ -72,7 +72,7 @@ class FunctionTemplate:
     `inputs` and `outputs` are element types; parameters count operands in this order. `variants` takes the ascending counts of
     `by` that buckets have. `decode` does the same for buckets in which every row wants its logits (rows == logit_rows), so that
     each row is a sequence of its own; None: the same as other buckets. Where a template of a plan has one, a step with several
-    rows of a sequence must not run in such a bucket.
+    rows of a sequence must not run in such a bucket. `decoding_only`: a step without decoding sequences need not run it.
     """
 
     name: str
@@ -81,6 +81,7 @@ class FunctionTemplate:
     variants: Callable[[Sequence[int]], Variants]
     by: Symbol = "rows"
     decode: Callable[[Sequence[int]], Variants] | None = None
+    decoding_only: bool = False
 
 
 Operand = int | str

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from tokenspeed.plans.errors import MemoryPlanError, TargetMismatch
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.device import placement
@@ -20,7 +21,7 @@ from tokenspeed.runtime.host import check_host
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.scheduling.step import StepBatch
 
-from .device_plan import BLOCK_TOKENS, expected_logits, write_device_plan
+from .device_plan import BLOCK_TOKENS, device_part, expected_logits, write_device_plan
 from .fake_driver import FakeDriver
 
 
@@ -114,6 +115,21 @@ def test_other_buckets_are_launched_one_by_one(fake: FakeDriver, executor: PlanE
     executor.run(batch(Rows(0, 0, [3, 4, 5])))
     launched = [line.split()[1] for line in fake.log() if line.startswith("launch ")]
     assert launched == ["embed_f32", "add_row_f32", "add_row_f32", "take_rows_f32", "argmax_f32"]
+
+
+def test_what_decoding_rows_alone_need_is_left_out_of_other_steps(fake: FakeDriver, tmp_path: Path) -> None:
+    part = device_part(fake.vendor)
+    functions = tuple(structs.replace(item, decoding_only=item.name.startswith("add_row")) for item in part.functions)
+    path = write_device_plan(tmp_path / "plan.bin", fake.vendor, device=structs.replace(part, functions=functions))
+    with Plan.open(path) as plan:
+        loaded = load_executor(plan, "counter", None, lambda _phase: None, driver=fake.driver())
+    launched: list[int] = []
+    for rows in ((Rows(0, 0, [3, 4, 5]),), (Rows(1, 4, [6]), Rows(0, 3, [3, 4, 5]))):
+        fake.clear_log()
+        loaded.run(batch(*rows))
+        launched.append(sum(line.startswith("launch add_row") for line in fake.log()))
+    loaded.close()
+    assert launched == [0, 2]
 
 
 def test_dummy_weights_are_made_on_the_device(fake: FakeDriver, plan: Plan) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tokenspeed.targets.rates import nominal
+from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton import attention
-from tokenspeed.targets.triton.attention_tiles import Tiles
+from tokenspeed.targets.triton.attention_tiles import Tiles, hopper_chunk_tiles
 
 from .compared import SETTING, Array, Case, compare
 from .interpreter import Interpreter
@@ -73,6 +74,23 @@ def test_decoding_rows_whole(interpreter: Interpreter) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_chunks_and_decoding_rows(interpreter: Interpreter, style: tuple[int, float, bool]) -> None:
     compare(interpreter, _case([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8, style))
+
+
+def test_chunks_on_hopper_are_for_heads_that_its_copies_take() -> None:
+    hopper = replace(SETTING, accelerator=ACCELERATORS["h200"], block_tokens=64)
+    tiles = hopper_chunk_tiles(hopper, "bf16", 128, 4, True)
+    assert tiles is not None and tiles.tokens == 128
+    few = hopper_chunk_tiles(hopper, "f16", 128, 1, True)
+    assert few is not None and few.tokens == 64
+    for setting, dtype, width, group, aligned in (
+        (hopper, "f32", 128, 4, True),
+        (hopper, "bf16", 96, 4, True),
+        (hopper, "bf16", 128, 128, True),
+        (hopper, "bf16", 128, 4, False),
+        (replace(hopper, block_tokens=4), "bf16", 128, 4, True),
+        (replace(hopper, accelerator=ACCELERATORS["b200"]), "bf16", 128, 4, True),
+    ):
+        assert hopper_chunk_tiles(setting, dtype, width, group, aligned) is None
 
 
 @pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
