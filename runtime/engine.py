@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..plans.errors import UsageError
 from .device.errors import DeviceLost
 from .engine_sequence import EngineSequence
 from .executor_interface import Executor, RowsFailed, Started, StepResult
@@ -145,10 +146,11 @@ class EngineLoop:
             min_tokens=submit.sampling.min_tokens,
         )
         try:
+            self._executor.check(submit.sampling, sequence.end_tokens, request.tokens)
             self._scheduler.submit(request)
-        except RequestRefused as error:
-            message = f"{error.what}: expected {error.expected}, got {error.got}"
-            self._channel.send(Rejected(submit.request_id, error.code, message))
+        except (RequestRefused, UsageError) as error:
+            code = error.code if isinstance(error, RequestRefused) else "invalid_request"
+            self._channel.send(Rejected(submit.request_id, code, f"{error.what}: expected {error.expected}, got {error.got}"))
             return
         self._sequences[submit.request_id] = sequence
         self._channel.send(Accepted(submit.request_id))

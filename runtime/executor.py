@@ -123,6 +123,9 @@ class PlanExecutor:
         """Memory that functions keep for themselves; part of the plan's `workspace`."""
         return self._placement.scratch_bytes
 
+    def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
+        self._slots.check(sampling, end_tokens, prompt)
+
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:

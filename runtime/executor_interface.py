@@ -41,6 +41,10 @@ Raises RowsFailed when only some requests are affected; any other error fails th
 class Executor(Protocol):
     """Runs steps in the order they are started, always from one thread; any thread may wait for a step that was started."""
 
+    def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
+        """Raise UsageError for a request that could not be admitted; on any thread, and without looking at the device."""
+        ...
+
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:

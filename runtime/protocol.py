@@ -88,7 +88,7 @@ class Accepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):
-    """A Submit that was never accepted: `code` is "queue_full" or "prompt_too_long" or "draining"."""
+    """A Submit that was never accepted: `code` is "queue_full", "prompt_too_long", "invalid_request" or "draining"."""
 
     request_id: str
     code: str

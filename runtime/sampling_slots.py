@@ -63,7 +63,9 @@ class SamplingSlots:
 
         Raises UsageError for what no slot can hold; the slot is then unchanged.
         """
-        self._check(slot, sampling, end_tokens, prompt, output)
+        _require(0 <= slot < len(self.features), "a sampling slot of this plan", slot)
+        for tokens in (prompt, output):
+            self.check(sampling, end_tokens, tokens)
         arrays, features = self._arrays, _features(sampling, end_tokens, self._vocabulary)
         arrays["features"][slot] = features
         arrays["last_tokens"][slot] = output[-1] if len(output) else prompt[-1] if len(prompt) else 0
@@ -94,12 +96,10 @@ class SamplingSlots:
         seen[prompt] = 1
         counts[:] = np.bincount(output, minlength=self._vocabulary)
 
-    def _check(
-        self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
-    ) -> None:
+    def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], tokens: IntArray) -> None:
+        """Raise UsageError for parameters or tokens that no slot can hold."""
         vocabulary, top = self._vocabulary, np.iinfo(np.int32).max
         bias = sampling.logit_bias
-        _require(0 <= slot < len(self.features), "a sampling slot of this plan", slot)
         _require(len(end_tokens) <= END_TOKENS, f"at most {END_TOKENS} end tokens", len(end_tokens))
         _require(len(bias) <= BIAS_TOKENS, f"a logit_bias of at most {BIAS_TOKENS} tokens", len(bias))
         _require(all(0 <= token < vocabulary for token in bias), f"logit_bias tokens below {vocabulary}", [*bias][:8])
@@ -113,9 +113,8 @@ class SamplingSlots:
         _require(0 < sampling.top_p <= 1, "a top_p above 0, at most 1", sampling.top_p)
         _require(0 < sampling.repetition_penalty < np.inf, "a repetition_penalty above 0", sampling.repetition_penalty)
         _require(-top <= sampling.top_k <= top and 0 <= sampling.min_tokens <= top, "counts of 31 bits", "others")
-        for tokens in (prompt, output):
-            inside = len(tokens) == 0 or (tokens.min() >= 0 and tokens.max() < vocabulary)
-            _require(bool(inside), f"tokens from 0 to {vocabulary - 1}", "others")
+        inside = len(tokens) == 0 or (tokens.min() >= 0 and tokens.max() < vocabulary)
+        _require(bool(inside), f"tokens from 0 to {vocabulary - 1}", "others")
 
 
 def _features(sampling: SamplingParameters, end_tokens: tuple[int, ...], vocabulary: int) -> int:

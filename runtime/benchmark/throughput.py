@@ -120,6 +120,9 @@ class TimedExecutor:
         self._begun: float | None = None
         self._counted = 0.0
 
+    def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
+        self._executor.check(sampling, end_tokens, prompt)
+
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
     ) -> None:

@@ -253,4 +253,6 @@ def engine_failed(failure: EngineFailed) -> ApiError:
 def _rejection(news: Rejected) -> ApiError:
     if news.code == "prompt_too_long":
         return ApiError(400, news.message, param="prompt", code="context_length_exceeded")
+    if news.code == "invalid_request":
+        return ApiError(400, news.message, code=news.code)
     return unavailable(news.message, news.code)

@@ -6,6 +6,7 @@ import threading
 import time
 
 import numpy as np
+from tokenspeed.plans.errors import UsageError
 from tokenspeed.runtime.executor_interface import RowsFailed, Started, StepResult
 from tokenspeed.runtime.protocol import SamplingParameters, TokenLogprob
 from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
@@ -14,7 +15,7 @@ from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
 class EchoExecutor:
     """Output token n of a sequence is prompt token n (mod its length), whatever was sampled before, so that a test knows
     every text in advance. `step_seconds` slows steps down; `gate` holds them while cleared; `failures` are raised in turn;
-    requests whose prompt holds `poison` have no usable rows."""
+    requests whose prompt holds `poison` have no usable rows; those with `refused` are not admitted."""
 
     def __init__(self) -> None:
         self.step_seconds = 0.0
@@ -22,11 +23,18 @@ class EchoExecutor:
         self.gate.set()
         self.failures: list[Exception] = []
         self.poison: int | None = None
+        self.refused: int | None = None
         self.batches: list[StepBatch] = []
         self.threads: set[int] = set()
         self.closed = False
         self._prompts: dict[int, IntArray] = {}
         self._sampling: dict[int, SamplingParameters] = {}
+
+    def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
+        if self.refused is not None and self.refused in prompt:
+            raise UsageError(
+                "A request's sampling parameters cannot be honoured.", expected="other tokens", got=str(self.refused)
+            )
 
     def admit(
         self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray

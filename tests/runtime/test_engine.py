@@ -165,6 +165,15 @@ def test_refusals_and_acceptance(engine: Engine) -> None:
     assert isinstance(accepted, Accepted) and accepted.request_id == "fine"
 
 
+def test_a_request_that_cannot_be_admitted_is_refused_alone(engine: Engine) -> None:
+    engine.executor.refused = 99
+    engine.submit("fine", (10, 20), max_tokens=3)
+    engine.submit("wrong", (10, 99))
+    rejected = engine.next(Rejected)
+    assert isinstance(rejected, Rejected) and (rejected.request_id, rejected.code) == ("wrong", "invalid_request")
+    assert tokens(engine.events("fine")["fine"]) == [10, 20, 10]
+
+
 def test_queue_full(engine: Engine) -> None:
     engine.executor.gate.clear()
     for n in range(12):
