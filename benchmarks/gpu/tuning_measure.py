@@ -20,10 +20,10 @@ from .rates import bandwidth, largest_error, rate
 from .tuning_bundle import RESULTS, Candidate, MeasuredCase, Measurement, Measurements, Sizes, read_candidates
 from .tuning_cases import TuningCase
 
-COLD_BYTES = 300_000_000
+COLD_BYTES = 160_000_000
 """Several times what a device's cache holds; turns take as many copies of what is read from memory."""
 
-MOST_TURNS = 600
+MOST_TURNS = 200
 ROUNDS = 6
 FINAL_ROUNDS, FINALISTS = 10, 4
 LARGEST_ERROR = 0.02
