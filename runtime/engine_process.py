@@ -75,12 +75,12 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
             from .executor import load_executor
 
             clock.finish("imports")
+            if options.verify:  # before the weights are there: goldens have their own, and both may not fit
+                _verify(plan, options.weights, clock.finish)
+                clock.finish("verification")
             executor = load_executor(plan, options.weights, options.threads, clock.finish, pin_threads=options.pin_threads)
             try:
                 clock.finish("weights")
-                if options.verify:
-                    _verify(plan, options.weights, clock.finish)
-                    clock.finish("verification")
                 loop = _loop(plan, executor, channel, overlap=options.overlap)
                 channel.send(Ready(clock.phases))
                 return 0 if loop.run() else 1
