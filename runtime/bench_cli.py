@@ -139,16 +139,17 @@ def throughput(
 @_plan_argument
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1, 100), help="Warm starts measured.")
 @click.option("--prompt", default="The capital of France is", show_default=True, help="What is completed by one token.")
+@click.option("--evict/--no-evict", default=True, show_default=True, help="Drop plan and weights from the page cache first.")
 @_weights_option
 @_threads_option
 @_json_option
 @run_command
-def startup(plan: Path, repeats: int, prompt: str, weights: str | None, threads: int | None, as_json: bool) -> None:
+def startup(plan: Path, repeats: int, prompt: str, evict: bool, weights: str | None, threads: int | None, as_json: bool) -> None:
     """From the start of `tokenspeed-run PLAN --prompt ...` to its first token, as a process of its own."""
     with _opened(plan), _progress() as say:
         from .benchmark import startup as measure
 
-        report = measure.measure_startup(measure.StartupOptions(plan, weights, threads, prompt, repeats), say)
+        report = measure.measure_startup(measure.StartupOptions(plan, weights, threads, prompt, repeats, evict), say)
     from .benchmark import tables
 
     _print(report, tables.startup, as_json)

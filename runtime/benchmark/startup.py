@@ -35,6 +35,7 @@ class StartupOptions:
     threads: int | None
     prompt: str
     repeats: int
+    evict: bool = True
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class StartupReport(msgspec.Struct, frozen=True):
 def measure_startup(options: StartupOptions, say: Callable[[str], None]) -> StartupReport:
     """`options.repeats` warm starts after a first one. Raises StartupFailed with what the process said."""
     surroundings = environment()
-    evicted = False not in {drop_from_page_cache(path) for path in _files(options)}
+    evicted = options.evict and False not in {drop_from_page_cache(path) for path in _files(options)}
     say("first start")
     first = start_once(options)
     warm = []
