@@ -104,7 +104,8 @@ class _Lowering:
             return calls
         reads, writes = operands_of(calls)
         made = kernel.device(operation, self.device.setting)
-        return self.device.calls(made, reads, writes, modules.label_of(operation), self._room)
+        more = [self.places[value].name for value in made.more]
+        return self.device.calls(made, (*reads, *writes, *more), modules.label_of(operation), self._room)
 
     def _calls(self, operation: ir.Operation, function: str, inputs: list[str], outputs: list[str]) -> list[Call]:
         build = _CALLS.get(operation.name)
@@ -123,7 +124,7 @@ class _Lowering:
             return [Call(self.copy, (source,), (target,), {}, label)]
         by = "logit_rows" if self.buffers[target].shape[0] == "logit_rows" else "rows"
         made = copy(self._layout(source), self._layout(target), self.device.setting, by)
-        return self.device.calls(made, (source,), (target,), label, self._room)
+        return self.device.calls(made, (source, target), label, self._room)
 
     def _layout(self, name: str) -> Layout:
         view = self.views.get(name)
@@ -151,7 +152,7 @@ class _Lowering:
         self.places[value] = self._buffer(operation, value, "rows", "tokens")
         inputs, outputs = ("token_ids", "row_slots", "last_tokens"), (self.places[value].name,)
         if self.device is not None:
-            return self.device.calls(take_last_tokens(self.device.setting), inputs, outputs, "token_ids", self._room)
+            return self.device.calls(take_last_tokens(self.device.setting), (*inputs, *outputs), "token_ids", self._room)
         return [Call(self.take_last_tokens, inputs, outputs, {}, "token_ids")]
 
     def _symbol(self, operation: ir.Operation) -> Dimension:

@@ -20,11 +20,9 @@ class DeviceCalls:
     setting: DeviceSetting
     templates: dict[str, FunctionTemplate] = field(default_factory=dict)
 
-    def calls(
-        self, operation: DeviceOperation, inputs: Sequence[str], outputs: Sequence[str], label: str, room: NewBuffer
-    ) -> list[Call]:
-        """The calls of an operation whose operands are these names."""
-        names: dict[int | str, str] = dict(enumerate((*inputs, *outputs)))
+    def calls(self, operation: DeviceOperation, operands: Sequence[str], label: str, room: NewBuffer) -> list[Call]:
+        """The calls of an operation whose operands are these names: inputs, outputs, and what more it reads."""
+        names: dict[int | str, str] = dict(enumerate(operands))
         for item in operation.intermediates:
             names[item.name] = room(item.name, Buffer("", item.dtype, item.shape))
         made = []

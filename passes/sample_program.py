@@ -45,7 +45,7 @@ def build_device_sample_program(device: DeviceCalls, vocabulary: int, dtype: DTy
     body: list[Call] = []
     for call in program.calls:
         operation = SAMPLING[call.function](vocabulary, dtype, device.setting)
-        body += device.calls(operation, call.inputs, call.outputs, call.label, room)
+        body += device.calls(operation, (*call.inputs, *call.outputs), call.label, room)
     buckets = tuple(_bucket(tuple(buffers), count) for count in rows)
     return Program("sample", 0, tuple(buffers), (), tuple(body), buckets)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...ir.mlir import ir
 from ...plans.device_kernels import Parameter, Size, Symbol
 from ...plans.program import Dimension, DType
 from ..accelerator import Accelerator
@@ -113,11 +114,13 @@ class DeviceOperation:
     Operands are numbered as those of the operation's call in programs for the CPU (passes/lower.py), inputs first.
     `ts.attention`, which is two calls there, has (q, k, v, slot_mapping, k_cache, v_cache, sequence_starts, context_lengths,
     block_tables, counts[, sinks]) -> (out), and `ts.latent_attention` (q_nope, q_rope, kv_b, latent, k_rope, slot_mapping,
-    cache, sequence_starts, context_lengths, block_tables, counts) -> (out).
+    cache, sequence_starts, context_lengths, block_tables, counts) -> (out). `more` are values of the IR that it reads besides,
+    numbered after its outputs.
     """
 
     steps: tuple[DeviceStep, ...]
     intermediates: tuple[Intermediate, ...] = ()
+    more: tuple[ir.Value, ...] = ()
 
 
 def single(function: FunctionTemplate) -> DeviceOperation:

@@ -10,10 +10,10 @@ from ...plans.device_kernels import DEVICE
 from ..machine import Kernel
 from .attention import attention, cached_attention
 from .attention import measured as measured_attention
-from .elementwise import activation, add, cast, gated_activation, mul, scale, softcap
+from .elementwise import activation, add, cast, mul, scale, softcap
+from .gated_linear import gated_activation_or_both, linear_or_nothing
 from .kernel import DeviceOperation, DeviceSetting
 from .latent import latent_attention
-from .linear import linear
 from .linear import measured as measured_linear
 from .linear_tiles import RECEIPT, efficiency
 from .mixture import measured_experts, moe_experts, moe_route
@@ -45,7 +45,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     *LIBRARY_KERNELS,
     _row("ts.embedding", embedding),
     _row("ts.gather_rows", gather_rows),
-    replace(_row("ts.linear", linear), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
+    replace(_row("ts.linear", linear_or_nothing), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
     _row("ts.rms_norm", rms_norm),
     _row("ts.add_rms_norm", add_rms_norm),
     _row("ts.layer_norm", layer_norm),
@@ -55,7 +55,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     replace(_row("ts.attention", attention), measured=measured_attention),
     replace(_row("ts.cached_attention", cached_attention), measured=measured_attention),
     _row("ts.latent_attention", latent_attention),
-    _row("ts.gated_activation", gated_activation),
+    _row("ts.gated_activation", gated_activation_or_both),
     _row("ts.activation", activation),
     _row("ts.add", add),
     _row("ts.mul", mul),
