@@ -25,6 +25,9 @@ Way = Literal["one_row", "few_rows", "few_rows_turned", "few_rows_ahead", "many_
 _FEW = 64
 """Rows up to which weights alone matter, so that layers of about the same size want the same tiles."""
 
+_MANY = 1024
+"""Rows from which on arithmetic alone matters, so that more of them want the same tiles."""
+
 _LIKE = 1.0
 """How far sizes of a layer may be from a measured one's, in powers of two."""
 
@@ -167,7 +170,8 @@ def table_of(architecture: str, folder: Path = FOLDER) -> TileTable:
 
 
 def find_linear(architecture: str, dtype: str, rows: int, columns: int, inner: int) -> LinearRow | None:
-    """The row for a layer: that of its sizes and the least measured rows that hold `rows` (the most, where none does).
+    """The row for a layer: that of its sizes and the least measured rows that hold `rows`. Where none does, the most are taken if
+    those are many: tiles for few rows would read all weights again and again.
 
     To 64 rows, a layer that was not measured takes the row of the nearest one: not more than a factor of two from it in columns
     and in inner, together as near as can be, and with tiles that divide its inner.
@@ -175,7 +179,8 @@ def find_linear(architecture: str, dtype: str, rows: int, columns: int, inner: i
     of_type = [row for row in table_of(architecture).linear if row.dtype == _SAME_WIDTH.get(dtype, dtype)]
     same = [row for row in of_type if (row.columns, row.inner) == (columns, inner)]
     if same or rows > _FEW:
-        return _least_above(same, rows)
+        found = _least_above(same, rows)
+        return found if found is not None and found.rows >= min(rows, _MANY) else None
     like: dict[float, list[LinearRow]] = {}
     for row in of_type:
         far = abs(log2(row.columns / columns)), abs(log2(row.inner / inner))

@@ -31,11 +31,15 @@ def _tile(number, rows, decoding, sequences, starts, KV_HEADS: gl.constexpr, BLO
     last_row = gl.minimum(first_row + BLOCK_Q, rows)
     # every warp has all of them, so that sums need no other warp
     layout: gl.constexpr = gl.SliceLayout(0, gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0]))
-    numbers = gl.arange(0, SEQUENCES, layout=layout)
-    ends = gl.load(starts + 1 + numbers, mask=numbers < sequences, other=2147483647)
-    begins = gl.load(starts + numbers, mask=numbers < sequences, other=2147483647)
-    first_sequence = gl.maximum(gl.sum((ends <= first_row).to(gl.int32), 0), decoding)
-    last_sequence = gl.sum((begins < last_row).to(gl.int32), 0)
+    at_once: gl.constexpr = min(SEQUENCES, 64)  # more of them would want more registers than the warp that copies has
+    numbers = gl.arange(0, at_once, layout=layout)
+    first_sequence, last_sequence = decoding, decoding
+    for at in range(decoding, sequences, at_once):
+        inside = at + numbers < sequences
+        ends = gl.load(starts + 1 + at + numbers, mask=inside, other=2147483647)
+        begins = gl.load(starts + at + numbers, mask=inside, other=2147483647)
+        first_sequence += gl.sum((ends <= first_row).to(gl.int32), 0)
+        last_sequence += gl.sum((begins < last_row).to(gl.int32), 0)
     return first_row, last_row, number % KV_HEADS, first_sequence, last_sequence
 
 
