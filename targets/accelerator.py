@@ -27,7 +27,7 @@ the threads of a block share (NVIDIA: shared memory, AMD: LDS), of a unit and th
 
 _HOST_LAUNCH = nominal(4.7e-6, "s", "as measured on h200; not measured here")
 _GRAPH_NODE = nominal(1.5e-6, "s", "set, not measured")
-_CONTEXT = nominal(512 * MIB, "B", "set, not measured")
+_CONTEXT = nominal(640 * MIB, "B", "as on h200; not measured here")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ HOPPER = (
         | {
             "memory": nominal(141e9, "B", f"{_H200}, 141 GB HBM3e"),
             "cache.l2": measured(60 * MIB, "B", f"as the driver reports it; {_ON_H200}"),
+            "overhead.context": measured(
+                640 * MIB, "B", f"context, code and 19 graphs took 559 MiB, with some to spare; {_ON_H200}"
+            ),
         },
     ),
 )
