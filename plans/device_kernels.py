@@ -130,7 +130,8 @@ class DeviceFunction(_Part, frozen=True, kw_only=True):
 
     `inputs` and `outputs` are the element types of its operands. In a decode bucket (rows == logit_rows), whose steps have one
     row of each sequence, it is `decode` that counts, where that is not empty. `decoding_only`: it does the rows of decoding
-    sequences alone (counts[1] of the step inputs), so that a step without any need not run it.
+    sequences alone (counts[1] of the step inputs), so that a step without any need not run it; nor does a step that wants no
+    logits need what is `by` logit_rows.
     """
 
     name: str

@@ -14,8 +14,9 @@ from ..plans.errors import PlanError
 from ..plans.program import FUNCTIONS_VERSION
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
 from .executor_interface import Report, RowsFailed, Started, StepResult
-from .expand import operand_names
+from .expand import Expansion, operand_names
 from .expansions import Expansions, read_programs
+from .functions.context import Launch
 from .host_arrays import HostArray
 from .host_placement import place_on_host
 from .operands import Extent
@@ -147,7 +148,7 @@ class PlanExecutor:
             times.append(time.perf_counter())
             self._fill(batch, extent, sampled.logit_rows)
             times.append(time.perf_counter())
-            for launch in model.launches if batch.decode_rows else model.without_decoding:
+            for launch in _needed(model, batch):
                 launch()
             times.append(time.perf_counter())
             if sample is not None:
@@ -231,6 +232,13 @@ class PlanExecutor:
         self.breakdown.model += times[3] - times[2]
         self.breakdown.sample += times[4] - times[3]
         self.breakdown.result += times[5] - times[4] + waited
+
+
+def _needed(model: Expansion, batch: StepBatch) -> tuple[Launch, ...]:
+    """The launches that have something to do in a step."""
+    if batch.decode_rows:
+        return model.launches
+    return model.of_chunks if len(batch.logit_rows) else model.of_silent_chunks
 
 
 _Read = Callable[[], Mapping[str, HostArray]]

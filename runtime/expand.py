@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..plans.device_kernels import DEVICE
@@ -29,19 +30,37 @@ def lookup(name: str) -> Function:
     return find(name)
 
 
+@dataclass
+class Unneeded:
+    """Launches that a step need not run: those `of_decoding` rows without such rows, those `of_logits` where none are wanted."""
+
+    of_decoding: set[Launch] = field(default_factory=set)
+    of_logits: set[Launch] = field(default_factory=set)
+
+
 @dataclass(frozen=True)
 class Expansion:
-    """Launches in order, and those of a step `without_decoding` rows; `own` gives a view or buffer of the program by name, where
-    the launches leave it; `array` a copy on the host if that is on a device, after all work so far.
+    """Launches in order; `own` gives a view or buffer of the program by name, where the launches leave it; `array` a copy on the
+    host if that is on a device, after all work so far.
 
     `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_native`.
     """
 
     launches: tuple[Launch, ...]
-    without_decoding: tuple[Launch, ...]
+    unneeded: Unneeded
     own: Callable[[str], Addressed]
     array: Callable[[str], HostArray]
     resize: Callable[[int, int], None]
+
+    @cached_property
+    def of_chunks(self) -> tuple[Launch, ...]:
+        """Those of a step without decoding rows."""
+        return tuple(launch for launch in self.launches if launch not in self.unneeded.of_decoding)
+
+    @cached_property
+    def of_silent_chunks(self) -> tuple[Launch, ...]:
+        """Those of a step without decoding rows that wants no logits either."""
+        return tuple(launch for launch in self.of_chunks if launch not in self.unneeded.of_logits)
 
 
 def bucket_for(program: Program, rows: int, logit_rows: int, decode: bool = True) -> Bucket | None:
@@ -77,7 +96,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     native = NativeLaunches(around.native)
     launches: list[Launch | None] = []
     loose: set[Launch] = set()  # of libraries on a device, which no graph may hold
-    of_decoding: set[Launch] = set()
+    unneeded = Unneeded()
     for call, index in calls(program, first_only):
         inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
         if call.function.startswith(NATIVE):
@@ -87,8 +106,10 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             continue
         if call.function.startswith(DEVICE):
             on_device = _on_device(call, index, arrays, extent, around)
-            if around.device is not None and around.device.kernels.decoding_only(call.function):
-                of_decoding.update(on_device)
+            if around.device is not None:
+                kernels = around.device.kernels
+                unneeded.of_decoding.update(on_device if kernels.decoding_only(call.function) else ())
+                unneeded.of_logits.update(on_device if kernels.by_logit_rows(call.function) else ())
             launches += [native.cut(), *on_device]
             continue
         if around.device is not None:
@@ -99,11 +120,10 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
         launches += [native.cut(), _bound(call, index, arrays, around.context)]
     launches.append(native.cut())
     made = tuple(launch for launch in launches if launch is not None)
-    without_decoding = tuple(launch for launch in made if launch not in of_decoding)
     if around.device is not None and around.device.graphs.holds(bucket):
         where = f"program {program.name}, bucket of {bucket.rows} rows"
-        made = without_decoding = around.device.graphs.captured(made, loose, where)
-    return Expansion(made, without_decoding, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
+        made = around.device.graphs.captured(made, loose, where)
+    return Expansion(made, unneeded, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
 
 
 def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Extent, around: Surroundings) -> tuple[Launch, ...]:

@@ -48,6 +48,11 @@ class DeviceKernels:
         declared = self._functions.get(function.removeprefix(DEVICE))
         return declared is not None and declared.decoding_only
 
+    def by_logit_rows(self, function: str) -> bool:
+        """Whether a function does the rows that want logits alone."""
+        declared = self._functions.get(function.removeprefix(DEVICE))
+        return declared is not None and declared.by == "logit_rows"
+
     def prepare(
         self, function: str, symbols: Mapping[str, int], operands: Sequence[DeviceArray], label: str
     ) -> tuple[Launch, ...]:

@@ -43,6 +43,12 @@ def batch(*rows: Rows) -> StepBatch:
     return fixed_batch(rows, 4, BLOCK_TOKENS)
 
 
+def without_logits(step: StepBatch) -> StepBatch:
+    nothing = np.empty(0, np.int32)
+    fields = {name: getattr(step, name) for name in StepBatch.__slots__}
+    return StepBatch(**{**fields, "logit_rows": nothing, "logit_slots": nothing, "logit_request_ids": ()})
+
+
 def admit(executor: PlanExecutor, slot: int, prompt: list[int]) -> None:
     executor.admit(slot, SamplingParameters(max_tokens=9, temperature=0.0), (), np.array(prompt, np.int32), np.empty(0, np.int32))
 
@@ -83,17 +89,7 @@ def test_logits_without_sampling(executor: PlanExecutor) -> None:
 
 
 def test_a_step_that_samples_nothing(executor: PlanExecutor) -> None:
-    chunk = fixed_batch([Rows(0, 0, [1, 2, 3])], 4, BLOCK_TOKENS)
-    nothing = np.empty(0, np.int32)
-    unsampled = StepBatch(
-        **{
-            **{name: getattr(chunk, name) for name in StepBatch.__slots__},
-            "logit_rows": nothing,
-            "logit_slots": nothing,
-            "logit_request_ids": (),
-        }
-    )
-    assert executor.run(unsampled).tokens.size == 0
+    assert executor.run(without_logits(batch(Rows(0, 0, [1, 2, 3])))).tokens.size == 0
     assert executor.run(batch(Rows(0, 3, [6]))).tokens.tolist() == [next_token(6)]
 
 
@@ -117,19 +113,26 @@ def test_other_buckets_are_launched_one_by_one(fake: FakeDriver, executor: PlanE
     assert launched == ["embed_f32", "add_row_f32", "add_row_f32", "take_rows_f32", "argmax_f32"]
 
 
-def test_what_decoding_rows_alone_need_is_left_out_of_other_steps(fake: FakeDriver, tmp_path: Path) -> None:
+def test_what_a_step_does_not_need_is_left_out(fake: FakeDriver, tmp_path: Path) -> None:
     part = device_part(fake.vendor)
-    functions = tuple(structs.replace(item, decoding_only=item.name.startswith("add_row")) for item in part.functions)
+    functions = tuple(
+        structs.replace(
+            item, decoding_only=item.name == "add_row", by="logit_rows" if item.name in {"take_rows", "argmax"} else "rows"
+        )
+        for item in part.functions
+    )
     path = write_device_plan(tmp_path / "plan.bin", fake.vendor, device=structs.replace(part, functions=functions))
     with Plan.open(path) as plan:
         loaded = load_executor(plan, "counter", None, lambda _phase: None, driver=fake.driver())
-    launched: list[int] = []
-    for rows in ((Rows(0, 0, [3, 4, 5]),), (Rows(1, 4, [6]), Rows(0, 3, [3, 4, 5]))):
+    chunk = batch(Rows(0, 0, [3, 4, 5]))
+    launched: list[list[str]] = []
+    for one in (chunk, without_logits(chunk), batch(Rows(1, 4, [6]), Rows(0, 3, [3, 4, 5]))):
         fake.clear_log()
-        loaded.run(batch(*rows))
-        launched.append(sum(line.startswith("launch add_row") for line in fake.log()))
+        loaded.run(one)
+        launched.append([line.split()[1].removesuffix("_f32") for line in fake.log() if line.startswith("launch ")])
     loaded.close()
-    assert launched == [0, 2]
+    last = ["take_rows", "argmax"]
+    assert launched == [["embed", *last], ["embed"], ["embed", "add_row", "add_row", *last]]
 
 
 def test_dummy_weights_are_made_on_the_device(fake: FakeDriver, plan: Plan) -> None:
