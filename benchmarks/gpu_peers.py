@@ -1,16 +1,20 @@
-"""Decoding, prefill and start-up of a plan on this machine's GPU beside its ceilings and beside transformers, in one process.
+"""Decoding, prefill and start-up of a plan on this machine's GPU beside its ceilings and beside others, in one process.
 
-    python benchmarks/gpu_peers.py PLAN --config CONFIG [--point BATCH:CONTEXT]... [--prompt TOKENS]... [--peer-command COMMAND]
+    python benchmarks/gpu_peers.py PLAN --config CONFIG [--point BATCH:CONTEXT]... [--prompt TOKENS]...
+        [--arm ARM]... [--peer-command COMMAND]
 
-Weights are made up (the same shapes and types on both sides), so any configuration will do. What is measured:
+Weights are made up (the same shapes and types on all sides), so any configuration will do. What is measured:
 
 - ceilings: bytes per second that a sum over 8 GB reads, FLOP/s of a square bf16 product; from them the least time of a decode
-  step (weights and KV read once) and of a prompt (products alone);
-- this project: steps as the engine runs them, each started before the one ahead of it is waited for;
+  step (the weights it needs and KV, read once) and of a prompt (products and attention alone);
+- tokenspeed: steps as the engine runs them, each started before the one ahead of it is waited for;
 - transformers: static cache, decode steps captured as a CUDA graph, prompts through SDPA; greedy tokens on the device;
+- transformers-eager: the same without the graph; transformers-compiled: torch.compile of the model, captured;
+- loop: a hand-written loop in torch (gpu/torch_loop.py), static cache, captured; loop-compiled: torch.compile of its step;
 - `--peer-command`: prints for itself; it is run with the points in the environment, GPU_PEERS_POINTS and GPU_PEERS_PROMPTS.
 
-Medians over steps of one run in milliseconds, in the order given. Prints JSON lines.
+Without --arm: tokenspeed and transformers; compiling takes a minute or more of the device's time. An arm that fails says why, and
+the next is measured. Medians over steps of one run in milliseconds, in the order given. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from gpu.torch_loop import Shape, TorchLoop
+from gpu.transformers_arm import TransformersArm
+from tokenspeed.plans.perf_model import step_cost
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.fixed_steps import StepMaker, admit_greedy
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
@@ -39,6 +46,8 @@ Point = tuple[int, int]
 """Sequences, tokens of context of each."""
 
 STEPS, WARM_STEPS, PROMPTS = 40, 8, 4
+DEFAULT_ARMS = ("tokenspeed", "transformers")
+ARMS = (*DEFAULT_ARMS, "transformers-eager", "transformers-compiled", "loop", "loop-compiled")
 
 
 def main() -> None:
@@ -47,10 +56,17 @@ def main() -> None:
     say({"device": torch.cuda.get_device_name(), "torch": torch.__version__})
     rates = ceilings()
     say({"ceilings": {"read_bytes_per_second": rates[0], "flops_per_second": rates[1]}})
-    with Plan.open(arguments.plan) as plan:
-        of_plan(plan, points, arguments.prompt, rates)
-    gc.collect()
-    of_transformers(arguments.config, points, arguments.prompt)
+    for arm in arguments.arm or DEFAULT_ARMS:
+        try:
+            if arm == "tokenspeed":
+                with Plan.open(arguments.plan) as plan:
+                    of_plan(plan, points, arguments.prompt, rates)
+            else:
+                of_arm(arm, arguments.config, points, arguments.prompt)
+        except Exception as error:
+            say({"arm": arm, "failed": f"{type(error).__name__}: {str(error)[:500]}"})
+        gc.collect()
+        torch.cuda.empty_cache()
     if arguments.peer_command:
         given = {"GPU_PEERS_POINTS": " ".join(arguments.point), "GPU_PEERS_PROMPTS": " ".join(map(str, arguments.prompt))}
         subprocess.run(shlex.split(arguments.peer_command), env=os.environ | given, check=False)
@@ -62,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="config.json that the plan was compiled from")
     parser.add_argument("--point", action="append", default=[], help="BATCH:CONTEXT of decode steps")
     parser.add_argument("--prompt", action="append", default=[], type=int, help="tokens of a prompt")
+    parser.add_argument("--arm", action="append", choices=ARMS, help="what is measured, in this order")
     parser.add_argument("--peer-command", help="a further arm, e.g. an engine that is installed elsewhere")
     return parser.parse_args()
 
@@ -109,7 +126,7 @@ def of_plan(plan: Plan, points: Sequence[Point], prompts: Sequence[int], rates: 
     for batch, context in points:
         seconds = run_ahead(executor, list(maker.decode(batch, context, STEPS)))[WARM_STEPS:]
         kv = batch * context * manifest.kv.bytes_per_block / manifest.kv.block_tokens
-        least = (manifest.memory.weights - embedding + kv) / rates[0]
+        least = (step_cost(manifest.performance, batch).weight_bytes + kv) / rates[0]
         say({"arm": "tokenspeed", "batch": batch, "context": context, **_spread(seconds), "least": round(least * 1e3, 3)})
     for tokens in prompts:
         found = []
@@ -138,57 +155,38 @@ def run_ahead(executor: PlanExecutor, steps: Sequence[StepBatch]) -> list[float]
     return [end - start for start, end in pairwise(ends)]
 
 
-def of_transformers(config: str, points: Sequence[Point], prompts: Sequence[int]) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
-
+def of_arm(arm: str, config: str, points: Sequence[Point], prompts: Sequence[int]) -> None:
+    """An arm of torch."""
+    name, _, kind = arm.partition("-")
     start = time.perf_counter()
-    shape = AutoConfig.from_pretrained(config)
-    with torch.device("cuda"), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-        for parameter in model.parameters():
-            parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    say({"arm": "transformers", "load_seconds": round(time.perf_counter() - start, 2)})
+    peer: Any
+    if name == "loop":
+        peer = TorchLoop(Shape.read(config), compiled=kind == "compiled")
+        decode = peer.captured
+    else:
+        peer = TransformersArm(config, compiled=kind == "compiled")
+        decode = partial(peer.decode, steps=STEPS, captured=kind != "eager")
+    say({"arm": arm, "load_seconds": round(time.perf_counter() - start, 2)})
     with torch.inference_mode():
         for batch, context in points:
-            cache = StaticCache(config=shape, max_cache_len=context + STEPS)
-            seconds = _captured_decode(model, cache, batch, context)
-            say({"arm": "transformers", "batch": batch, "context": context, **_spread(seconds[WARM_STEPS:])})
-            del cache
+            start = time.perf_counter()
+            step = decode(batch, context)
+            ready = round(time.perf_counter() - start, 2)
+            seconds = _timed(lambda step=step: step()[0, 0].item(), STEPS - 4)[WARM_STEPS:]
+            say({"arm": arm, "batch": batch, "context": context, **_spread(seconds), "made_in_seconds": ready})
+            del step
             torch.cuda.empty_cache()
         for tokens in prompts:
-            ids = torch.randint(0, shape.vocab_size, (1, tokens), device="cuda")
-            found = []
-            for _ in range(PROMPTS):
-                start = time.perf_counter()
-                model(ids, use_cache=True, logits_to_keep=1).logits.argmax(-1).item()
-                found.append(time.perf_counter() - start)
-            say({"arm": "transformers", "prompt": tokens, **_spread(found[1:])})
+            run = peer.prompt(tokens)
+            seconds = _timed(lambda run=run: run().flatten()[0].item(), PROMPTS)[1:]
+            say({"arm": arm, "prompt": tokens, **_spread(seconds)})
 
 
-def _captured_decode(model: Any, cache: Any, batch: int, context: int) -> list[float]:
-    """Decode steps as one graph; the cache is taken to hold `context` - 1 tokens, whatever they are."""
-    token = torch.ones((batch, 1), dtype=torch.long, device="cuda")
-    position = torch.full((1,), context - 1, device="cuda")
-
-    def step() -> None:
-        out = model(token, past_key_values=cache, cache_position=position, position_ids=position[None], use_cache=True)
-        token.copy_(out.logits[:, -1:].argmax(-1))
-        position.add_(1)
-
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    position.fill_(context - 1)
+def _timed(run: Callable[[], object], repeats: int) -> list[float]:
     found = []
-    for _ in range(STEPS - 4):
+    for _ in range(repeats):
         start = time.perf_counter()
-        graph.replay()
-        token[0, 0].item()
+        run()
         found.append(time.perf_counter() - start)
     return found
 
