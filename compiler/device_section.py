@@ -11,6 +11,7 @@ from ..plans.program import Program
 from ..targets.accelerator import Accelerator
 from ..targets.triton.build import build
 from ..targets.triton.kernel import FunctionTemplate, Launch, Variants
+from ..targets.triton.packing import BOUNDS
 
 Build = Callable[[Launch, Accelerator, str], tuple[DeviceKernel, bytes]]
 
@@ -21,14 +22,17 @@ def device_section(
     programs: Sequence[Program],
     graph_rows: tuple[int, ...],
     memory_bytes: int,
+    loading: Sequence[FunctionTemplate] = (),
 ) -> tuple[DevicePlan, dict[str, bytes]]:
     """The device part of a plan and its binaries by entry; every launch of every bucket is compiled, equal ones once.
 
-    `templates` are those of all functions that the programs call, by name. Raises ModelError when code does not fit the device.
+    `templates` are those of all functions that the programs call, by name; `loading` are functions that weights are loaded by.
+    Raises ModelError when code does not fit the device.
     """
     kernels = _Kernels(accelerator)
     with kernels:
-        functions = tuple(_function(templates[name], _sizes(name, programs), kernels) for name in sorted(templates))
+        functions = [_function(templates[name], _sizes(name, programs), kernels) for name in sorted(templates)]
+        functions += [_loading(template, kernels) for template in loading]
     assert accelerator.kind in {"cuda", "hip"}
     vendor: Vendor = "hip" if accelerator.kind == "hip" else "cuda"
     plan = DevicePlan(
@@ -36,7 +40,7 @@ def device_section(
         architecture=accelerator.arch,
         memory_bytes=memory_bytes,
         graph_rows=graph_rows,
-        functions=functions,
+        functions=tuple(functions),
         kernels=tuple(kernels.made[key] for key in sorted(kernels.made, key=lambda key: kernels.made[key].name)),
     )
     return plan, kernels.entries
@@ -87,6 +91,11 @@ def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: 
         by=template.by,
         decoding_only=template.decoding_only,
     )
+
+
+def _loading(template: FunctionTemplate, kernels: _Kernels) -> DeviceFunction:
+    variants = _variants(template.variants(BOUNDS), kernels)
+    return DeviceFunction(name=template.name, inputs=template.inputs, outputs=template.outputs, variants=variants)
 
 
 def _bounds(template: FunctionTemplate, sizes: Iterable[BucketSize]) -> list[int]:

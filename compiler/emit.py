@@ -21,6 +21,7 @@ from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
 from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, step_inputs
 from ..plans.recipe import sources
+from ..plans.recipe_shapes import packing_kinds
 from ..plans.schema import (
     FORMAT_MAJOR,
     FORMAT_MINOR,
@@ -45,6 +46,7 @@ from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
 from ..targets.registry import plugins
+from ..targets.triton.packing import packing
 from .device_section import device_section
 from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
@@ -115,7 +117,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     native = all(program.is_native for program in programs)
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
-    device = _device(state, memory, entries)
+    device = _device(state, memory, bound, entries)
     scratch = None if device is None else scratch_needed(device, programs) + library_memory(programs, state.weights)
     fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch)
     block_bytes = bytes_per_block(groups)
@@ -159,14 +161,15 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     return manifest, entries
 
 
-def _device(state: Compilation, memory: int | None, entries: dict[str, Any]) -> DevicePlan | None:
+def _device(state: Compilation, memory: int | None, bound: Sequence[SourceTensor], entries: dict[str, Any]) -> DevicePlan | None:
     """The device part of a plan for an accelerator, and the code of its kernels."""
     if state.device is None:
         return None
     assert state.step is not None and state.sample is not None and memory is not None
     machine = state.device.setting.accelerator
     graphs = decode_rows(state.limits)
-    plan, binaries = device_section(machine, state.device.templates, (state.step, state.sample), graphs, memory)
+    loading = packing(packing_kinds(state.weights, bound))
+    plan, binaries = device_section(machine, state.device.templates, (state.step, state.sample), graphs, memory, loading)
     entries.update(binaries)
     return plan
 

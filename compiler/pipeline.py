@@ -90,8 +90,8 @@ def fuse(state: Compilation) -> None:
 
 
 def quantize(state: Compilation) -> None:
-    why = state.no_native_kernels if state.device is None else "kernels of accelerators do not read block types"
-    choose_weight_types(state.module, state.options.quantize, why, state.source.stored_types)
+    readers = {kernel.operation for kernel in state.machine.kernels if kernel.blocks}
+    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, state.source.stored_types, readers)
 
 
 def choose_kernels(state: Compilation) -> None:

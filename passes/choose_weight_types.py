@@ -1,15 +1,16 @@
 """quantize: the type each matrix is stored in: the model's own, blocks as the checkpoint has them, or blocks it is rounded to.
 
-Block types are ggml's (plans/weight_layout.py). Only native kernels read them, so without those nothing is quantised.
+Block types are ggml's (plans/weight_layout.py). Only kernels in the plan read them, so without those nothing is quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Literal
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.storage import KEPT, STORED
 from ..ir.types import shape_of
 from ..plans.errors import UsageError
 from ..plans.template import is_templated
@@ -19,18 +20,18 @@ Quantization = Literal["auto", "none", "int8", "int4"]
 Encodings = Callable[[str, Sequence[int]], set[str]]
 """(parameter template, layers) -> encodings of the checkpoint tensors behind it, as plans name types; empty if there are none."""
 
-STORED, KEPT = "stored", "kept"
-"""Attributes of ts.weight: the block type it is stored in, and the block type of the checkpoint where its blocks are kept."""
-
-_MATRIX_OPERANDS = {"ts.linear": (1,), "ts.embedding": (1,), "ts.moe_experts": (3, 4)}
+MATRIX_OPERANDS = {"ts.linear": (1,), "ts.embedding": (1,), "ts.moe_experts": (3, 4)}
 _ROUNDED = {"int8": "q8_0", "int4": "q4_0"}
 # what holds a checkpoint's blocks: the same type, or one that restates them
 _HOLDS = {**{name: name for name in WEIGHT_BLOCKS}, "q4_k": "q4_1"}
 _FALLBACK = "q8_0"
 
 
-def choose_weight_types(module: ir.Module, wanted: Quantization, native: str | None, encodings: Encodings) -> ir.Module:
-    """Mark weights with the block type they are stored in; in place. `native` says why there are no native kernels, if so.
+def choose_weight_types(
+    module: ir.Module, wanted: Quantization, native: str | None, encodings: Encodings, readers: Container[str] = MATRIX_OPERANDS
+) -> ir.Module:
+    """Mark weights with the block type they are stored in; in place. `native` says why there are no native kernels, if so;
+    `readers` are the operations that have a kernel which reads blocks.
 
     `auto` keeps the blocks of a quantised checkpoint; int8 and int4 round every matrix (the embedding table and the head, which
     decide over single tokens, to int8 either way). Raises UsageError when it was asked for and cannot be done.
@@ -43,18 +44,13 @@ def choose_weight_types(module: ir.Module, wanted: Quantization, native: str | N
         return module
     head = _head(module)
     for operation in list(modules.walk(modules.step_block(module))):
-        if operation.name != "ts.weight" or not _is_matrix(operation):
+        if operation.name != "ts.weight" or not _is_matrix(operation, readers):
             continue
         stored, kept = _choice(operation, wanted, operation == head, encodings)
         if stored:
             operation.attributes[STORED] = modules.text(stored)
             operation.attributes[KEPT] = modules.text(kept)
     return module
-
-
-def stored_type(weight: ir.Operation, dtype: str) -> str:
-    """The type that a ts.weight is stored in; `dtype` where it is not quantised."""
-    return modules.text_attribute(weight, STORED) if STORED in weight.attributes else dtype
 
 
 def layers_of(operation: ir.Operation) -> tuple[int, ...]:
@@ -72,9 +68,11 @@ def users_of(operation: ir.Operation) -> list[tuple[ir.Operation, int]]:
     return [(use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation, use.operand_number) for use in uses]
 
 
-def _is_matrix(weight: ir.Operation) -> bool:
+def _is_matrix(weight: ir.Operation, readers: Container[str]) -> bool:
     users = users_of(weight)
-    matrices = bool(users) and all(position in _MATRIX_OPERANDS.get(user.name, ()) for user, position in users)
+    matrices = bool(users) and all(
+        user.name in readers and position in MATRIX_OPERANDS.get(user.name, ()) for user, position in users
+    )
     # a router is small, and its rounding would send rows to other experts
     return matrices and not any(reader.name == "ts.moe_route" for user, _ in users for reader, _ in users_of(user))
 

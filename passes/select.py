@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.storage import STORED
 from ..ir.types import dtype_of
 from ..plans.errors import ModelError
 from ..plans.schema import Decision
 from ..targets.cost import FREE, cost_of
 from ..targets.machine import Kernel, Machine
 from ..targets.roofline import Roofline, roofline
-from .choose_weight_types import STORED
 
 _STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
 

@@ -9,13 +9,14 @@ from ..ir import dialect
 from ..ir import module as modules
 from ..ir.arrangement import arranged_shape, arrangement_of, set_arrangement
 from ..ir.mlir import ir
+from ..ir.storage import KEPT, STORED, stored_type
 from ..ir.types import dtype_of, shape_of
 from ..plans.recipe import Concat, Quantize, Recipe, Slice, Transpose
 from ..plans.schema import Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import Prepack, stored_bytes
 from ..targets.machine import Machine
-from .choose_weight_types import KEPT, STORED, layers_of, stored_type, users_of
+from .choose_weight_types import layers_of, users_of
 from .select import kernel_named
 
 
@@ -94,7 +95,9 @@ def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
     """The layout the weight's users agree on once `split_packed` has run: the packed one, if any of them packs it."""
     wanted: list[Prepack] = [layout for user, at in users_of(operation) if (layout := _wanted(user, at, machine)) != "none"]
     assert len({*wanted}) <= 1, f"{operation} is packed in two ways"
-    return wanted[0] if wanted else "panel" if STORED in operation.attributes else "none"
+    if wanted:
+        return wanted[0]
+    return "panel" if STORED in operation.attributes else "none"
 
 
 def _make(

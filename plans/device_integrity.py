@@ -227,4 +227,5 @@ def _check_layout(manifest: Manifest) -> None:
         row = manifest.kv.block_tokens * group.heads * group.head_dim
         require(row % ALIGNMENT == 0, f"kv.groups, {group.name}", f"blocks of a multiple of {ALIGNMENT} elements", row)
     for weight in manifest.weights:
-        require(weight.prepack == "none", f"weights, {weight.name}: prepack", "'none' for an accelerator", weight.prepack)
+        wanted = "none" if weight.dtype in DTYPE_BYTES else "planes"
+        require(weight.prepack == wanted, f"weights, {weight.name}: prepack", f"'{wanted}' for an accelerator", weight.prepack)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from .program import DType
+from .weight_layout import StoredType
 
 DEVICE = "device."
 """Functions whose names begin so are device functions of the plan (`Manifest.device`)."""
@@ -54,11 +54,11 @@ def evaluate(size: Size, symbols: Mapping[str, int]) -> int:
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pointer", tag_field="kind"):
-    """The address of operand `operand` (inputs, then outputs), elements of `dtype`; the code relies on a multiple of
-    `alignment` bytes."""
+    """The address of operand `operand` (inputs, then outputs), elements of `dtype` (or its blocks); the code relies on a multiple
+    of `alignment` bytes."""
 
     operand: int
-    dtype: DType
+    dtype: StoredType
     alignment: int = 1
 
 
@@ -128,15 +128,15 @@ class Variant(_Part, frozen=True, kw_only=True):
 class DeviceFunction(_Part, frozen=True, kw_only=True):
     """What a call `device.NAME` runs: the first variant that holds the bucket's count of `by`.
 
-    `inputs` and `outputs` are the element types of its operands. In a decode bucket (rows == logit_rows), whose steps have one
-    row of each sequence, it is `decode` that counts, where that is not empty. `decoding_only`: it does the rows of decoding
-    sequences alone (counts[1] of the step inputs), so that a step without any need not run it; nor does a step that wants no
-    logits need what is `by` logit_rows.
+    `inputs` and `outputs` are the element types of its operands, block types of weights among them. In a decode bucket (rows ==
+    logit_rows), whose steps have one row of each sequence, it is `decode` that counts, where that is not empty. `decoding_only`:
+    it does the rows of decoding sequences alone (counts[1] of the step inputs), so that a step without any need not run it; nor
+    does a step that wants no logits need what is `by` logit_rows.
     """
 
     name: str
-    inputs: tuple[DType, ...]
-    outputs: tuple[DType, ...]
+    inputs: tuple[StoredType, ...]
+    outputs: tuple[StoredType, ...]
     variants: tuple[Variant, ...]
     decode: tuple[Variant, ...] = ()
     by: Symbol = "rows"

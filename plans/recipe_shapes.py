@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import assert_never
+
+import msgspec
 
 from .program import DTYPE_BYTES
 from .recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
-from .weight_layout import BLOCKS, WEIGHT_BLOCKS
+from .schema import SourceTensor, Weight
+from .template import instantiate
+from .weight_layout import BLOCKS, WEIGHT_BLOCKS, chunk_of
 
 MAX_DEPTH = 32
 
@@ -56,6 +60,44 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _unpermuted(recipe, *infer(recipe.of, lookup))
         case _:
             assert_never(recipe)
+
+
+PACKED_FROM = ("f32", "bf16")
+"""Types whose values packing takes as they are, and rounds itself."""
+
+
+def before_packing(recipe: Recipe, lookup: SourceLookup) -> Recipe:
+    """What is made of a weight's sources before it is packed: no quantising, and no cast of what packing takes anyway."""
+    of = recipe.of if isinstance(recipe, Quantize) else recipe
+    return _without_casts(of, lambda inner: infer(inner, lookup)[1])
+
+
+def packing_kinds(weights: Sequence[Weight], sources: Sequence[SourceTensor]) -> set[tuple[str, str, int]]:
+    """(type packed from, block type, chunk) of every weight in planes; made-up ones are packed from f32."""
+    declared = {source.name: (source.shape, source.encoding) for source in sources}
+    found: set[tuple[str, str, int]] = set()
+    for weight in weights:
+        if weight.prepack != "planes":
+            continue
+        after = weight.dtype, chunk_of(weight.shape[-1], weight.dtype)
+        found.add(("f32", *after))
+        for layer in weight.layers or (None,):
+
+            def lookup(name: str, layer: int | None = layer) -> Result:
+                return declared[name if layer is None else instantiate(name, layer)]
+
+            found.add((infer(before_packing(weight.recipe, lookup), lookup)[1], *after))
+    return found
+
+
+def _without_casts(recipe: Recipe, dtype_of: Callable[[Recipe], str]) -> Recipe:
+    if isinstance(recipe, Cast):
+        return recipe.of if dtype_of(recipe.of) in PACKED_FROM else recipe
+    if isinstance(recipe, Concat | Stack):
+        parts = tuple(_without_casts(part, dtype_of) for part in recipe.parts)
+        if len({dtype_of(part) for part in parts}) == 1:
+            return msgspec.structs.replace(recipe, parts=parts)
+    return recipe
 
 
 def _plain(recipe: Source, lookup: SourceLookup) -> Result:

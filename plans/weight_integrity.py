@@ -87,8 +87,13 @@ def _check_weight_recipes(manifest: Manifest, sources: dict[str, SourceTensor]) 
     for weight in manifest.weights:
         where = f"weights, {weight.name}"
         require_shape(weight.shape, f"{where}: shape")
-        panel = weight.prepack == "panel"
-        require(panel or weight.dtype in DTYPE_BYTES, f"{where}: prepack", f"panel, for {weight.dtype} blocks", weight.prepack)
+        packed = weight.prepack in {"panel", "planes"}
+        require(
+            packed or weight.dtype in DTYPE_BYTES,
+            f"{where}: prepack",
+            f"panel or planes, for {weight.dtype} blocks",
+            weight.prepack,
+        )
         try:
             expected = stored_bytes(weight.shape, weight.dtype, weight.prepack)
         except ValueError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 from typing import Literal
 
 from .program import DTYPE_BYTES, DType
 
 BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k"]
 StoredType = DType | BlockType
-Prepack = Literal["none", "onednn", "panel"]
+Prepack = Literal["none", "onednn", "panel", "planes"]
 
 BLOCKS: dict[str, tuple[int, int]] = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q4_k": (256, 144)}
 """Elements and bytes of one block, along the last dimension: the formats of ggml, by the names GGUF gives them in capitals."""
@@ -18,8 +18,33 @@ BLOCKS: dict[str, tuple[int, int]] = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_1"
 WEIGHT_BLOCKS = ("q8_0", "q4_0", "q4_1")
 """Block types that a final weight may have."""
 
+MOST_BLOCKS = 2**31 - 1
+"""Blocks that one call of a packing function may take."""
+
 PANEL_COLUMNS = 32
+_NUMBERS = {"q8_0": 1, "q4_0": 1, "q4_1": 2}
 _PANEL_DEPTH = {"f32": 1, "bf16": 2}
+
+
+def chunk_of(features: int, dtype: str) -> int:
+    """Elements of a chunk of planes along K: a block, or two of nibbles where K has an even number."""
+    return 32 if dtype == "q8_0" else gcd(features, 64)
+
+
+def packing_function(source: str, stored: str, chunk: int) -> str:
+    """The device function that brings values of a type, or a checkpoint's blocks, into planes of `stored` in chunks."""
+    return f"pack.{source}.{stored}.c{chunk}"
+
+
+def planes(shape: Sequence[int], dtype: str) -> tuple[tuple[DType, int, int], ...]:
+    """Element type, bytes of a block and first byte of each plane of a weight, in order."""
+    elements, size = BLOCKS[dtype]
+    count = prod(shape) // elements
+    numbers = _NUMBERS[dtype]
+    made: list[tuple[DType, int, int]] = [("u8", size - 2 * numbers, 0)]
+    for at in range(numbers):
+        made.append(("f16", 2, (size - 2 * numbers + 2 * at) * count))
+    return tuple(made)
 
 
 def row_bytes(features: int, dtype: str) -> int:
@@ -33,10 +58,13 @@ def row_bytes(features: int, dtype: str) -> int:
 
 
 def stored_bytes(shape: Sequence[int], dtype: str, prepack: str) -> int:
-    """Bytes of a weight in memory. oneDNN's packing keeps the number of elements; panels pad rows to whole panels.
+    """Bytes of a weight in memory. oneDNN's packing keeps the number of elements; panels pad rows to whole panels; planes are
+    the same bytes as blocks.
 
     Raises ValueError for a type that has no such layout.
     """
+    if prepack == "planes" and (len(shape) not in (2, 3) or dtype not in WEIGHT_BLOCKS):
+        raise ValueError(f"planes of [N, K] or [E, N, K] of {', '.join(WEIGHT_BLOCKS)}")
     if prepack != "panel":
         return prod(shape[:-1]) * row_bytes(shape[-1], dtype) if shape else DTYPE_BYTES[dtype]
     if len(shape) not in (2, 3) or dtype not in (*_PANEL_DEPTH, *WEIGHT_BLOCKS):

@@ -181,7 +181,10 @@ def _replay(plan: Plan, weights: str | None, say: Any) -> list[dict[str, Any]]:
 
 
 def _accuracy(plan: Plan, weights: str | None, say: Any) -> Any:
-    """What rounded weights cost; None for a plan that has none, or whose own weights are not at hand."""
+    """What rounded weights cost; None for a plan that has none, whose own weights are not at hand, or whose code (an
+    accelerator's) reads no others."""
+    if plan.manifest.device is not None:
+        return None
     at_hand = weights is not None or all(source.entry is not None for source in plan.manifest.sources)
     if not at_hand or not any(weight.dtype in WEIGHT_BLOCKS for weight in plan.manifest.weights):
         return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
 from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
-from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, infer
+from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, SourceLookup, infer
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
 from .host_arrays import NUMPY_TYPES, HostArray, narrowed, widened
@@ -54,12 +54,17 @@ def evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, we
 
 def result_of(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> Result:
     """Shape and type that the recipe gives. Raises ValueError or KeyError when a step cannot be done."""
+    return infer(recipe, lookup(stored, layer))
+
+
+def lookup(stored: Mapping[str, Stored], layer: int | None) -> SourceLookup:
+    """What a recipe of layer `layer` finds of its sources: shape and encoding."""
 
     def find(name: str) -> Result:
         source = stored[name if layer is None else instantiate(name, layer)].source
         return source.shape, source.encoding
 
-    return infer(recipe, find)
+    return find
 
 
 def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> HostArray:

@@ -16,6 +16,7 @@ from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
 from ..plans.recipe import Cast, Concat, Quantize, Recipe, Stack, decoded, sources
+from ..plans.recipe_shapes import before_packing
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import stored_bytes
@@ -26,9 +27,8 @@ from .mapped_pages import release_pages
 from .native.records import PackedWeight
 from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
 from .operands import Array
-from .recipe_evaluation import Stored, evaluate, result_of
+from .recipe_evaluation import Stored, evaluate, lookup, result_of
 
-_PACKED_FROM = ("f32", "bf16")
 _DIGEST_THREADS = 2
 
 Progress = Callable[[int, int], None]
@@ -293,19 +293,16 @@ def _invented(make: Callable[[str, tuple[int, ...], str], HostArray], weight: We
 def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> HostArray:
     index = layer if weight.layers else None
     _check_result(stored, weight, name, index)
-    recipe = weight.recipe.of if isinstance(weight.recipe, Quantize) else weight.recipe
-    if weight.prepack == "panel":
-        recipe = _without_casts(recipe, lambda inner: result_of(inner, stored, index)[1])
+    recipe = before_packing(weight.recipe, lookup(stored, index)) if weight.prepack == "panel" else weight.recipe
     made = evaluate(recipe, stored, index, name)
     return HostArray(np.ascontiguousarray(made.data), made.dtype)
 
 
 def _made_in_pieces(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> list[HostArray]:
-    if isinstance(weight.recipe, Quantize):
-        return [_made(stored, weight, name, layer)]
     index = layer if weight.layers else None
     _check_result(stored, weight, name, index)
-    return [evaluate(part, stored, index, name) for part in _parts_in_order(weight.recipe)]
+    recipe = before_packing(weight.recipe, lookup(stored, index)) if weight.prepack == "planes" else weight.recipe
+    return [evaluate(part, stored, index, name) for part in _parts_in_order(recipe)]
 
 
 def _parts_in_order(recipe: Recipe) -> Iterator[Recipe]:
@@ -327,14 +324,3 @@ def _check_result(stored: Mapping[str, Stored], weight: Weight, name: str, index
             got=f"{dtype}{list(shape)}",
             fix="compile the plan again",
         )
-
-
-def _without_casts(recipe: Recipe, dtype_of: Callable[[Recipe], str]) -> Recipe:
-    """The recipe before its values are cast, where packing takes them as they are: it rounds itself."""
-    if isinstance(recipe, Cast):
-        return recipe.of if dtype_of(recipe.of) in _PACKED_FROM else recipe
-    if isinstance(recipe, Concat | Stack):
-        parts = tuple(_without_casts(part, dtype_of) for part in recipe.parts)
-        if len({dtype_of(part) for part in parts}) == 1:
-            return msgspec.structs.replace(recipe, parts=parts)
-    return recipe

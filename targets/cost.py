@@ -11,6 +11,7 @@ from math import prod
 
 from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments, step_block
+from ..ir.storage import stored_type
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
 from ..plans.weight_layout import stored_bytes
@@ -44,8 +45,7 @@ def _weight_size(value: ir.Value) -> int:
     """Bytes of a weight as stored: block types are marked on ts.weight by the quantize phase."""
     shape = [size or 0 for size in shape_of(value)]
     owner: ir.Operation = value.owner if isinstance(value.owner, ir.Operation) else value.owner.operation  # pyright: ignore
-    stored = ir.StringAttr(owner.attributes["stored"]).value if "stored" in owner.attributes else dtype_of(value)
-    return stored_bytes(shape, stored, "none")
+    return stored_bytes(shape, stored_type(owner, dtype_of(value)), "none")
 
 
 def _is_weight(value: ir.Value) -> bool:

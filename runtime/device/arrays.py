@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...plans.errors import PlanError
 from ...plans.program import DTYPE_BYTES
+from ...plans.weight_layout import stored_bytes
 from ..host_arrays import NUMPY_TYPES, HostArray
 from .device import Device
 
@@ -19,6 +20,11 @@ ALIGNMENT = 64
 
 def rounded(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a dense array, of elements or of blocks."""
+    return stored_bytes(shape, dtype, "none")
 
 
 def dense(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -41,7 +47,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        return self.elements * DTYPE_BYTES[self.dtype]
+        return bytes_of(self.shape, self.dtype)
 
     def first(self, rows: int) -> DeviceArray:
         """The first rows of it, the same memory."""
@@ -66,7 +72,7 @@ class DeviceArena:
 
     def take(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Zeroed room for a dense array. Raises PlanError when the plan's numbers leave none."""
-        count = rounded(prod(shape) * DTYPE_BYTES[dtype])
+        count = rounded(bytes_of(shape, dtype))
         if self.used + count > self.size:
             raise PlanError(
                 "The plan's arrays need more device memory than it says.",

@@ -60,13 +60,17 @@ class Device:
         self.driver.call("memory_information", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
-    def allocate(self, count: int, purpose: str) -> int:
-        """Address of `count` bytes of device memory, zeroed. Raises DeviceMemoryError."""
+    def allocate(self, count: int, purpose: str, *, zeroed: bool = True) -> int:
+        """Address of `count` bytes of device memory. Raises DeviceMemoryError."""
         address = self._made("allocate", max(count, 1), where=f"{purpose}, {count} bytes")
         self._allocations[address] = "free"
-        if count:
+        if count and zeroed:
             self.driver.call("fill_bytes", address, 0, count, self.stream, where=purpose)
         return address
+
+    def free(self, address: int) -> None:
+        """Give device memory back; nothing that uses it may be under way."""
+        self.driver.call(self._allocations.pop(address), address)
 
     def allocate_host(self, count: int, purpose: str, *, zeroed: bool = True) -> NDArray[np.uint8]:
         """Page-locked host memory that copies reach without a detour; it lives until the device is closed."""

@@ -54,9 +54,10 @@ class DeviceKernels:
         return declared is not None and declared.by == "logit_rows"
 
     def prepare(
-        self, function: str, symbols: Mapping[str, int], operands: Sequence[DeviceArray], label: str
+        self, function: str, symbols: Mapping[str, int], operands: Sequence[DeviceArray], label: str, stream: int | None = None
     ) -> tuple[Launch, ...]:
-        """The launches of a call in a bucket (none where its grid is empty): operands are inputs, then outputs.
+        """The launches of a call in a bucket (none where its grid is empty): operands are inputs, then outputs. They go through
+        the device's stream, unless another is given.
 
         Raises PlanError when the call is not one of a device function, or an operand is not as the code relies on.
         """
@@ -75,7 +76,7 @@ class DeviceKernels:
         if not prod(blocks):
             return ()
         shape = Shape(blocks, kernel.warps * self._warp_size, kernel.shared_bytes, kernel.cluster, kernel.dependent_launch)
-        return (prepared(self._device, self._handles[name], shape, ParameterBlock(values), where),)
+        return (prepared(self._device, self._handles[name], shape, ParameterBlock(values), where, stream),)
 
     def _scratch_addresses(self, kernel: DeviceKernel, blocks: int) -> tuple[int, int]:
         """Where the global and the profile scratch of a launch begin; 0 where it wants none."""

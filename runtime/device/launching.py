@@ -59,11 +59,14 @@ class ParameterBlock:
         self.addresses = (ctypes.c_void_p * len(values))(*(start + at * 8 for at in range(len(values))))
 
 
-def prepared(device: Device, function: int, shape: Shape, parameters: ParameterBlock, where: str) -> Launch:
-    """The launch of a function on the device's stream. Calling it raises DeviceError when the driver refuses."""
-    operation, arguments = "launch", _plain(device, function, shape, parameters)
+def prepared(
+    device: Device, function: int, shape: Shape, parameters: ParameterBlock, where: str, stream: int | None = None
+) -> Launch:
+    """The launch of a function on the device's stream, or another. Calling it raises DeviceError when the driver refuses."""
+    stream = stream or device.stream
+    operation, arguments = "launch", _plain(stream, function, shape, parameters)
     if shape.cluster > 1 or shape.dependent:
-        operation, arguments = "launch_with_attributes", _attributed(device, function, shape, parameters)
+        operation, arguments = "launch_with_attributes", _attributed(stream, function, shape, parameters)
         if not device.driver.has(operation):
             raise PlanError(
                 "The plan launches a device kernel in a way it cannot run.",
@@ -83,12 +86,12 @@ def prepared(device: Device, function: int, shape: Shape, parameters: ParameterB
     return launch
 
 
-def _plain(device: Device, function: int, shape: Shape, parameters: ParameterBlock) -> tuple[Any, ...]:
+def _plain(stream: int, function: int, shape: Shape, parameters: ParameterBlock) -> tuple[Any, ...]:
     block = (shape.threads, 1, 1)
-    return function, *shape.grid, *block, shape.shared_bytes, device.stream, parameters.addresses, None
+    return function, *shape.grid, *block, shape.shared_bytes, stream, parameters.addresses, None
 
 
-def _attributed(device: Device, function: int, shape: Shape, parameters: ParameterBlock) -> tuple[Any, ...]:
+def _attributed(stream: int, function: int, shape: Shape, parameters: ParameterBlock) -> tuple[Any, ...]:
     wanted: list[tuple[int, tuple[int, ...]]] = []
     if shape.cluster > 1:
         wanted += [(_CLUSTER, (shape.cluster, 1, 1)), (_CLUSTER_POLICY, (_SPREAD,))]
@@ -102,7 +105,7 @@ def _attributed(device: Device, function: int, shape: Shape, parameters: Paramet
         (ctypes.c_uint32 * 3)(*shape.grid),
         (ctypes.c_uint32 * 3)(shape.threads, 1, 1),
         shape.shared_bytes,
-        device.stream,
+        stream,
         attributes,
         len(wanted),
     )

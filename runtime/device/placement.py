@@ -140,9 +140,9 @@ def _placed(
     results = Results(device, max(map(results_bytes, programs)))
     runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted), library, inputs.on_host)
     if weights == DUMMY:
-        loading = WeightsOnTheirWay(dummy_weights(manifest, needed, device, arena), lambda: None)
+        loading = WeightsOnTheirWay(dummy_weights(manifest, needed, device, arena, kernels), lambda: None)
     else:
-        loading = _load(plan, weights, needed, exact_weights, device, arena)
+        loading = _load(plan, weights, needed, exact_weights, device, arena, kernels)
         if library is not None:
             loading.settle()  # functions may look at weights when they are bound
     around = Surroundings(activations, {**inputs.arrays, **constants, **loading.arrays}, state, Context(), device=runtime)
@@ -160,14 +160,20 @@ def _library(device: Device, programs: Sequence[Program], most_bytes: int) -> De
 
 
 def _load(
-    plan: PlanSource, weights: str | None, needed: set[str] | None, exact: bool, device: Device, arena: DeviceArena
+    plan: PlanSource,
+    weights: str | None,
+    needed: set[str] | None,
+    exact: bool,
+    device: Device,
+    arena: DeviceArena,
+    kernels: DeviceKernels,
 ) -> WeightsOnTheirWay:
     """Where they will lie is known before any is read."""
     arrays = {name: arena.take(weight.shape, weight.dtype) for weight, name, _ in wanted_weights(plan.manifest, needed, exact)}
 
     def upload(wanted: list[Wanted], make: Make, done: Callable[[Wanted], None]) -> dict[str, DeviceArray]:
         jobs = [(arrays[name], partial(make, weight, name, layer)) for weight, name, layer in wanted]
-        upload_all(device, jobs, lambda at: done(wanted[at]))
+        upload_all(device, jobs, lambda at: done(wanted[at]), kernels)
         return arrays
 
     def load() -> None:

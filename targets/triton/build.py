@@ -20,6 +20,7 @@ from ...plans.device_integrity import KERNELS_PREFIX
 from ...plans.device_kernels import Computed, Constant, DeviceKernel, KernelReceipt, Parameter, Pointer, Scratch
 from ...plans.device_limits import ELF_MACHINES, ENDINGS, LIMITS
 from ...plans.errors import ModelError, UsageError
+from ...plans.weight_layout import WEIGHT_BLOCKS
 from ..accelerator import Accelerator
 from .kernel import Launch
 from .release import VERSION
@@ -33,6 +34,7 @@ _POINTERS = {
     "i64": "*i64",
     "u8": "*u8",
     "i8": "*i8",
+    **dict.fromkeys(WEIGHT_BLOCKS, "*u8"),
 }
 _SCALARS = {"i32": "i32", "i64": "i64", "f32": "fp32"}
 _DIVISIBILITY = 16

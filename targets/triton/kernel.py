@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ...ir.mlir import ir
 from ...plans.device_kernels import Parameter, Size, Symbol
 from ...plans.program import Dimension, DType
+from ...plans.weight_layout import StoredType
 from ..accelerator import Accelerator
 
 Constexpr = bool | int | float | str | None
@@ -77,8 +78,8 @@ class FunctionTemplate:
     """
 
     name: str
-    inputs: tuple[DType, ...]
-    outputs: tuple[DType, ...]
+    inputs: tuple[StoredType, ...]
+    outputs: tuple[StoredType, ...]
     variants: Callable[[Sequence[int]], Variants]
     by: Symbol = "rows"
     decode: Callable[[Sequence[int]], Variants] | None = None

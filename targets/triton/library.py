@@ -7,9 +7,14 @@ from dataclasses import replace
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
-from ..machine import Kernel
+from ...plans.weight_layout import WEIGHT_BLOCKS
+from ..machine import Kernel, Machine
 from .attention import attention, cached_attention
 from .attention import measured as measured_attention
+from .block_linear import block_linear
+from .block_rows import block_embedding
+from .block_tiles import RECEIPT as BLOCK_RECEIPT
+from .block_tiles import efficiency as block_efficiency
 from .elementwise import activation, add, cast, mul, scale, softcap
 from .gated_linear import gated_activation_or_both, linear_or_nothing
 from .kernel import DeviceOperation, DeviceSetting
@@ -18,6 +23,7 @@ from .linear import measured as measured_linear
 from .linear_tiles import RECEIPT, efficiency
 from .mixture import measured_experts, moe_experts, moe_route
 from .norms import add_rms_norm, layer_norm, rms_norm
+from .operand import layout_of
 from .rope import rope, rope_kv_write, rope_table
 from .rows import embedding, gather_rows
 
@@ -41,11 +47,25 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
 )
 """What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs."""
 
+
+def _of_blocks(row: Kernel, operand: int) -> Kernel:
+    """The row's twin for weights in blocks, which alone it takes."""
+
+    def refuses(operation: ir.Operation, _machine: Machine) -> str | None:
+        return None if layout_of(operation.operands[operand]).dtype in WEIGHT_BLOCKS else "reads weights in blocks only"
+
+    return replace(
+        row, name=f"{row.name}_blocks", refuses=refuses, prepack="planes", packs=(operand,), reads=("planes",), blocks=True
+    )
+
+
 TRITON_KERNELS: tuple[Kernel, ...] = (
     *LIBRARY_KERNELS,
     _row("ts.embedding", embedding),
+    _of_blocks(_row("ts.embedding", block_embedding), 1),
     _row("ts.gather_rows", gather_rows),
     replace(_row("ts.linear", linear_or_nothing), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
+    _of_blocks(replace(_row("ts.linear", block_linear), efficiency=block_efficiency, receipt=BLOCK_RECEIPT), 1),
     _row("ts.rms_norm", rms_norm),
     _row("ts.add_rms_norm", add_rms_norm),
     _row("ts.layer_norm", layer_norm),

@@ -61,16 +61,29 @@ def measured(operation: ir.Operation, machine: Machine, rows: int) -> Figure | N
 
 def linear_by(operation: ir.Operation, setting: DeviceSetting, tiles_of: Callable[[int], LinearTiles]) -> DeviceOperation:
     """The same with the tiles that `tiles_of` gives for buckets of up to so many rows."""
-    layer, by = _layer(operation), rows_of(operation)
+    return single(_function(_layer(operation), setting, tiles_of, rows_of(operation), 0))
 
+
+def dense_linear(inputs: Sequence[Layout], out: Layout, setting: DeviceSetting, by: Symbol, above: int) -> FunctionTemplate:
+    """(x, weight[, bias]) -> out where there are more than `above` rows; in other buckets nothing runs."""
+    x, weight, *bias = inputs
+    layer = _Linear(x, weight, bias[0] if bias else None, out)
+    return _function(
+        layer, setting, lambda rows: tiles_for(setting.accelerator, x.dtype, rows, *layer.sizes, layer.aligned), by, above
+    )
+
+
+def _function(
+    layer: _Linear, setting: DeviceSetting, tiles_of: Callable[[int], LinearTiles], by: Symbol, above: int
+) -> FunctionTemplate:
     def variants(bounds: Sequence[int]) -> Variants:
-        return merged([(most, _launch(layer, setting, tiles_of(most), by)) for most in bounds])
+        return merged([(most, _launch(layer, setting, tiles_of(most), by) if most > above else None) for most in bounds])
 
     x, bias = layer.x, [] if layer.bias is None else [layer.bias]
     inputs = (x, layer.weight, *bias)
-    depends: dict[str, Constexpr] = {"n": layer.out.columns, "k": x.columns, "row": x.row_stride, "by": by}
+    depends: dict[str, Constexpr] = {"n": layer.out.columns, "k": x.columns, "row": x.row_stride, "by": by, "above": above}
     name = function_name(f"linear.n{layer.out.columns}.k{x.columns}", x.dtype, pointers((*inputs, layer.out)), depends)
-    return single(FunctionTemplate(name, tuple(item.dtype for item in inputs), (layer.out.dtype,), variants, by))
+    return FunctionTemplate(name, tuple(item.dtype for item in inputs), (layer.out.dtype,), variants, by)
 
 
 def _layer(operation: ir.Operation) -> _Linear:

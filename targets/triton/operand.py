@@ -7,9 +7,11 @@ from math import gcd, prod
 
 from ...ir import module as modules
 from ...ir.mlir import ir
+from ...ir.storage import stored_type
 from ...ir.types import dtype_of, shape_of
 from ...plans.device_kernels import Pointer
 from ...plans.program import DTYPE_BYTES, DType
+from ...plans.weight_layout import BLOCKS
 
 BUFFER_ALIGNMENT = 64
 """Bytes; arrays on a device begin at a multiple of it."""
@@ -20,7 +22,9 @@ MOST_ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes (None: rows), element strides, and elements from the start of the buffer. The last dimension is dense."""
+    """Sizes (None: rows), element strides, and elements from the start of the buffer. The last dimension is dense.
+
+    Of a weight in blocks, which lies in planes, sizes alone mean anything; `dtype` is its block type then."""
 
     dtype: DType
     shape: tuple[int | None, ...]
@@ -39,6 +43,8 @@ class Layout:
     @property
     def alignment(self) -> int:
         """Bytes that every row, and within it every head, begins at a multiple of."""
+        if self.dtype in BLOCKS:
+            return MOST_ALIGNMENT
         width = DTYPE_BYTES[self.dtype]
         return gcd(MOST_ALIGNMENT, *(width * step for step in (self.offset, *self.strides[:-1])))
 
@@ -52,6 +58,8 @@ def layout_of(value: ir.Value) -> Layout:
     owner = value.owner
     operation = None if isinstance(owner, ir.Block) else owner if isinstance(owner, ir.Operation) else owner.operation
     shape, dtype = shape_of(value), _dtype(value)
+    if operation is not None and operation.name == "ts.weight":
+        dtype: DType = stored_type(operation, dtype)  # pyright: ignore[reportAssignmentType]
     if operation is None or operation.name not in {"ts.slice", "ts.reshape"}:
         return Layout(dtype, shape, dense_strides(shape))
     source = layout_of(operation.operands[0])

@@ -13,3 +13,8 @@ def power_of_two_above(count: int) -> int:
 def waits_for_inputs(accelerator: Accelerator) -> bool:
     """Whether kernels may begin before the one ahead has ended."""
     return "programmatic-launch" in accelerator.instructions
+
+
+def paired_codes(accelerator: Accelerator, dtype: str) -> bool:
+    """Whether codes of weights become values of `dtype` two at a time, by NVIDIA's instructions."""
+    return accelerator.kind == "cuda" and dtype == "bf16"

@@ -135,3 +135,27 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(device_section, "build", headers_alone)
     with pytest.raises(MemoryPlanError, match="does not fit"):
         compiled(tmp_path, "h200", memory=1 << 20)
+
+
+@pytest.mark.parametrize("weights", ["dummy", "counter"])
+def test_weights_in_blocks_are_packed_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    monkeypatch.setattr(device_section, "build", headers_alone)
+    with Plan.open(compiled(tmp_path, "h200", quantize="int4")) as plan:
+        plan.verify_all()
+        manifest = plan.manifest
+        assert manifest.device is not None
+        packed = [weight for weight in manifest.weights if weight.prepack == "planes"]
+        assert {weight.dtype for weight in packed} == {"q4_0", "q8_0"}
+        packing = {item.name for item in manifest.device.functions if item.name.startswith("pack.")}
+        assert packing == {f"pack.{kind}.{made}" for kind in ("f32", "bf16") for made in ("q8_0.c32", "q4_0.c64", "q4_0.c32")}
+        library = build(tmp_path)
+        library.reset("cuda")
+        for kernel in manifest.device.kernels:
+            library.declare(kernel.symbol, "".join(kind_of(item) for item in kernel.parameters))
+        load_executor(plan, weights, None, lambda _phase: None, driver=library.driver()).close()
+        symbols = {kernel.symbol for kernel in manifest.device.kernels if kernel.name.startswith("pack.")}
+        launches = [line for line in library.log() if line.startswith("launch") and line.split()[1] in symbols]
+        # made-up weights of equal shapes are copies of each other
+        instances = sum(len(weight.layers) or 1 for weight in packed)
+        assert len(launches) == (instances if weights == "counter" else len({(item.shape, item.dtype) for item in packed}))
+        assert library.problem == "" and library.held == 0

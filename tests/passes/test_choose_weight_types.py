@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 from tokenspeed.ir import module
-from tokenspeed.passes.choose_weight_types import KEPT, STORED, Encodings, Quantization, choose_weight_types
+from tokenspeed.ir.storage import KEPT, STORED
+from tokenspeed.passes.choose_weight_types import Encodings, Quantization, choose_weight_types
 from tokenspeed.passes.select import select
 from tokenspeed.passes.store_weights import plan_weights, split_packed
 from tokenspeed.plans.errors import UsageError

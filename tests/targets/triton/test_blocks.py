@@ -1,0 +1,130 @@
+"""Weights in blocks: packing is ggml's rounding, and layers and tables give what the decoded weights give, interpreted."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
+from tokenspeed.ir import module as modules
+from tokenspeed.plans.weight_layout import chunk_of, planes, stored_bytes
+from tokenspeed.targets.triton import block_linear, block_tiles
+from tokenspeed.targets.triton.block_rows import block_embedding
+from tokenspeed.targets.triton.kernel import DeviceOperation
+from tokenspeed.targets.triton.packing import BOUNDS, packing
+
+from ...ir.modules import step
+from .compared import SETTING
+from .interpreter import Interpreter
+
+Array = NDArray[Any]
+FORMATS = ("q8_0", "q4_0", "q4_1")
+SHAPES = ((5, 96), (40, 128))
+
+
+def values(shape: tuple[int, int]) -> Array:
+    made = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    made[0, :32] = 0.0
+    made[1, 1], made[1, 5] = 4.0, -4.0  # of two that are as large, the first counts
+    return made
+
+
+def packed(interpreter: Interpreter, data: Array, source: str, stored: str, shape: tuple[int, int]) -> Array:
+    """The planes of a weight, as bytes, by the function that loads it."""
+    (function,) = packing([(source, stored, chunk_of(shape[1], stored))])
+    launch = function.variants(BOUNDS)[0][1]
+    assert launch is not None
+    blocks = prod(shape) // 32
+    types = {"u8": np.uint8, "f16": np.float16}
+    outputs = [
+        np.zeros(blocks * width // np.dtype(types[kind]).itemsize, types[kind]) for kind, width, _ in planes(shape, stored)
+    ]
+    interpreter.launch(launch, [data, *outputs], {"rows": blocks, "logit_rows": 0})
+    whole = np.concatenate([item.view(np.uint8) for item in outputs])
+    assert whole.nbytes == stored_bytes(shape, stored, "planes")
+    return whole
+
+
+def quantized(data: Array, stored: str) -> tuple[Array, Array]:
+    """ggml's blocks, and what they stand for."""
+    kind = GGMLQuantizationType[stored.upper()]
+    blocks = quantize(data, kind)
+    return blocks, dequantize(blocks, kind)
+
+
+def operation_of(line: str, stored: str, shape: tuple[int, int], template: Any) -> DeviceOperation:
+    rows, columns = shape
+    types = {"x": f"tensor<?x{columns}xf32>", "w": f"tensor<{rows}x{columns}xf32>", "r": f"tensor<?x{rows}xf32>"}
+    body = [
+        f'%x = "ts.input"() {{sym = "x"}} : () -> {types["x"]}',
+        '%t = "ts.input"() {sym = "t"} : () -> tensor<?xi32>',
+        f'%b = "ts.input"() {{sym = "b"}} : () -> tensor<{rows}xf32>',
+        f'%w = "ts.weight"() {{sym = "w", parameters = ["w"], stored = "{stored}"}} : () -> {types["w"]}',
+        line.format(**types, bias=f"tensor<{rows}xf32>"),
+        "return",
+    ]
+    with modules.context():
+        module = modules.parse(step(body))
+        operation = [view.operation for view in modules.step_block(module).operations][-2]
+        return template(operation, SETTING)
+
+
+LINEAR = '%r = "ts.linear"(%x, %w, %b) {{operandSegmentSizes = array<i32: 1, 1, 1>}} : ({x}, {w}, {bias}) -> {r}'
+EMBEDDING = '%r = "ts.embedding"(%t, %w) : (tensor<?xi32>, {w}) -> {x}'
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packing_rounds_as_ggml_does(interpreter: Interpreter, stored: str, shape: tuple[int, int]) -> None:
+    data = values(shape)
+    blocks, _ = quantized(data, stored)
+    from_values = packed(interpreter, data, "f32", stored, shape)
+    assert np.array_equal(from_values, packed(interpreter, blocks.reshape(-1), stored, stored, shape))
+
+
+def test_blocks_of_256_become_blocks_of_32(interpreter: Interpreter) -> None:
+    """Codes stay; scale and minimum are rounded to float16."""
+    shape = (3, 512)
+    generator = np.random.default_rng(5)
+    blocks = generator.integers(0, 256, (6, 144), np.uint8)
+    blocks[:, :4] = generator.uniform(0.01, 0.02, (6, 2)).astype(np.float16).view(np.uint8)
+    planes_of = packed(interpreter, blocks.reshape(-1), "q4_k", "q4_1", shape)
+    layer = operation_of(EMBEDDING, "q4_1", shape, block_embedding)
+    rows = np.full(shape, np.nan, np.float32)
+    interpreter.run(layer, [np.arange(3, dtype=np.int32), planes_of, rows], {"rows": 3, "logit_rows": 3})
+    expected = dequantize(blocks.reshape(3, -1), GGMLQuantizationType.Q4_K)
+    np.testing.assert_allclose(rows, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_a_table(interpreter: Interpreter, stored: str, shape: tuple[int, int]) -> None:
+    data = values(shape)
+    _, expected = quantized(data, stored)
+    tokens = np.array([0, 4, 1], np.int32)
+    rows = np.full((3, shape[1]), np.nan, np.float32)
+    table = packed(interpreter, data, "f32", stored, shape)
+    interpreter.run(operation_of(EMBEDDING, stored, shape, block_embedding), [tokens, table, rows], {"rows": 3, "logit_rows": 3})
+    np.testing.assert_allclose(rows, expected[tokens], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(3, 1), (3, 3), (9, 1)])
+@pytest.mark.parametrize("stored", FORMATS)
+def test_layers(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, stored: str, rows: int, shares: int) -> None:
+    """Few rows, over the whole of K and in shares of it; more rows than are streamed."""
+    shape = (40, 320)
+    monkeypatch.setattr(block_linear, "MOST_STREAMED", 8)
+    tiles = block_tiles.Tiles(16, 16, 128, 4, 2, shares)
+    monkeypatch.setattr(block_linear, "tiles_for", lambda *_: tiles)
+    data, generator = values(shape), np.random.default_rng(1)
+    _, weight = quantized(data, stored)
+    x = generator.standard_normal((rows, shape[1])).astype(np.float32)
+    bias = generator.standard_normal(shape[0]).astype(np.float32)
+    out = np.full((rows, shape[0]), np.nan, np.float32)
+    layer = operation_of(LINEAR, stored, shape, block_linear.block_linear)
+    interpreter.run(layer, [x, packed(interpreter, data, "f32", stored, shape), bias, out], {"rows": rows, "logit_rows": rows})
+    np.testing.assert_allclose(out, x @ weight.T + bias, rtol=2e-5, atol=2e-5)
