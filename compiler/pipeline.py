@@ -148,7 +148,13 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     max_context = emit.choose_context(source, options)
     options = options.with_limits(*(DEVICE_LIMITS if isinstance(machine, Accelerator) else HOST_LIMITS))
     assert options.max_sequences is not None and options.prefill_chunk is not None
-    limits = schedule(options.traffic, max_context, options.max_sequences, options.prefill_chunk)
+    limits = schedule(
+        options.traffic,
+        max_context,
+        options.max_sequences,
+        options.prefill_chunk,
+        whole_tiles=isinstance(machine, Accelerator),
+    )
     traced = trace(dict(source.config), dtype, context=max_context)
     source = replace(source, names=traced.names)
     module = import_model(traced)

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from ..plans.schema import Schedule
 from .select import Workload
 
+_LARGE = 4
+"""Chunks of so many times the sequences leave most of their rows to prompts."""
+
 
 @dataclass(frozen=True)
 class TrafficProfile:
@@ -29,11 +32,18 @@ class BucketSize:
     logit_rows: int
 
 
-def schedule(traffic: TrafficProfile, max_context: int, max_sequences: int, prefill_chunk: int) -> Schedule:
-    """Scheduler limits. A step holds every running sequence's decode row and one prefill chunk."""
+def schedule(
+    traffic: TrafficProfile, max_context: int, max_sequences: int, prefill_chunk: int, *, whole_tiles: bool = False
+) -> Schedule:
+    """Scheduler limits. A step holds every running sequence's decode row and one prefill chunk.
+
+    With `whole_tiles`, decode rows take their place within the chunk where it is large enough: products are cut into tiles that
+    fill a device in whole rounds at a power of two of rows, and a few rows more would cost a round that is all but empty.
+    """
     chunk = min(prefill_chunk, max_context)
+    within = whole_tiles and chunk >= _LARGE * max_sequences
     return Schedule(
-        max_rows=chunk + max_sequences,
+        max_rows=chunk if within else chunk + max_sequences,
         max_decode_rows=max_sequences,
         max_sequences=max_sequences,
         prefill_chunk=chunk,

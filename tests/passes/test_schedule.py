@@ -48,3 +48,10 @@ def test_workloads_are_shares_of_all_steps(traffic: TrafficProfile) -> None:
 def test_longer_answers_make_decoding_matter_more() -> None:
     shares = [workloads(schedule(TrafficProfile(output_tokens=n), 8192, 16, 512))[0].share for n in (8, 128, 4096)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
+
+
+def test_decode_rows_within_the_chunk_where_it_is_large() -> None:
+    large = schedule(TrafficProfile(), 8192, 64, 2048, whole_tiles=True)
+    small = schedule(TrafficProfile(), 8192, 64, 128, whole_tiles=True)
+    assert (large.max_rows, large.prefill_chunk) == (2048, 2048)
+    assert (small.max_rows, small.prefill_chunk) == (192, 128)
