@@ -290,6 +290,11 @@ def _keep_one_layer_per_kind(
     return found, tuple(kinds), names
 
 
+def _enter_layers_in_f32(model: Any) -> None:
+    """Where layers hand a float32 residual on, give the first one such a residual too: its values are the same."""
+    model.get_input_embeddings().register_forward_hook(lambda _module, _given, found: found.float())
+
+
 def _completed(config: dict[str, Any], typed: Any) -> dict[str, Any]:
     """The configuration with what it leaves to transformers filled in: sizes, and what differs from layer to layer."""
     held = vars(typed)  # asking for a field that differs from layer to layer is an error in some configurations
@@ -327,6 +332,8 @@ def trace(
         own_attention = typed._attn_implementation == "eager"
         config = _completed(config, typed)
         found, kinds, shared = _keep_one_layer_per_kind(model, typed, every_layer)
+        if getattr(typed, "residual_in_fp32", False):
+            _enter_layers_in_f32(model)
         constants = fill_constants(model) | freeze_rope(model, context)
         recognise_experts(model)
         replace_looped_experts(model)

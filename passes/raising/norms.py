@@ -46,7 +46,9 @@ def _rms_norm(root: AtenOp, raiser: Raiser) -> Raised | None:
         if x is None or weight is None or dtype_of(x.value) != dtype_of(root.result):
             continue
         flags = modules.flag(kind.cast_before_weight), modules.flag(kind.one_plus_weight)
-        shape = tensor(dtype_of(x.value), shape_of(x.value))
+        dtype, shape = dtype_of(x.value), tensor(dtype_of(x.value), shape_of(x.value))
+        if dtype_of(weight) != dtype:  # as where the residual is float32, and the product with it too
+            weight = dialect.Cast(tensor(dtype, shape_of(weight)), weight).res
         return Raised(dialect.RmsNorm(shape, x.value, weight, modules.number(bound["eps"]), *flags).res, x.form)
     return None
 
