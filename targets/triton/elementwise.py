@@ -87,7 +87,9 @@ def _launched(
 ) -> DeviceOperation:
     block, dependent = min(_BLOCK, power_of_two_above(out.columns)), waits_for_inputs(setting.accelerator)
     constants |= {"BLOCK": block, "DEPENDENT": dependent}
-    grid = (by, -(-out.columns // block), 1)
+    # what is made of weights alone has no rows: its first dimension stands in for them
+    rows = by if None in out.shape else (*out.shape, 1)[0] or 1
+    grid = (rows, -(-out.columns // block), 1)
     parameters = tuple(pointers((*inputs, out)))
     launch = Launch(f"elementwise.{source}", constants, parameters, grid, _WARPS, dependent_launch=dependent)
     return one_launch(stem, launch, inputs, (out,), by)

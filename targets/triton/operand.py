@@ -33,7 +33,7 @@ class Layout:
 
     @property
     def row_stride(self) -> int:
-        return self.strides[0]
+        return self.strides[0] if self.strides else 0
 
     @property
     def columns(self) -> int:
