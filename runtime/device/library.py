@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -40,6 +40,12 @@ class DeviceLibrary:
         """The device current, torch on its stream and without gradients."""
         with self._device, torch.inference_mode(), self._stream():
             yield
+
+    def close(self) -> None:
+        """Give back what torch keeps for later calls on this stream: the next executor of this process counts its own."""
+        with suppress(RuntimeError):  # a lost device refuses
+            torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            torch.cuda.empty_cache()
 
     def tensor(self, array: DeviceArray) -> torch.Tensor:
         """The same memory as a tensor."""

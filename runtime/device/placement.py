@@ -86,6 +86,8 @@ class DevicePlacement:
 
     def close(self) -> None:
         self._loading.settle()
+        if self._runtime is not None and self._runtime.library is not None:
+            self._runtime.library.close()
         self._device.close()
 
 

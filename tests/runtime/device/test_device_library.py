@@ -32,6 +32,9 @@ POOL = 1 << 20
 class LibraryOnTheHost(library.DeviceLibrary):
     """The fake driver's device memory is the host's."""
 
+    def close(self) -> None:
+        pass
+
     def tensor(self, array: DeviceArray) -> torch.Tensor:
         span = 1 + sum((extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True))
         kind = TORCH_TYPES[array.dtype]
