@@ -14,6 +14,7 @@ from .tiles import power_of_two_above, waits_for_inputs
 
 _BLOCK = 4096
 _ROWS = 128
+_DRAWN, _ROOM, _THREADS = 4096, 2048, 256
 
 
 def adjust_logits(vocabulary: int, dtype: DType, setting: DeviceSetting) -> DeviceOperation:
@@ -24,19 +25,26 @@ def adjust_logits(vocabulary: int, dtype: DType, setting: DeviceSetting) -> Devi
 
 
 def draw_tokens(vocabulary: int, dtype: DType, setting: DeviceSetting) -> DeviceOperation:
-    """The largest value of every block of the vocabulary, then a token for each row."""
-    block = _block(vocabulary)
-    blocks = -(-vocabulary // block)
+    """The largest value of every block of the vocabulary, then a token for each row: one program of as many threads as a block
+    may have reads a row by itself, since the choice between its values is one of all of them."""
+    blocks, wide = -(-vocabulary // _block(vocabulary)), min(_DRAWN, power_of_two_above(vocabulary))
+    room = min(_ROOM, power_of_two_above(vocabulary))
     scan = _function("largest_of_blocks", vocabulary, setting, [dtype, "f32", "i32", "i32"], ["f32", "i32"], {}, blocks=True)
     inputs: list[DType] = [dtype, "f32", "i32", "i32", "f32", "i32", "f32", "f32", "i64", "i32", "f32", "i32"]
-    constants: dict[str, Constexpr] = {"BLOCKS": blocks, "BLOCKS_ABOVE": power_of_two_above(blocks)}
-    draw = _function("draw_tokens", vocabulary, setting, inputs, ["i32"], constants)
+    constants: dict[str, Constexpr] = {"BLOCKS": blocks, "BLOCKS_ABOVE": power_of_two_above(blocks), "ROOM": room}
+    constants |= {"BLOCK": wide, "PARTS": max(2, power_of_two_above(-(-vocabulary // wide)))}
+    warps = max(4, min(wide // 4, _THREADS) // setting.accelerator.warp_size)
+    draw = _function("draw_tokens", vocabulary, setting, inputs, ["f32", "i32"], constants, warps=warps)
     return DeviceOperation(
         (
             DeviceStep(scan, (0, 1, 2, 3), ("largest", "places")),
-            DeviceStep(draw, (*range(10), "largest", "places"), (10,)),
+            DeviceStep(draw, (*range(10), "largest", "places"), ("room", 10)),
         ),
-        (Intermediate("largest", "f32", ("logit_rows", blocks)), Intermediate("places", "i32", ("logit_rows", blocks))),
+        (
+            Intermediate("largest", "f32", ("logit_rows", blocks)),
+            Intermediate("places", "i32", ("logit_rows", blocks)),
+            Intermediate("room", "f32", ("logit_rows", room)),
+        ),
     )
 
 
@@ -75,13 +83,14 @@ def _function(
     outputs: Sequence[DType],
     more: dict[str, Constexpr],
     blocks: bool = False,
+    warps: int = 8,
 ) -> FunctionTemplate:
     """With a program for each logit row and, with `blocks`, each block of the vocabulary."""
     dependent, block = waits_for_inputs(setting.accelerator), _block(vocabulary)
     constants: dict[str, Constexpr] = {"V": vocabulary, "BLOCK": block, "DEPENDENT": dependent, **more}
     grid = ("logit_rows", -(-vocabulary // block) if blocks else 1, 1)
     parameters = _pointers((*inputs, *outputs))
-    launch = Launch(f"sampling.{name}", constants, parameters, grid, 8, dependent_launch=dependent)
+    launch = Launch(f"sampling.{name}", constants, parameters, grid, warps, dependent_launch=dependent)
     return one_function(name, launch, inputs, outputs, "logit_rows")
 
 

@@ -6,10 +6,12 @@ A row whose slot is -1 is padding. What a slot asks for are the bits of `feature
 import triton
 import triton.language as tl
 
+from .cut import lowest_kept
 from .dependence import let_next_begin, wait_for_inputs
+from .logits import ADJUSTMENTS, scaled, values
 
 RANDOM, FILTERS, PENALTIES, BIAS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4), tl.constexpr(8)
-MINIMUM_TOKENS, LOGPROBS, ADJUSTMENTS = tl.constexpr(16), tl.constexpr(32), tl.constexpr(28)
+MINIMUM_TOKENS, LOGPROBS = tl.constexpr(16), tl.constexpr(32)
 _PHILOX_ROUNDS = tl.constexpr(10)
 
 
@@ -56,16 +58,6 @@ def adjust_logits(
 
 
 @triton.jit
-def _values(logits, adjusted, asked, row, columns, inside, V: tl.constexpr):
-    """What tokens of a row are chosen by, minus infinity outside of the vocabulary."""
-    if asked & ADJUSTMENTS:
-        values = tl.load(adjusted + row * V + columns, mask=inside, other=-float("inf"))
-    else:
-        values = tl.load(logits + row * V + columns, mask=inside, other=-float("inf")).to(tl.float32)
-    return values
-
-
-@triton.jit
 def largest_of_blocks(
     logits, adjusted, logit_slots, features, largest, places,
     V: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -76,9 +68,9 @@ def largest_of_blocks(
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     asked = _asked(features, tl.load(logit_slots + row))
-    values = _values(logits, adjusted, asked, row, columns, columns < V, V)
-    broken = tl.max((values != values).to(tl.int32), axis=0) > 0
-    best, place = tl.max(values, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    found = values(logits, adjusted, asked, row, columns, V)
+    broken = tl.max((found != found).to(tl.int32), axis=0) > 0
+    best, place = tl.max(found, axis=0, return_indices=True, return_indices_tie_break_left=True)
     at = row * tl.num_programs(1) + block
     tl.store(largest + at, tl.where(broken, float("inf"), best))
     tl.store(places + at, block * BLOCK + place)
@@ -86,111 +78,64 @@ def largest_of_blocks(
 
 @triton.jit
 def draw_tokens(
-    logits, adjusted, logit_slots, features, temperature, top_k, top_p, min_p, seed, output_position, largest, places, tokens,
-    V: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BLOCKS_ABOVE: tl.constexpr, DEPENDENT: tl.constexpr,
+    logits, adjusted, logit_slots, features, temperature, top_k, top_p, min_p, seed, output_position, largest, places,
+    room, tokens, V: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BLOCKS_ABOVE: tl.constexpr, PARTS: tl.constexpr,
+    ROOM: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The token of each row: the first of the largest values, or one drawn of those that the filters keep. Grid: logit rows."""
+    """The token of each row: the first of the largest values, or one drawn of those that the filters keep. Grid: logit rows.
+
+    `largest` and `places` have BLOCKS of a row, `room` has space for ROOM values of it; it is read in PARTS of BLOCK.
+    """
     row = tl.program_id(0).to(tl.int64)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     slot = tl.load(logit_slots + row).to(tl.int64)
     asked = _asked(features, slot)
-    parts = tl.arange(0, BLOCKS_ABOVE)
-    bests = tl.load(largest + row * BLOCKS + parts, mask=parts < BLOCKS, other=-float("inf"))
+    blocks = tl.arange(0, BLOCKS_ABOVE)
+    bests = tl.load(largest + row * BLOCKS + blocks, mask=blocks < BLOCKS, other=-float("inf"))
     best = tl.max(bests, axis=0)
-    firsts = tl.load(places + row * BLOCKS + parts, mask=parts < BLOCKS, other=V)
+    firsts = tl.load(places + row * BLOCKS + blocks, mask=blocks < BLOCKS, other=V)
     token = tl.min(tl.where(bests == best, firsts, V), axis=0)
     usable = (best > -float("inf")) & (best < float("inf"))
     if usable & (slot >= 0) & ((asked & RANDOM) != 0):
         heat = tl.load(temperature + slot)
         lowest = tl.full((), -float("inf"), tl.float32)
         if asked & FILTERS:
-            lowest = _lowest_kept(logits, adjusted, asked, row, slot, best, heat, top_k, top_p, min_p, V, BLOCK)
-        total = _mass(logits, adjusted, asked, row, best, heat, lowest, V, BLOCK)
+            mine = room + row * ROOM
+            lowest = lowest_kept(
+                logits, adjusted, asked, row, slot, best, heat, top_k, top_p, min_p, mine, V, BLOCK, ROOM
+            )  # fmt: skip
         chance = _uniform(tl.load(seed + slot), tl.load(output_position + slot))
-        token = _inverse(logits, adjusted, asked, row, best, heat, lowest, chance * total, token, V, BLOCK)
+        token = _inverse(logits, adjusted, asked, row, best, heat, lowest, chance, token, V, BLOCK, PARTS)
     tl.store(tokens + row, tl.where(slot < 0, 0, tl.where(usable, token, -1)))
 
 
 @triton.jit
-def _scaled(logits, adjusted, asked, row, columns, best, heat, V: tl.constexpr):
-    """Values relative to the largest, over the temperature."""
-    return (_values(logits, adjusted, asked, row, columns, columns < V, V) - best) / heat
-
-
-@triton.jit
-def _mass(logits, adjusted, asked, row, best, heat, lowest, V: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of the weights of what is at least `lowest`, in f64."""
-    total = tl.zeros((), tl.float64)
-    for start in range(0, V, BLOCK):
-        x = _scaled(logits, adjusted, asked, row, start + tl.arange(0, BLOCK), best, heat, V)
-        total += tl.sum(tl.where(x >= lowest, tl.exp(x), 0.0).to(tl.float64), axis=0)
-    return total
-
-
-@triton.jit
-def _count(logits, adjusted, asked, row, best, heat, lowest, V: tl.constexpr, BLOCK: tl.constexpr):
-    """How many are at least `lowest`."""
-    total = tl.zeros((), tl.int32)
-    for start in range(0, V, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        x = _scaled(logits, adjusted, asked, row, columns, best, heat, V)
-        total += tl.sum(((x >= lowest) & (columns < V)).to(tl.int32), axis=0)
-    return total
-
-
-@triton.jit
-def _of_key(key):
-    """The float whose order among floats up to 0 is the order of `key` among integers up to 0."""
-    return (-key | -2147483648).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _lowest_kept(
-    logits, adjusted, asked, row, slot, best, heat, top_k, top_p, min_p, V: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The smallest scaled value that top-k, top-p and min-p keep; found by halving among the floats from minus infinity to 0."""
-    lowest = tl.full((), -float("inf"), tl.float32)
-    k = tl.load(top_k + slot)
-    if (k > 0) & (k < V):
-        low, high = tl.full((), -2139095040, tl.int32), tl.full((), 1, tl.int32)
-        while high - low > 1:
-            middle = low + (high - low) // 2
-            enough = _count(logits, adjusted, asked, row, best, heat, _of_key(middle), V, BLOCK) >= k
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-        lowest = _of_key(low)
-    p = tl.load(top_p + slot)
-    if p < 1.0:
-        wanted = _mass(logits, adjusted, asked, row, best, heat, lowest, V, BLOCK) * p.to(tl.float64)
-        low, high = tl.full((), -2139095040, tl.int32), tl.full((), 1, tl.int32)
-        while high - low > 1:
-            middle = low + (high - low) // 2
-            cut = tl.maximum(_of_key(middle), lowest)
-            enough = _mass(logits, adjusted, asked, row, best, heat, cut, V, BLOCK) >= wanted
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-        lowest = tl.maximum(_of_key(low), lowest)
-    lowest = tl.maximum(lowest, tl.log(tl.load(min_p + slot)))
-    return tl.minimum(lowest, 0.0)
+def _weights(logits, adjusted, asked, row, columns, best, heat, lowest, V: tl.constexpr):
+    x = scaled(logits, adjusted, asked, row, columns, best, heat, V)
+    return tl.where(x >= lowest, tl.exp(x), 0.0).to(tl.float64)
 
 
 @triton.jit
 def _inverse(
-    logits, adjusted, asked, row, best, heat, lowest, target, likeliest, V: tl.constexpr, BLOCK: tl.constexpr
+    logits, adjusted, asked, row, best, heat, lowest, chance, likeliest, V: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """The first token, in order, up to which the weights sum to more than `target`; the likeliest where rounding leaves none."""
-    running = tl.zeros((), tl.float64)
-    found = tl.full((), V, tl.int32)
+    """The first token, in order, up to which the weights sum to more than `chance` of their sum: the block in which they do is
+    known from the sums of blocks. The last of that block that weighs anything where rounding leaves none."""
+    parts = tl.arange(0, PARTS)
+    sums = tl.zeros((PARTS,), tl.float64)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        x = _scaled(logits, adjusted, asked, row, columns, best, heat, V)
-        weights = tl.where(x >= lowest, tl.exp(x), 0.0).to(tl.float64)
-        sums = running + tl.cumsum(weights, axis=0)
-        passed = tl.min(tl.where((sums > target) & (weights > 0), columns, V), axis=0)
-        found = tl.minimum(found, passed)
-        running += tl.sum(weights, axis=0)
-    return tl.where(found < V, found, likeliest)
+        weights = _weights(logits, adjusted, asked, row, columns, best, heat, lowest, V)
+        sums = tl.where(parts == start // BLOCK, tl.sum(weights, axis=0), sums)
+    target = tl.sum(sums, axis=0) * chance
+    at = tl.sum(((tl.cumsum(sums, axis=0) <= target) & (parts < (V - 1) // BLOCK)).to(tl.int32), axis=0)
+    columns = at * BLOCK + tl.arange(0, BLOCK)
+    weights = _weights(logits, adjusted, asked, row, columns, best, heat, lowest, V)
+    running = tl.sum(tl.where(parts < at, sums, 0.0), axis=0) + tl.cumsum(weights, axis=0)
+    found = tl.min(tl.where((running > target) & (weights > 0), columns, V), axis=0)
+    last = tl.max(tl.where(weights > 0, columns, -1), axis=0)
+    return tl.where(found < V, found, tl.where(last >= 0, last, likeliest))
 
 
 @triton.jit

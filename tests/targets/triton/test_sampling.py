@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tokenspeed.plans.program import Call
 from tokenspeed.plans.sampling import RESULTS
 from tokenspeed.runtime.expand import Expansion
+from tokenspeed.targets.triton import sampling
 from tokenspeed.targets.triton.sampling import SAMPLING
 
 from ...runtime.sampler import Sampler, logits_of
@@ -71,13 +73,18 @@ def test_penalties_bias_minimum_and_logprobs(interpreter: Interpreter) -> None:
     assert tokens[1] == 7 and tokens[2] > 3
 
 
-def test_draws(interpreter: Interpreter) -> None:
-    """Equal numbers, equal filters: the same tokens, but where rounding decides, which these seeds do not meet."""
+@pytest.mark.parametrize(("room", "drawn"), [(256, 256), (8, 64)])
+def test_draws(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, room: int, drawn: int) -> None:
+    """Equal numbers, equal filters: the same tokens, but where rounding decides, which these seeds do not meet. Also where the
+    values around a cut are more than there is room for, and a row is read in parts."""
+    monkeypatch.setattr(sampling, "_ROOM", room)
+    monkeypatch.setattr(sampling, "_DRAWN", drawn)
     sampler, logits = Sampler(VOCABULARY), logits_of(8, VOCABULARY)
     wanted: list[dict[str, float]] = [{}, {"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 20, "top_p": 0.5}]
     wanted += [{"top_k": 3, "frequency_penalty": 1.0}, {"temperature": 0.2}, {"top_k": 1}]
     for slot, settings in enumerate(wanted):
         sampler.admit(slot, output=[1] * slot, **{"temperature": 1.3, "seed": 77 * slot - 9, **settings})
     logits[1, ::3] = 2.0  # ties are kept together
+    logits[4, 40:] = -1.0
     for _ in range(3):
         compare(interpreter, sampler, logits, list(range(8)))
