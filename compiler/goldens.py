@@ -96,14 +96,31 @@ def make_golden(
     module: ir.Module, weights: Sequence[Weight], constants: dict[str, Tensor], vocabulary: int, max_context: int, dtype: str
 ) -> GoldenCase | None:
     """The golden case of a program on counter-based weights; None if the context is too short for its steps."""
-    steps = _STEPS if _used_elements(weights) <= LARGE_MODEL_ELEMENTS else _STEPS_OF_A_LARGE_MODEL
     if max_context < 16:
         return None
+    steps = _STEPS if _used_elements(weights) <= LARGE_MODEL_ELEMENTS else _STEPS_OF_A_LARGE_MODEL
+    return golden_of(steps, "layers", module, weights, constants, vocabulary, dtype)
+
+
+def golden_of(
+    steps: Sequence[Sequence[tuple[int, int, int]]],
+    name: str,
+    module: ir.Module,
+    weights: Sequence[Weight],
+    constants: dict[str, Tensor],
+    vocabulary: int,
+    dtype: str,
+    truncated: bool = True,
+) -> GoldenCase:
+    """A golden case with these steps, of (key of a sequence, first position, rows), sequences of one row first."""
     generator = np.random.Generator(np.random.Philox(key=20261123))
     columns = torch.from_numpy(np.sort(generator.choice(vocabulary, min(COLUMNS, vocabulary), replace=False)))
-    tokens = {key: generator.integers(0, vocabulary, 16) for key in (0, 1)}
+    ends = [(key, start + rows) for step in steps for key, start, rows in step]
+    tokens = {
+        key: generator.integers(0, vocabulary, max(16, *(end for of, end in ends if of == key))) for key in sorted(dict(ends))
+    }
     provider = CounterWeights(weights, _head(module), columns)
-    interpreter = Interpreter(provider, constants, instantiate, torch.float64, truncate=True)
+    interpreter = Interpreter(provider, constants, instantiate, torch.float64, truncate=truncated)
     made: list[GoldenStep] = []
     largest = 0.0
     with torch.no_grad():
@@ -116,7 +133,7 @@ def make_golden(
             made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))
     blocks = any(weight.dtype in WEIGHT_BLOCKS for weight in weights)
     relative = max(_RELATIVE_TOLERANCE[dtype], _OF_BLOCKS if blocks else 0.0)
-    return GoldenCase("layers", True, tuple(columns.tolist()), tuple(made), relative * max(1.0, largest))
+    return GoldenCase(name, truncated, tuple(columns.tolist()), tuple(made), relative * max(1.0, largest))
 
 
 def _used_elements(weights: Sequence[Weight]) -> int:
