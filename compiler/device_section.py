@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..passes.schedule import BucketSize
 from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Variant, Vendor
+from ..plans.errors import ModelError
 from ..plans.program import Program
 from ..targets.accelerator import Accelerator
 from ..targets.triton.build import build
@@ -66,7 +67,12 @@ class _Kernels:
         if launch is None:
             return None
         if launch.key not in self.made:
-            kernel, binary = build(launch, self._accelerator, self._cache.name)
+            try:
+                kernel, binary = build(launch, self._accelerator, self._cache.name)
+            except ModelError:
+                if launch.otherwise is None:
+                    raise
+                return self.name(launch.otherwise)
             self.made[launch.key], self.entries[kernel.entry] = kernel, binary
         return self.made[launch.key].name
 

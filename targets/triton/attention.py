@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
@@ -151,35 +151,44 @@ class _Heads:
 
     def chunks(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
-        aligned = self.q.alignment == MOST_ALIGNMENT
-        hopper = hopper_chunk_tiles(self.setting, self.q.dtype, self.width, self._padded_group, aligned)
-        tiles = hopper or chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
-        queries = max(1, tiles.rows // self._padded_group)
         parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
         parameters.append(self.out.pointer(len(inputs)))
-        constants = self._scores() | {"BLOCK_Q": queries, "BLOCK_H": self._padded_group}
-        constants |= {"SEQUENCES": power_of_two_above(self.setting.max_sequences)}
+        aligned = self.q.alignment == MOST_ALIGNMENT
+        hopper = hopper_chunk_tiles(self.setting, self.q.dtype, self.width, self._padded_group, aligned)
 
         def launch(rows: int | None) -> Launch | None:
             if rows is not None:
                 return None
-            if hopper is not None:
-                return self._hopper_chunks(constants, parameters, hopper)
-            in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
-            described = tiles.described and in_one_block
-            sizes = self._tile_constants(tiles) | {"DESCRIBED": described}
-            grid: tuple[Size, Size, Size] = (CeilDivide("rows", queries), self.kv_heads, 1)
-            return self._launch("chunks", constants | sizes, parameters, grid, tiles, alone=described)
+            made = self._plain_chunks(parameters)
+            for tiles in reversed(hopper):
+                made = replace(self._hopper_chunks(parameters, tiles), otherwise=made)
+            return made
 
         return self._function("attention_chunks", inputs, (self.q.dtype,), launch)
 
-    def _hopper_chunks(self, constants: dict[str, Constexpr], parameters: list[Parameter], tiles: Tiles) -> Launch:
+    def _plain_chunks(self, parameters: list[Parameter]) -> Launch:
+        tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
+        described = tiles.described and in_one_block
+        constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described}
+        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
+        return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
+
+    def _hopper_chunks(self, parameters: list[Parameter], tiles: Tiles) -> Launch:
         """Programs that stay, with descriptors in scratch, which kernels that overlap would share: it waits for the one ahead."""
         units = self.setting.accelerator.units
         sizes: dict[str, Constexpr] = {"BLOCK_T": tiles.tokens, "STAGES": tiles.stages, "UNITS": units}
         absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
-        everything = constants | sizes | absent
+        everything = self._of_chunks(tiles) | sizes | absent
         return Launch("hopper_attention.chunks", everything, tuple(parameters), (units, 1, 1), tiles.warps, tiles.stages)
+
+    def _of_chunks(self, tiles: Tiles) -> dict[str, Constexpr]:
+        constants = self._scores() | {"BLOCK_Q": self._queries(tiles), "BLOCK_H": self._padded_group}
+        return constants | {"SEQUENCES": power_of_two_above(self.setting.max_sequences)}
+
+    def _queries(self, tiles: Tiles) -> int:
+        """Of a tile, each with all its heads."""
+        return max(1, tiles.rows // self._padded_group)
 
     def _function(
         self,

@@ -19,8 +19,9 @@ _LEAST_TOKENS = 64
 
 
 _WIDTHS = (64, 128)
-_STAGES = {64: 4, 128: 2}
-"""Of Hopper's own chunks, by tokens of a tile: as many as shared memory holds beside the queries."""
+_STAGES = ((128, 2), (64, 4))
+"""Of Hopper's own chunks: tokens of a tile, and as many stages as shared memory holds beside the queries. 128 tokens may want a
+few registers too many, with few heads together or many blocks of the cache in a tile."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,17 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     return Tiles(64, tokens, 4, 2)
 
 
-def hopper_chunk_tiles(setting: DeviceSetting, dtype: str, width: int, group: int, aligned: bool) -> Tiles | None:
-    """Of chunks by warps with roles of their own (sources/hopper_attention.py); None where they cannot be done so.
+def hopper_chunk_tiles(setting: DeviceSetting, dtype: str, width: int, group: int, aligned: bool) -> tuple[Tiles, ...]:
+    """Of chunks by warps with roles of their own (sources/hopper_attention.py), the best first; none where that cannot be.
 
     `group` is a power of two of heads that share a kv head, or more than those; `aligned`: all heads of all rows begin at
-    multiples of 16 bytes. What is refused here runs as `chunk_tiles` says.
+    multiples of 16 bytes. What is refused here, or does not fit the device, runs as `chunk_tiles` says.
     """
     block = setting.block_tokens
     fits = dtype in {"bf16", "f16"} and width in _WIDTHS and group <= 64 and block >= 8 and power_of_two_above(block) == block
     if "wgmma" not in setting.accelerator.instructions or not fits or not aligned:
-        return None
-    # with few heads together, or many blocks of the cache in a tile, 128 tokens want a few registers too many
-    tokens = 128 if width == 64 or (group >= 4 and block >= 64) else 64
-    return Tiles(128, tokens, 4, _STAGES[tokens], described=True)
+        return ()
+    return tuple(Tiles(128, tokens, 4, stages, described=True) for tokens, stages in _STAGES)
 
 
 def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:

@@ -44,7 +44,7 @@ class Launch:
     """One Triton function made concrete, and how it is launched.
 
     `source` is "FILE.FUNCTION" of targets/triton/sources. `constants` are its constexpr arguments by name, `parameters` all the
-    others in the order of the source. `grid` is in blocks.
+    others in the order of the source. `grid` is in blocks. `otherwise` is launched where this does not fit the device.
     """
 
     source: str
@@ -55,6 +55,7 @@ class Launch:
     stages: int = 2
     dependent_launch: bool = False
     options: Mapping[str, int | bool | str] = field(default_factory=dict)
+    otherwise: Launch | None = None
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from tokenspeed.ir.module import context
 from tokenspeed.passes.device_setting import device_setting
 from tokenspeed.passes.schedule import TrafficProfile, schedule
 from tokenspeed.plans.device_kernels import Constant, DeviceKernel, KernelReceipt, Pointer
-from tokenspeed.plans.errors import MemoryPlanError
+from tokenspeed.plans.errors import MemoryPlanError, ModelError
+from tokenspeed.plans.program import Bucket, Call, Program
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.writer import write_plan
 from tokenspeed.runtime.device.placement import arena_bytes
@@ -29,7 +31,7 @@ from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
-from tokenspeed.targets.triton.kernel import Launch
+from tokenspeed.targets.triton.kernel import FunctionTemplate, Launch
 
 from ..runtime.device.fake_driver import MACHINES, FakeDriver, build, elf_image, entry_name
 from ..tiny_models import FAMILIES
@@ -129,6 +131,28 @@ def test_settings_read_the_same_in_every_process() -> None:
     """Templates name functions by them, and plans are reproducible."""
     limits = schedule(TrafficProfile(), 256, 6, 100)
     assert " at 0x" not in repr(device_setting(ACCELERATORS["h200"], limits, 64, 256))
+
+
+def test_what_does_not_fit_is_done_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_small(launch: Launch, accelerator: Accelerator, cache: str) -> tuple[DeviceKernel, bytes]:
+        if launch.warps > 4:
+            raise ModelError("too large")
+        return headers_alone(launch, accelerator, cache)
+
+    monkeypatch.setattr(device_section, "build", only_small)
+    small = Launch("norms.small", {}, (), (1, 1, 1), 4)
+    bucket = Bucket(rows=8, logit_rows=1, arena_bytes=0, offsets=())
+    program = Program("step", 0, (), (), (Call("device.norm", (), (), {}, ""),), (bucket,))
+
+    def made(launch: Launch) -> list[str]:
+        template = FunctionTemplate("norm", (), (), lambda _: [(8, launch)])
+        section, _ = device_section.device_section(ACCELERATORS["h200"], {"norm": template}, [program], (), 1)
+        return [kernel.name.rpartition(".")[0] for kernel in section.kernels]
+
+    large = replace(small, source="norms.large", warps=8)
+    assert made(replace(large, otherwise=small)) == ["norms.small"]
+    with pytest.raises(ModelError, match="too large"):
+        made(large)
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

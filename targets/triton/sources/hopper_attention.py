@@ -24,8 +24,16 @@ def _turn(count, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def _of_round(first, UNITS: gl.constexpr):
+    """This program's tile of the UNITS from `first` on: forward and backward by turns, so that long ones meet short ones."""
+    place = gl.program_id(0)
+    return first + gl.where(first // UNITS % 2 == 0, place, UNITS - 1 - place)
+
+
+@gluon.jit
 def _tile(number, rows, decoding, sequences, starts, KV_HEADS: gl.constexpr, BLOCK_Q: gl.constexpr, SEQUENCES: gl.constexpr):
-    """Tile `number`: its first row, the row after its last, its kv head, and its sequences [first, last)."""
+    """Tile `number`: its first row, the row after its last, its kv head, and its sequences [first, last); tiles beyond the last
+    have none."""
     # the last rows see the most keys: begin with them
     first_row = ((rows + BLOCK_Q - 1) // BLOCK_Q - 1 - number // KV_HEADS) * BLOCK_Q
     last_row = gl.minimum(first_row + BLOCK_Q, rows)
@@ -79,7 +87,8 @@ def _copy_tiles(
     keys = tma.make_tensor_descriptor(k_cache, [2147483647, D], [D, 1], [page, D], layout)
     values = tma.make_tensor_descriptor(v_cache, [2147483647, D], [D, 1], [page, D], layout)
     items, copied = 0, 0
-    for number in range(gl.program_id(0), (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+        number = _of_round(first, UNITS)
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
             number, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
@@ -192,7 +201,8 @@ def _attend(
     out_layout: gl.constexpr = gl.BlockedLayout([height * lanes // 128, 4], [32 // lanes, lanes], [4, 1], [1, 0])
     rows, decoding, sequences = gl.load(counts), gl.load(counts + 1), gl.load(counts + 2)
     items, used = 0, 0
-    for number in range(gl.program_id(0), (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+        number = _of_round(first, UNITS)
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
             number, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
@@ -291,7 +301,7 @@ def chunks(
 ):  # fmt: skip
     """Sequences of several rows, those from counts[1] on, in tiles of BLOCK_Q rows of the step, whatever sequences they have.
 
-    Grid: UNITS programs at most, which stay and do every UNITS-th tile. SEQUENCES is a power of two that holds them all. TOKENS
+    Grid: UNITS programs, which stay and do one of every UNITS tiles. SEQUENCES is a power of two that holds them all. TOKENS
     is a multiple of BLOCK_T or a divisor of it.
     """
     dtype: gl.constexpr = q.dtype.element_ty

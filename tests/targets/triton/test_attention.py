@@ -78,10 +78,7 @@ def test_chunks_and_decoding_rows(interpreter: Interpreter, style: tuple[int, fl
 
 def test_chunks_on_hopper_are_for_heads_that_its_copies_take() -> None:
     hopper = replace(SETTING, accelerator=ACCELERATORS["h200"], block_tokens=64)
-    tiles = hopper_chunk_tiles(hopper, "bf16", 128, 4, True)
-    assert tiles is not None and tiles.tokens == 128
-    few = hopper_chunk_tiles(hopper, "f16", 128, 1, True)
-    assert few is not None and few.tokens == 64
+    assert [tiles.tokens for tiles in hopper_chunk_tiles(hopper, "bf16", 128, 4, True)] == [128, 64]
     for setting, dtype, width, group, aligned in (
         (hopper, "f32", 128, 4, True),
         (hopper, "bf16", 96, 4, True),
@@ -90,7 +87,7 @@ def test_chunks_on_hopper_are_for_heads_that_its_copies_take() -> None:
         (replace(hopper, block_tokens=4), "bf16", 128, 4, True),
         (replace(hopper, accelerator=ACCELERATORS["b200"]), "bf16", 128, 4, True),
     ):
-        assert hopper_chunk_tiles(setting, dtype, width, group, aligned) is None
+        assert hopper_chunk_tiles(setting, dtype, width, group, aligned) == ()
 
 
 @pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
