@@ -141,19 +141,20 @@ def split(
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group: tl.constexpr = HEADS // KV_HEADS
     let_next_begin(DEPENDENT)
-    wait_for_inputs(DEPENDENT)
-    # what does not depend on each other is asked for at once; a sequence that is not there has no tokens
+    # no kernel writes the step's inputs. What does not depend on each other is asked for at once; a sequence that is not there
+    # has no tokens
     real = sequence < tl.load(counts + COUNT)
     length = tl.where(real, tl.load(lengths + sequence), 0)
     first = tl.maximum(length - WINDOW, 0) // BLOCK_T * BLOCK_T if WINDOW > 0 else 0
     blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
     start = first + share * blocks * BLOCK_T
     stop = tl.minimum(start + blocks * BLOCK_T, length)
+    row = sequence.to(tl.int64)
+    wait_for_inputs(DEPENDENT)
     of_group = tl.arange(0, BLOCK_H)
     heads, inside = kv_head * group + of_group, of_group < group
     columns = tl.arange(0, BLOCK_D)
     mask = inside[:, None] & (columns < D)[None, :]
-    row = sequence.to(tl.int64)
     query = tl.load(q + row * Q_ROW + heads[:, None] * Q_HEAD + columns[None, :], mask=mask, other=0.0)
     inside = of_group < tl.where(real, group, 0)
     mask = inside[:, None] & (columns < D)[None, :]
@@ -190,8 +191,8 @@ def merge(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns, of_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_S)
     let_next_begin(DEPENDENT)
-    wait_for_inputs(DEPENDENT)
     limit = tl.where(row < tl.load(counts + COUNT), D, 0)
+    wait_for_inputs(DEPENDENT)
     # a share without keys has power minus infinity, and so has none so far: the least finite number stands in
     best = -1e38
     total = 0.0
