@@ -59,7 +59,8 @@ def build_case(
     for step in made.steps:
         launch = _chosen(step.function, case)
         if launch is not None:
-            steps.append(Step(make(launch), (*step.inputs, *step.outputs)))
+            operands = (case.places.get(item, item) if isinstance(item, int) else item for item in (*step.inputs, *step.outputs))
+            steps.append(Step(make(launch), tuple(operands)))
     symbols = {"rows": case.rows, "logit_rows": case.logit_rows}
     buffers = []
     for item in made.intermediates:

@@ -31,6 +31,8 @@ def _linear(rows: int, accelerator: Accelerator) -> Iterator[LinearTiles]:
         yield from _few(max(16, rows))
     if hopper and rows <= 256:
         yield from _ahead(max(8, rows), accelerator)
+    if hopper and rows <= 64:
+        yield from _shared(max(8, rows), accelerator)
     if rows > 64:
         yield from _many(hopper)
 
@@ -68,8 +70,19 @@ def _ahead(rows: int, accelerator: Accelerator) -> Iterator[LinearTiles]:
             stages = min(8, (room - 1024) // stage)
             if stages >= 2:
                 yield _tiles("few_rows_ahead", height, columns, inner, 4, stages)
-                if columns == 128 or (columns == 32 and height <= 32):
+                if columns == 128:
                     yield _tiles("few_rows_ahead", height, columns, inner, 8, stages)
+
+
+def _shared(height: int, accelerator: Accelerator) -> Iterator[LinearTiles]:
+    """As those, but a warp has at least 64 elements of K to itself."""
+    for columns, inner, warps in product((16, 32), (256, 512, 1024), (4, 8)):
+        stage = (columns + height) * inner * 2
+        if inner >= 64 * warps and columns * inner <= 16384:
+            for room in (accelerator.shared_bytes_per_block, accelerator.shared_bytes_per_block // 2 - 1024):
+                stages = min(8, (room - 1024) // stage)
+                if stages >= 2:
+                    yield _tiles("few_rows_shared", height, columns, inner, warps, stages)
 
 
 def _many(hopper: bool) -> Iterator[LinearTiles]:
@@ -86,15 +99,16 @@ def _many(hopper: bool) -> Iterator[LinearTiles]:
             *((128, 128, 128, 8, 3), (128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (256, 128, 64, 8, 3), (256, 128, 64, 8, 4)),
         ):
             yield _tiles("many_rows_by_descriptors", *sizes)
+        for sizes, group in product(((128, 128, 64, 4, 6), (128, 256, 64, 8, 3)), (4, 16)):
+            yield _tiles("many_rows_by_descriptors", *sizes, group)
 
 
 def _split(heads: int, accelerator: Accelerator) -> Iterator[SplitTiles]:
-    for power, tokens, (warps, stages) in product(range(7), (32, 64), ((1, 3), (2, 3), (4, 3), (4, 4))):
-        shares = 1 << power
-        if accelerator.units // 2 <= heads * shares <= 8 * accelerator.units or (
-            heads * shares in (heads, 2 * heads) and heads > 256
-        ):
-            yield SplitTiles(shares=shares, tokens=tokens, warps=warps, stages=stages)
+    sizes = ((64, 1, 3), (64, 2, 3), (64, 4, 3), (64, 4, 4), (32, 1, 3), (32, 2, 3))
+    for power, (tokens, warps, stages) in product(range(7), sizes):
+        programs = heads << power
+        if accelerator.units // 2 <= programs <= 8 * accelerator.units or (power <= 1 and heads > 256):
+            yield SplitTiles(shares=1 << power, tokens=tokens, warps=warps, stages=stages)
 
 
 def _experts(of_expert: float, accelerator: Accelerator) -> Iterator[ExpertTiles]:
@@ -108,5 +122,5 @@ def _experts(of_expert: float, accelerator: Accelerator) -> Iterator[ExpertTiles
             yield ExpertTiles(pairs=pairs, columns=columns, inner=inner, warps=warps, stages=stages)
 
 
-def _tiles(way: Way, rows: int, columns: int, inner: int, warps: int, stages: int) -> LinearTiles:
-    return LinearTiles(way=way, rows=rows, columns=columns, inner=inner, warps=warps, stages=stages)
+def _tiles(way: Way, rows: int, columns: int, inner: int, warps: int, stages: int, group: int = 8) -> LinearTiles:
+    return LinearTiles(way=way, rows=rows, columns=columns, inner=inner, warps=warps, stages=stages, group=group)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ class Case:
     """One operation in a step of `rows` rows and `logit_rows` logit rows.
 
     `types` and `line` are the dialect's text (inputs are %a0, %a1, ...). `operands` makes inputs and outputs as the operation's
-    call has them, on the default device; those numbered `cold` are read from memory, so that several copies take turns.
+    call has them (`places`: of a number there, the number here), on the default device; those numbered `cold` are read from
+    memory, so that several copies take turns.
     `reference` gives the outputs in float64; `rival` does the same with a library. `bytes` are moved at least, `operations` done.
     """
 
@@ -35,6 +36,7 @@ class Case:
     rival: Callable[[list[Tensor]], object] | None
     bytes: float
     operations: float = 0.0
+    places: Mapping[int, int] = field(default_factory=dict)
 
     def again(self, operands: list[Tensor]) -> list[Tensor]:
         """The operands of another turn: what is read from memory is a copy."""
@@ -58,6 +60,8 @@ def cases() -> Iterator[Case]:
     for rows in (1, 16, 64, 256, 2048):
         for name, (columns, inner) in LAYERS.items():
             yield linear_case(name, rows, columns, inner)
+    for rows in (1, 16, 64, 2048):
+        yield _gated_layer(rows)
     for rows in (1, 64):
         yield linear_case("lm_head", rows, VOCABULARY, HIDDEN)
     for rows in (1, 64, 2048):
@@ -133,6 +137,32 @@ def _gated(rows: int) -> Case:
 
     name = f"gated_activation, {rows} rows"
     return Case(name, rows, rows, (x, x), line, operands, 1, (0, 1), reference, rival, 2.0 * 3 * rows * INNER)
+
+
+def _gated_layer(rows: int) -> Case:
+    """Gate, up and their activation."""
+    x, weight, both, half = _tensor("?", HIDDEN), _tensor(2 * INNER, HIDDEN), _tensor("?", 2 * INNER), _tensor("?", INNER)
+    lines = [
+        f'%l = "ts.linear"(%a0, %a1) {{operandSegmentSizes = array<i32: 1, 1, 0>}} : ({x}, {weight}) -> {both}',
+        *(f'%{name} = "ts.slice"(%l) {{start = {at} : i64}} : ({both}) -> {half}' for name, at in (("g", 0), ("u", INNER))),
+        f'%r = "ts.gated_activation"(%g, %u) {{activation = "silu"}} : ({half}, {half}) -> {half}',
+    ]
+
+    def reference(given: list[Tensor]) -> list[Tensor]:
+        gate, up = (given[0].double() @ given[1].double().T).bfloat16().double().chunk(2, 1)
+        return [torch.nn.functional.silu(gate).bfloat16().double() * up]
+
+    def rival(given: list[Tensor]) -> object:
+        gate, up = torch.mm(given[0], given[1].T).chunk(2, 1)
+        return torch.mul(torch.nn.functional.silu(gate), up, out=given[2])
+
+    def operands() -> list[Tensor]:
+        return [_normal(rows, HIDDEN), _normal(2 * INNER, HIDDEN, scale=0.02), torch.zeros(rows, INNER).bfloat16()]
+
+    moved, operations = 2.0 * (2 * INNER * HIDDEN + rows * (HIDDEN + INNER)), 4.0 * rows * INNER * HIDDEN
+    places = {3: 0, 4: 1}
+    name = f"linear gate_up with activation, {rows} rows"
+    return Case(name, rows, rows, (x, weight), "\n".join(lines), operands, 1, (1,), reference, rival, moved, operations, places)
 
 
 def attention_case(name: str, rows_of: list[int], context: int, heads: Heads = LLAMA) -> Case:

@@ -15,14 +15,17 @@ from tokenspeed.targets.triton.attention import cached_attention
 from tokenspeed.targets.triton.build import build, require_triton
 from tokenspeed.targets.triton.kernel import Launch
 from tokenspeed.targets.triton.linear import linear_by
-from tokenspeed.targets.triton.measured_tiles import ExpertTiles, LinearTiles
+from tokenspeed.targets.triton.measured_tiles import ExpertTiles, LinearTiles, SplitTiles
 from tokenspeed.targets.triton.mixture import moe_experts
 from tokenspeed.targets.triton.release import VERSION
 
 from .building import Template, build_case, setting_of
 from .candidates import Tiles, candidates
-from .tuning_bundle import CANDIDATES, Candidate, Candidates, Sizes
-from .tuning_cases import MOST_CONTEXT_BLOCKS, TuningCase
+from .tuning_bundle import CANDIDATES, Candidate, Candidates, Sizes, read_measurements
+from .tuning_cases import MOST_CONTEXT_BLOCKS, Kind, TuningCase, tuning_cases
+
+KINDS: dict[Kind, type[Tiles]] = {"linear": LinearTiles, "attention": SplitTiles, "experts": ExpertTiles}
+_BEST = 4
 
 
 class Builder:
@@ -58,8 +61,11 @@ class Builder:
         return kernel
 
 
-def build_candidates(target: str, cases: Sequence[TuningCase], folder: Path, say: Callable[[str], None]) -> Candidates:
-    """Build all candidates of the cases into a folder."""
+def build_candidates(
+    target: str, cases: Sequence[TuningCase], folder: Path, say: Callable[[str], None], earlier: Path | None = None
+) -> Candidates:
+    """Build all candidates of the cases into a folder; of those that the run `earlier` measured, its best alone."""
+    lost = _lost(earlier)
     builder = Builder(ACCELERATORS[target])
     of_case: dict[str, list[Candidate]] = {}
     dropped: list[tuple[str, Sizes, str]] = []
@@ -67,6 +73,8 @@ def build_candidates(target: str, cases: Sequence[TuningCase], folder: Path, say
         made = of_case.setdefault(tuned.case.name, [])
         for tiles in candidates(tuned, builder.accelerator):
             sizes: Sizes = msgspec.to_builtins(tiles)
+            if tiles in lost.get(tuned.case.name, ()):
+                continue
             try:
                 setting = setting_of(builder.accelerator, MOST_CONTEXT_BLOCKS)
                 made.append(Candidate(sizes, build_case(tuned.case, setting, builder.built, _template(tiles))))
@@ -79,6 +87,15 @@ def build_candidates(target: str, cases: Sequence[TuningCase], folder: Path, say
         (folder / Path(entry).name).write_bytes(data)
     (folder / CANDIDATES).write_bytes(msgspec.json.encode(found))
     return found
+
+
+def _lost(earlier: Path | None) -> dict[str, list[Tiles]]:
+    """Of each case, the tiles that a run found slower than its best few."""
+    if earlier is None:
+        return {}
+    kinds = {tuned.case.name: KINDS[tuned.kind] for tuned in tuning_cases()}
+    cases = [case for case in read_measurements(earlier).cases if case.case in kinds]
+    return {case.case: [msgspec.convert(made.tiles, kinds[case.case]) for made in case.measurements[_BEST:]] for case in cases}
 
 
 def _template(tiles: Tiles) -> Template:
