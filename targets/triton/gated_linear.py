@@ -1,4 +1,4 @@
-"""Templates of gate and up of a feed-forward and the activation that reads them: one kernel where rows are many.
+"""Templates of gate and up of a feed-forward and the activation that reads them: one kernel where there is one for it.
 
 For a `ts.gated_activation` of both halves of a `ts.linear` that nothing else reads: in buckets where `gated_tiles` has tiles, the
 layer and the activation launch nothing, and a third function, of the layer's operands, does the work of both.
@@ -12,16 +12,23 @@ from dataclasses import replace
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import shape_of
-from ...plans.device_kernels import Computed, Constant, Parameter, Symbol
+from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Size, Symbol
 from .elementwise import gated_activation
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, DeviceStep, FunctionTemplate, Launch, Variants, merged
-from .linear import linear
+from .linear import OF_FILES, linear
 from .linear_tiles import tiles_for
 from .measured_tiles import LinearTiles
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import function_name, pointers, rows_of
+from .tiles import waits_for_inputs
 
 _STEP = 16
+
+_WAYS = {"one_row", *OF_FILES, "many_rows_by_descriptors"}
+"""That have a kernel for both together."""
+
+_MOST_ELEMENTS = 2**30
+"""Of the gate's weights: a program counts from its own to the same of up in 32 bits."""
 
 
 def linear_or_nothing(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
@@ -83,10 +90,10 @@ def gated_tiles(layer: ir.Operation, setting: DeviceSetting, rows: int) -> Linea
     out = layout_of(layer.results[0])
     aligned = min(item.alignment for item in (x, weight, out)) == MOST_ALIGNMENT and x.row_stride % _STEP == 0
     columns = out.columns // 2
-    if weight.dtype != x.dtype or columns % _STEP:
+    if weight.dtype != x.dtype or columns % _STEP or columns * x.columns > _MOST_ELEMENTS:
         return None
     tiles = tiles_for(setting.accelerator, x.dtype, rows, out.columns, x.columns, aligned)
-    return tiles if tiles.way == "many_rows_by_descriptors" else None
+    return tiles if tiles.way in _WAYS and tiles.columns > 1 else None
 
 
 def _both(gate: ir.Operation, layer: ir.Operation, setting: DeviceSetting) -> FunctionTemplate:
@@ -105,14 +112,24 @@ def _both(gate: ir.Operation, layer: ir.Operation, setting: DeviceSetting) -> Fu
 
 
 def _launch(layouts: tuple[Layout, Layout, Layout], kind: str, by: Symbol, setting: DeviceSetting, tiles: LinearTiles) -> Launch:
+    """A tile has half as many columns of each half."""
     x, _, out = layouts
-    units = setting.accelerator.units
-    constants: dict[str, Constexpr] = {"KIND": kind, "BLOCK_R": tiles.rows, "BLOCK_N": tiles.columns // 2}
-    constants |= {"BLOCK_K": tiles.inner, "GROUP": tiles.group, "UNITS": units, "STAGES": tiles.stages}
+    units, own = setting.accelerator.units, tiles.columns // 2
+    blocks, file = -(-out.columns // own), "gated_linear"
+    constants: dict[str, Constexpr] = {"KIND": kind, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
+    dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
+    if tiles.way == "one_row":
+        grid: tuple[Size, Size, Size] = (blocks, by, 1)
+        constants |= {"BLOCK_N": tiles.columns, "WHOLE": x.columns % tiles.inner == 0, "DEPENDENT": dependent}
+    elif tiles.way in OF_FILES:
+        file, grid = OF_FILES[tiles.way], (blocks, CeilDivide(by, tiles.rows), 1)
+        constants |= {"BLOCK_R": tiles.rows, "BLOCK_N": tiles.columns, "bias": None, "DEPENDENT": dependent}
+    else:
+        grid = (units, 1, 1)
+        constants |= {"BLOCK_R": tiles.rows, "BLOCK_N": own, "GROUP": tiles.group, "UNITS": units}
     sizes = (Constant("i32", size) for size in (out.columns, x.columns, x.row_stride))
     parameters: tuple[Parameter, ...] = (*pointers(layouts), Computed(by), *sizes)
-    source = f"gated_linear.{tiles.way}"
-    return Launch(source, constants, parameters, (units, 1, 1), tiles.warps, tiles.stages)
+    return Launch(f"{file}.{tiles.way}", constants, parameters, grid, tiles.warps, tiles.stages, dependent)
 
 
 def _are_slices(operations: Sequence[ir.Operation]) -> bool:

@@ -10,10 +10,13 @@ from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Sym
 from ..machine import Figure, Machine
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
 from .linear_tiles import tiles_for
-from .measured_tiles import LinearTiles, described, find_linear
+from .measured_tiles import LinearTiles, Way, described, find_linear
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import function_name, pointers, rows_of
 from .tiles import waits_for_inputs
+
+OF_FILES: dict[Way, str] = {"few_rows_ahead": "linear_ahead", "few_rows_shared": "linear_shared"}
+"""Ways in files of their own: in Gluon, where K is a multiple of what a stage holds of it."""
 
 _STEP = 16
 """Elements; sizes and strides that code gains by, and so relies on, are multiples of it."""
@@ -93,12 +96,13 @@ def _layer(operation: ir.Operation) -> _Linear:
 
 def _launch(layer: _Linear, setting: DeviceSetting, tiles: LinearTiles, by: Symbol) -> Launch:
     columns, inner = layer.sizes
+    # beginning early gains those nothing: they were slower
     dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
     constants: dict[str, Constexpr] = {"BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
     blocks_n = -(-columns // tiles.columns)
     if tiles.way == "one_row":
         grid = (blocks_n, by, 1)
-    elif tiles.way in {"few_rows", "few_rows_turned", "few_rows_ahead"}:
+    elif tiles.way in {"few_rows", "few_rows_turned", *OF_FILES}:
         grid = (blocks_n, CeilDivide(by, tiles.rows), 1)
     elif tiles.way == "many_rows":
         grid = (Product((blocks_n, CeilDivide(by, tiles.rows))), 1, 1)
@@ -111,7 +115,9 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: LinearTiles, by: Symb
         constants["GROUP"] = tiles.group
     if tiles.way != "many_rows_by_descriptors":
         constants["DEPENDENT"] = dependent
-    if tiles.way not in {"few_rows_ahead", "many_rows_by_descriptors"}:
+    if tiles.way in OF_FILES:
+        constants["KIND"] = None
+    elif tiles.way != "many_rows_by_descriptors":
         constants["WHOLE"] = inner % tiles.inner == 0
     inputs = [layer.x.pointer(0), layer.weight.pointer(1)]
     if layer.bias is None:
@@ -120,7 +126,7 @@ def _launch(layer: _Linear, setting: DeviceSetting, tiles: LinearTiles, by: Symb
         inputs.append(layer.bias.pointer(2))
     sizes = (Constant("i32", size) for size in (columns, inner, layer.x.row_stride))
     return Launch(
-        f"{'linear_ahead' if tiles.way == 'few_rows_ahead' else 'linear'}.{tiles.way}",
+        f"{OF_FILES.get(tiles.way, 'linear')}.{tiles.way}",
         constants,
         (*inputs, layer.out.pointer(len(inputs)), Computed(by), *sizes),
         grid,

@@ -19,7 +19,9 @@ from .release import VERSION
 
 FOLDER = Path(__file__).resolve().parent / "tables"
 
-Way = Literal["one_row", "few_rows", "few_rows_turned", "few_rows_ahead", "many_rows", "many_rows_by_descriptors"]
+Way = Literal[
+    "one_row", "few_rows", "few_rows_turned", "few_rows_ahead", "few_rows_shared", "many_rows", "many_rows_by_descriptors"
+]
 """Functions that compute linear layers."""
 
 _FEW = 64

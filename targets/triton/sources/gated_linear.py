@@ -6,6 +6,7 @@ Both products are rounded before the activation, as they would be if they were l
 import triton
 import triton.language as tl
 
+from .dependence import let_next_begin, wait_for_inputs
 from .elementary import activated
 
 
@@ -34,3 +35,37 @@ def many_rows_by_descriptors(
         gate, up = tl.split(products)
         gated = activated(gate.to(tl.float32), KIND).to(out.dtype.element_ty).to(tl.float32) * up.to(tl.float32)
         results.store([at, column], gated.to(out.dtype.element_ty))
+
+
+@triton.jit
+def one_row(
+    x, weight, out, rows, N, K, X_ROW,
+    KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """For a row or a few, one after another: weights stream through registers, the first before x is there. A tile has half of
+    BLOCK_N columns of both halves. Grid: blocks of half as many columns, rows."""
+    OWN: tl.constexpr = BLOCK_N // 2
+    local = tl.arange(0, BLOCK_N)
+    columns, row = tl.program_id(0) * OWN + local % OWN, tl.program_id(1)
+    inside = columns < N
+    inner = tl.arange(0, BLOCK_K)
+    weights = weight + (columns + local // OWN * N).to(tl.int64)[:, None] * K + inner[None, :]
+    source = x + row.to(tl.int64) * X_ROW + inner
+    let_next_begin(DEPENDENT)
+    left = WHOLE | (inner < K)
+    w = tl.load(weights, mask=inside[:, None] & left[None, :], other=0.0)
+    wait_for_inputs(DEPENDENT)
+    values = tl.load(source, mask=left, other=0.0)
+    sums = w.to(tl.float32) * values.to(tl.float32)[None, :]
+    for start in tl.range(BLOCK_K, K, BLOCK_K, num_stages=STAGES):
+        left = WHOLE | (start + inner < K)
+        w = tl.load(weights + start, mask=inside[:, None] & left[None, :], other=0.0)
+        values = tl.load(source + start, mask=left, other=0.0)
+        sums += w.to(tl.float32) * values.to(tl.float32)[None, :]
+    dtype = out.dtype.element_ty
+    halves = tl.sum(sums, axis=1).to(dtype).to(tl.float32).reshape(2, OWN).permute(1, 0)
+    gate, up = tl.split(halves)
+    own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    result = activated(gate, KIND).to(dtype).to(tl.float32) * up
+    tl.store(out + row.to(tl.int64) * N + own, result.to(dtype), mask=own < N)

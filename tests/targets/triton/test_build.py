@@ -14,7 +14,8 @@ from tokenspeed.plans.errors import ModelError, UsageError
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.build import build, compiled, require_triton
 from tokenspeed.targets.triton.kernel import Constexpr, Launch
-from tokenspeed.targets.triton.measured_tiles import LinearTiles
+from tokenspeed.targets.triton.linear import OF_FILES
+from tokenspeed.targets.triton.measured_tiles import LinearTiles, Way
 
 PARAMETERS: tuple[Parameter, ...] = (
     *(Pointer(at, "bf16", 16) for at in range(3)),
@@ -55,12 +56,15 @@ def test_products_use_the_devices_matrix_instructions(target: str, stage: str, i
     assert instruction in compiled(product(), accelerator, cache).asm[stage]
 
 
-@pytest.mark.parametrize(("columns", "instruction"), [(32, "mma.sync.aligned.m16n8k16"), (64, "wgmma.mma_async")])
-def test_weights_are_asked_for_before_the_kernel_ahead_has_ended(columns: int, instruction: str, cache: str) -> None:
-    tiles = LinearTiles(way="few_rows_ahead", rows=16, columns=columns, inner=128, warps=4, stages=3)
+@pytest.mark.parametrize(
+    ("way", "columns", "instruction"),
+    [("few_rows_shared", 32, "mma.sync.aligned.m16n8k16"), ("few_rows_ahead", 64, "wgmma.mma_async")],
+)
+def test_weights_are_asked_for_before_the_kernel_ahead_has_ended(way: Way, columns: int, instruction: str, cache: str) -> None:
+    tiles = LinearTiles(way=way, rows=16, columns=columns, inner=256, warps=4, stages=3)
     constants: dict[str, Constexpr] = {"BLOCK_R": tiles.rows, "BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner}
-    constants |= {"STAGES": tiles.stages, "bias": None, "DEPENDENT": True}
-    launch = Launch("linear_ahead.few_rows_ahead", constants, PARAMETERS, (4, 1, 1), 4, 3, True)
+    constants |= {"STAGES": tiles.stages, "bias": None, "KIND": None, "DEPENDENT": True}
+    launch = Launch(f"{OF_FILES[way]}.{way}", constants, PARAMETERS, (4, 1, 1), 4, 3, True)
     code: str = compiled(launch, ACCELERATORS["h200"], cache).asm["ptx"]
     before, after = code.split("griddepcontrol.wait", 1)
     assert "griddepcontrol.launch_dependents" in before and "cp.async.cg" in before and instruction in after

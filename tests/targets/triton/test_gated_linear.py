@@ -1,4 +1,4 @@
-"""Gate and up with the activation that reads them: one kernel where rows are many, which layers go together, and its numbers."""
+"""Gate and up with the activation that reads them: where they are one kernel, which layers go together, and its numbers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from tokenspeed.ir import module as modules
 from tokenspeed.ir.mlir import ir
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton import gated_linear
+from tokenspeed.targets.triton.build import build
 from tokenspeed.targets.triton.gated_linear import gated_activation_or_both, linear_or_nothing
 from tokenspeed.targets.triton.kernel import DeviceOperation
-from tokenspeed.targets.triton.measured_tiles import LinearTiles
+from tokenspeed.targets.triton.measured_tiles import LinearTiles, Way
 
 from ...ir.modules import step
 from .compared import SETTING
 from .interpreter import Interpreter, chosen_launch
 
 HOPPER = replace(SETTING, accelerator=ACCELERATORS["h200"], max_rows=2048)
-BOUNDS = (16, 2048)
+BOUNDS = (128, 2048)
+"""The table has tiles for the first that no kernel does both with."""
 
 
 def _lines(width: int, inner: int, dtype: str, swapped: bool = False, read_again: bool = False) -> list[str]:
@@ -57,7 +59,7 @@ def _run(operation: DeviceOperation) -> list[list[bool]]:
     return [[step.function.variants([most])[0][1] is not None for most in BOUNDS] for step in operation.steps]
 
 
-def test_many_rows_are_one_kernel_and_few_are_two(context: None) -> None:
+def test_one_kernel_where_there_is_one_for_both(context: None) -> None:
     layer, gate, _module = _operations(_lines(14336, 4096, "bf16"))
     assert _run(linear_or_nothing(layer, HOPPER)) == [[True, False]]
     both = gated_activation_or_both(gate, HOPPER)
@@ -72,8 +74,18 @@ def test_a_layer_that_is_read_otherwise_stays_by_itself(context: None, lines: li
     assert _run(gated_activation_or_both(gate, HOPPER)) == [[True, True]]
 
 
-def test_numbers_of_both_together(context: None, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = LinearTiles(way="many_rows_by_descriptors", rows=16, columns=32, inner=16, warps=4, stages=2)
+@pytest.mark.parametrize("rows", [1, 2, 8, 64, 2048])
+def test_tiles_of_the_table_build_for_both(context: None, rows: int) -> None:
+    _, gate, _module = _operations(_lines(14336, 4096, "bf16"))
+    launch = gated_activation_or_both(gate, HOPPER).steps[-1].function.variants([rows])[0][1]
+    assert launch is not None
+    kernel, _ = build(launch, HOPPER.accelerator)
+    assert kernel.receipt.spills == 0 and launch.dependent_launch == (rows <= 64)
+
+
+@pytest.mark.parametrize("way", ["one_row", "many_rows_by_descriptors"])
+def test_numbers_of_both_together(context: None, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
+    tiles = LinearTiles(way=way, rows=16, columns=32, inner=16, warps=4, stages=2)
     monkeypatch.setattr(gated_linear, "tiles_for", lambda *_: tiles)
     width, inner, rows = 48, 32, 21
     _, gate, _module = _operations(_lines(width, inner, "f32"))
@@ -84,6 +96,8 @@ def test_numbers_of_both_together(context: None, interpreter: Interpreter, monke
     generator = np.random.default_rng(3)
     x, weight = (generator.standard_normal(shape).astype(np.float32) for shape in ((rows, inner), (2 * width, inner)))
     out = np.full((rows, width), 77, np.float32)
-    interpreter.launch(replace(launch, grid=(3, 1, 1), constants={**launch.constants, "UNITS": 3}), [x, weight, out], symbols)
+    if "UNITS" in launch.constants:
+        launch = replace(launch, grid=(3, 1, 1), constants={**launch.constants, "UNITS": 3})
+    interpreter.launch(launch, [x, weight, out], symbols)
     first, second = (torch.from_numpy(x) @ torch.from_numpy(weight).T).split(width, 1)
     np.testing.assert_allclose(out, (torch.nn.functional.silu(first) * second).numpy(), rtol=1e-5, atol=1e-5)
