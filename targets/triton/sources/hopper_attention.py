@@ -1,7 +1,8 @@
 """Causal attention of chunks over paged keys and values [blocks, KV_HEADS, TOKENS, D], for Hopper: warps with roles of their own.
 
 One warp copies tiles by descriptors into shared memory, ahead of two groups of four warps that do half of a tile's rows each. A
-group multiplies its queries with the next keys while it still multiplies weights with values, and takes exponentials meanwhile.
+group multiplies its queries with the next keys while it still multiplies weights with values, and takes exponentials meanwhile;
+the groups take turns to begin their products, so that one's exponentials fall in with the other's products.
 The heads of a kv head go through a tile together: row r of a tile is head r % BLOCK_H of query r // BLOCK_H. Scores are kept in
 powers of two.
 """
@@ -127,6 +128,18 @@ def _copy_tiles(
 
 
 @gluon.jit
+def _await_turn(HALF: gl.constexpr):
+    """Until the other group has begun its products. The first of both groups begins."""
+    # barriers of both groups' 256 threads; the compiler's own have lower numbers. One in shared memory costs what turns gain
+    gl.inline_asm("bar.sync 8, 256;" if HALF == 0 else "bar.sync 9, 256;")
+
+
+@gluon.jit
+def _pass_turn(HALF: gl.constexpr):
+    gl.inline_asm("bar.arrive 9, 256;" if HALF == 0 else "bar.arrive 8, 256;")
+
+
+@gluon.jit
 def _weigh(
     scores, token, positions, best, total,
     SCALE: gl.constexpr, SOFTCAP: gl.constexpr, WINDOW: gl.constexpr, MASKED: gl.constexpr,
@@ -158,17 +171,19 @@ def _step(
     query, token, positions, best, total, sums, weights, used,
     k_tiles, v_tiles, k_full, k_free, v_full, v_free,
     SCALE: gl.constexpr, SOFTCAP: gl.constexpr, WINDOW: gl.constexpr, MASKED: gl.constexpr,
-    STAGES: gl.constexpr,
+    STAGES: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """Scores of tile `used` while the weights of the one ahead are multiplied with its values."""
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, k_tiles.shape[1], 16])
     place, parity = _turn(used, STAGES)
     ahead, ahead_parity = _turn(used - 1, STAGES)
     mbarrier.wait(k_full.index(place), parity)
+    _await_turn(HALF)
     scores = gl.zeros([query.shape[0], k_tiles.shape[1]], gl.float32, scores_layout)
     scores = warpgroup_mma(query, k_tiles.index(place).permute((1, 0)), scores, use_acc=False, is_async=True)
     mbarrier.wait(v_full.index(ahead), ahead_parity)
     sums = warpgroup_mma(weights, v_tiles.index(ahead), sums, is_async=True)
+    _pass_turn(HALF)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(place), count=1)
     later, shrink, best, total = _weigh(scores, token, positions, best, total, SCALE, SOFTCAP, WINDOW, MASKED)
@@ -201,6 +216,8 @@ def _attend(
     out_layout: gl.constexpr = gl.BlockedLayout([height * lanes // 128, 4], [32 // lanes, lanes], [4, 1], [1, 0])
     rows, decoding, sequences = gl.load(counts), gl.load(counts + 1), gl.load(counts + 2)
     items, used = 0, 0
+    if HALF == 1:
+        _pass_turn(HALF)
     for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
         number = _of_round(first, UNITS)
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
@@ -230,14 +247,14 @@ def _attend(
                 best, total, sums, weights = _step(
                     query, token, positions, best, total, sums, weights, used,
                     k_tiles, v_tiles, k_full, k_free, v_full, v_free,
-                    SCALE, SOFTCAP, WINDOW, False, STAGES,
+                    SCALE, SOFTCAP, WINDOW, False, STAGES, HALF,
                 )  # fmt: skip
                 used += 1
             for token in range(gl.maximum(low + BLOCK_T, seen_by_all), stop, BLOCK_T):
                 best, total, sums, weights = _step(
                     query, token, positions, best, total, sums, weights, used,
                     k_tiles, v_tiles, k_full, k_free, v_full, v_free,
-                    SCALE, SOFTCAP, WINDOW, True, STAGES,
+                    SCALE, SOFTCAP, WINDOW, True, STAGES, HALF,
                 )  # fmt: skip
                 used += 1
             mbarrier.arrive(q_free.index(place), count=1)
@@ -268,6 +285,8 @@ def _attend(
             # offsets within a tile are small: one wide number for all of its elements
             corner = out + (my_row.to(gl.int64) * HEADS + kv_head * group) * D
             gl.store(corner + ((of_query * HEADS + of_group) * D)[:, None] + columns[None, :], result, mask=mine[:, None])
+    if HALF == 0:
+        _await_turn(HALF)  # what was passed last
 
 
 @gluon.jit
