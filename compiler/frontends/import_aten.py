@@ -132,7 +132,7 @@ class _Importer:
                 "kwargs": {
                     name: self._argument(item, values, operands, layer)
                     for name, item in call.kwargs.items()
-                    if name not in {"device", "layout", "pin_memory"}
+                    if name not in {"device", "layout", "pin_memory", "memory_format"}
                 },
             }
             if output is not None:
