@@ -116,6 +116,8 @@ class _Experts:
             return _tiles(16, 32, 128, 4, 4 if self.setting.accelerator.kind == "cuda" else 2)
         if of_expert <= 64 or self.setting.accelerator.kind == "hip":
             return _tiles(64, 64, 64, 4, 3 if self.setting.accelerator.kind == "cuda" else 2)
+        if self.setting.accelerator.arch == "sm_80":  # its sums of gate and of up are all in registers
+            return _tiles(128, 64, 64, 8, 3)
         return _tiles(128, 128, 64, 8, 3)
 
     def blocks(self, rows: int) -> int:
