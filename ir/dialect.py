@@ -418,6 +418,20 @@ class AllReduce(TsDialect.Operation, name="all_reduce", traits=[ext.Pure]):
     axis: ir.StringAttr
 
 
+class AllGather(TsDialect.Operation, name="all_gather", traits=[ext.Pure]):
+    """The parts that the `ranks` ranks of mesh axis `axis` have of dimension `dimension`, behind each other: shard -> replicate.
+
+    Zeros that fill up the last parts are at the end of the result.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    axis: ir.StringAttr
+    dimension: ir.IntegerAttr
+    ranks: ir.IntegerAttr
+
+
 class Repeat(TsDialect.Operation, name="repeat"):
     """Runs its body for layer index i = first, first + stride, ... (`count` times); the arguments are carried along.
 

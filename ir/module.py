@@ -112,6 +112,20 @@ def walk(block: ir.Block) -> Iterator[ir.Operation]:
                 yield from walk(inner)
 
 
+def maker_of(value: ir.Value) -> ir.Operation | None:
+    """The operation whose result a value is; None for an argument of a block."""
+    owner = value.owner
+    if isinstance(owner, ir.Block):
+        return None
+    return owner if isinstance(owner, ir.Operation) else owner.operation
+
+
+def readers_of(value: ir.Value) -> list[tuple[ir.Operation, int]]:
+    """Operations that read a value, with the operand's position."""
+    uses = value.uses
+    return [(use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation, use.operand_number) for use in uses]
+
+
 def label_of(operation: ir.Operation) -> str:
     """The module path an operation came from, "" when unknown."""
     return text_attribute(operation, "label") if "label" in operation.attributes else ""

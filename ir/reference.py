@@ -69,6 +69,8 @@ class Interpreter:
     truncate: bool = False
     cache: Cache = field(default_factory=dict)
     states: States = field(default_factory=dict)
+    exchange: Callable[[str, Tensor], list[Tensor]] = lambda _axis, x: [x]
+    """What the ranks along a mesh axis have, in order, this one among them; alone unless given (ir/spmd_reference.py)."""
 
     def step(self, module: ir.Module, rows: StepRows) -> Tensor:
         """Logits [logit rows, vocabulary] of one step."""
@@ -112,6 +114,9 @@ class Interpreter:
         if name in _STATEFUL:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
             return _STATEFUL[name](operation, operands, rows, self.cache, layer)
+        if name in _COLLECTIVES:
+            parts = self.exchange(modules.text_attribute(operation, "axis"), operands[0])
+            return [_COLLECTIVES[name](operation, parts)]
         if name == "ts.aten":
             return [run_aten(operation, operands, self.dtype)]
         return REFERENCE[name](operation, operands, self.dtype)
@@ -125,6 +130,12 @@ class Interpreter:
                 values[argument] = value
             carried = self._block(body, values, rows, first + turn * stride)
         return carried
+
+
+_COLLECTIVES: dict[str, Callable[[ir.Operation, list[Tensor]], Tensor]] = {
+    "ts.all_reduce": lambda _op, parts: torch.stack(parts).sum(0),
+    "ts.all_gather": lambda op, parts: torch.cat(parts, modules.int_attribute(op, "dimension")),
+}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Tensor:
@@ -241,7 +252,6 @@ REFERENCE: dict[str, Reference] = {
     "ts.reshape": _reshape,
     "ts.slice": _slice,
     "ts.gather_rows": lambda _op, x, _: [x[0][x[1].long()]],
-    "ts.all_reduce": lambda _op, x, _: [x[0]],
 }
 
 

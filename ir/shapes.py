@@ -131,6 +131,12 @@ def _gather_rows(operands: list[Shape], results: list[Shape]) -> str | None:
     return _expect(len(rows) == 1 and results[0] == (rows[0], *x[1:]), f"result is {results[0]} for x {x} and rows {rows}")
 
 
+def _gathered(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, whole = operands[0], results[0]
+    differs = [at for at, (part, size) in enumerate(zip(x, whole, strict=False)) if part != size]
+    return _expect(len(x) == len(whole) and len(differs) < 2, f"{x} cannot become {whole}: only one dimension grows")
+
+
 def _source(_operands: list[Shape], results: list[Shape]) -> str | None:
     return _expect(all(size is None or size > 0 for size in results[0]), f"sizes must be positive, got {results[0]}")
 
@@ -168,6 +174,7 @@ RULES: dict[str, Rule] = {
     "ts.slice": _slice,
     "ts.gather_rows": _gather_rows,
     "ts.all_reduce": _same,
+    "ts.all_gather": _gathered,
 }
 
 _MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}
@@ -232,6 +239,14 @@ def _one_of_activations(attribute: str) -> Callable[[ir.Operation], str | None]:
     return rule
 
 
+def _gathered_dimension(operation: ir.Operation) -> str | None:
+    dimension, ranks = (ir.IntegerAttr(operation.attributes[name]).value for name in ("dimension", "ranks"))
+    x, whole = shape_of(operation.operands[0]), shape_of(operation.results[0])
+    if not 0 < dimension < len(x):
+        return f"gathers dimension {dimension} of {x}; rows are not gathered"
+    return _expect(whole[dimension] == (x[dimension] or 0) * ranks, f"{ranks} parts of {x} do not give {whole}")
+
+
 def _cap(operation: ir.Operation) -> str | None:
     cap = ir.FloatAttr(operation.attributes["cap"]).value
     return _expect(cap > 0, f"cap must be above 0, got {cap}")
@@ -261,6 +276,7 @@ ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.gated_activation": _one_of_activations("activation"),
     "ts.activation": _one_of_activations("kind"),
     "ts.softcap": _cap,
+    "ts.all_gather": _gathered_dimension,
     "ts.moe_route": mixture.route_attributes,
     "ts.moe_experts": mixture.experts_attributes,
     "ts.attention": _scores,

@@ -1,31 +1,34 @@
-"""One sharding rule per operation, einsum-like, read alike by propagation and by the SPMD verifier.
+"""One sharding rule per operation, einsum-like, read alike by propagation, collective insertion and the SPMD verifier.
 
 A rule names each dimension of each operand and result by a factor. A mesh axis may cut one factor: every operand that has
 the factor is sharded there, every other operand is replicated. If the result has the factor it is sharded too; if not,
 the factor was summed over and the result is partial. Factors after `|` may not be cut. `...` stands for middle dimensions.
+
+`2*i` is two stretches of the factor behind each other, each cut by itself. Ranks may hold a factor `h~` in copies where they
+hold others' `h` in parts. An operand `n+` is added to the result: where the result is partial, it must be so too.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import attributes
 from .mlir import ir
+from .placements import PARTIAL, REPLICATE, Segment, Shard, parse_shard
 from .types import shape_of
 
-REPLICATE, PARTIAL = "replicate", "partial"
-
 _RULES = {
-    "ts.embedding": "r, v h -> r h",
-    "ts.linear": "r k, n k, n -> r n",
+    # ids outside of a rank's part of the vocabulary would have no row
+    "ts.embedding": "r, v h -> r h | v",
+    "ts.linear": "r k, n k, n+ -> r n",
     "ts.rms_norm": "r ... h, h -> r ... h | h",
     "ts.add_rms_norm": "r h, r h, h -> r h, r h | h",
     "ts.layer_norm": "r ... h, h, h -> r ... h | h",
-    "ts.rope_table": "r, f -> r d, r d | f",
+    "ts.rope_table": "r, f -> r d, r d | f d",
     "ts.rope": "r h d, r e, r e -> r h d | d e",
-    "ts.attention": "r h d, r h d, r h e, h -> r h e | r d e",
-    "ts.rope_kv_write": "r h d, r h d, r h d, r e, r e -> r h d | r d e",
+    "ts.attention": "r h d, r h~ d, r h~ e, h -> r h e | r d e",
+    "ts.rope_kv_write": "r h d, r h~ d, r h~ d, r e, r e -> r h d | r d e",
     "ts.cached_attention": "r h d, h -> r h d | r d",
     "ts.gated_activation": "r n, r n -> r n",
     "ts.activation": "r ... -> r ...",
@@ -34,19 +37,21 @@ _RULES = {
     # the rows of kv_b are its heads' keys and values, head after head
     "ts.latent_attention": "r h n, r h d, r c, r d, h c -> r h v | r n d c v",
     "ts.moe_route": "r e, e -> r k, r k | e k",
-    # experts may be shared out over ranks, each adding its own experts' part; gate and up lie behind each other in one dimension,
-    # so cutting that is not a placement
-    "ts.moe_experts": "r h, r k, r k, e n h, e h i, e n, e h -> r h | h k n i",
+    # experts' numbers are the whole model's, so ranks that have some of the experts only cannot tell theirs
+    "ts.moe_experts": "r h, r k, r k, e 2*i h, e h i, e 2*i, e h+ -> r h | h k e",
     "ts.cast": "r ... -> r ...",
     "ts.add": "r ..., r ... -> r ...",
     "ts.mul": "r ..., r ... -> r ...",
     "ts.slice": "r ... n -> r ... m | n m",
     "ts.gather_rows": "r ..., l -> l ... | r l",
     "ts.all_reduce": "r ... -> r ...",
+    "ts.all_gather": "r ... -> r ...",
 }
 
 SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows"}
 """Operations that may be applied to a partial sum before it is reduced (all their activations being partial)."""
+
+COLLECTIVES = {"ts.all_reduce", "ts.all_gather"}
 
 
 class PlacementConflict(ValueError):
@@ -54,76 +59,163 @@ class PlacementConflict(ValueError):
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A dimension in a rule: `stretches` of it behind each other; whether ranks may have it in `copies`."""
+
+    name: str
+    stretches: int = 1
+    copies: bool = False
+
+
+@dataclass(frozen=True)
 class ShardingRule:
-    operands: tuple[tuple[str, ...], ...]
-    results: tuple[tuple[str, ...], ...]
+    """Factors of each operand and result; those that may not be cut; operands that are added to the result."""
+
+    operands: tuple[tuple[Factor, ...], ...]
+    results: tuple[tuple[Factor, ...], ...]
     whole: frozenset[str]
+    added: frozenset[int] = frozenset()
+
+    @property
+    def cuttable(self) -> list[str]:
+        """Factors that an axis may cut, in the order in which they are named."""
+        names = [factor.name for factors in (*self.operands, *self.results) for factor in factors]
+        return [name for name in dict.fromkeys(names) if name not in self.whole]
 
 
 def rule_of(operation: ir.Operation) -> ShardingRule:
     """The operation's rule at the ranks it has."""
     if operation.name in {"ts.aten", "ts.recurrence"} or (operation.name == "ts.reshape" and max(_ranks(operation)) > 3):
         # nothing is known of where its dimensions go, so none may be cut
-        names = [tuple(f"{value}.{at}" for at in range(rank)) for value, rank in enumerate(_ranks(operation))]
-        return ShardingRule(tuple(names[:-1]), (names[-1],), frozenset(name for part in names for name in part))
+        names = [tuple(Factor(f"{value}.{at}") for at in range(rank)) for value, rank in enumerate(_ranks(operation))]
+        everything = frozenset(factor.name for part in names for factor in part)
+        count = len(operation.operands)
+        return ShardingRule(tuple(names[:count]), tuple(names[count:]), everything)
     if operation.name == "ts.reshape":
         # the leading head dimension of [rows, heads, d] is the slow part of [rows, heads * d]
-        names = [("r", "h", "d")[: len(shape_of(value))] for value in (operation.operands[0], operation.results[0])]
+        factors = (Factor("r"), Factor("h"), Factor("d"))
+        names = [factors[: len(shape_of(value))] for value in (operation.operands[0], operation.results[0])]
         return ShardingRule((names[0],), (names[1],), frozenset({"d"}))
     text, _, whole = _RULES[operation.name].partition("|")
     left, right = text.split("->")
     operands = [_factors(part, len(shape_of(value))) for part, value in zip(left.split(","), operation.operands, strict=False)]
     results = [_factors(part, len(shape_of(value))) for part, value in zip(right.split(","), operation.results, strict=True)]
-    return ShardingRule(tuple(operands), tuple(results), frozenset(whole.split()))
+    added = frozenset(at for at, part in enumerate(left.split(",")[: len(operands)]) if "+" in part)
+    return ShardingRule(tuple(operands), tuple(results), frozenset(whole.split()), added)
 
 
 def _ranks(operation: ir.Operation) -> list[int]:
     return [len(shape_of(value)) for value in (*operation.operands, *operation.results)]
 
 
-def _factors(text: str, rank: int) -> tuple[str, ...]:
-    names = text.split()
+def _factors(text: str, rank: int) -> tuple[Factor, ...]:
+    names = text.replace("+", "").split()
     if "..." in names:
         at = names.index("...")
         middle = [f"m{number}" for number in range(rank - len(names) + 1)]
         names = names[:at] + middle + names[at + 1 :]
-    return tuple(names)
+    return tuple(_factor(name) for name in names)
 
 
-def shard(dimension: int) -> str:
-    return f"shard({dimension})"
+def _factor(text: str) -> Factor:
+    stretches, _, name = text.rpartition("*")
+    return Factor(name.removesuffix("~"), int(stretches or 1), name.endswith("~"))
 
 
-def sharded_dimension(placement: str) -> int | None:
-    found = re.fullmatch(r"shard\((\d+)\)", placement)
-    return int(found[1]) if found else None
+def place_of(factors: Sequence[Factor], name: str) -> int | None:
+    """The dimension that a factor is, None where it is none."""
+    return next((at for at, factor in enumerate(factors) if factor.name == name), None)
 
 
-def results_on_axis(operation: ir.Operation, placements: Sequence[str]) -> list[str]:
-    """Placements of the results along one mesh axis, given those of the operands.
+def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: str) -> list[str]:
+    """Placements of the results along mesh axis `axis`, given those of the operands.
 
     Raises PlacementConflict when the rule does not allow the operands.
     """
     rule = rule_of(operation)
-    for position, (names, found) in enumerate(zip(rule.operands, placements, strict=True)):
-        if found not in {REPLICATE, PARTIAL} and sharded_dimension(found) not in range(len(names)):
-            _refuse(operation, position, found, f"no placement of an operand of rank {len(names)}")
-    if operation.name == "ts.all_reduce":
-        return [REPLICATE if placements[0] == PARTIAL else _refuse(operation, 0, placements[0], "all_reduce needs a partial sum")]
-    if PARTIAL in placements:
+    for position, (factors, found) in enumerate(zip(rule.operands, placements, strict=True)):
+        cut = parse_shard(found)
+        if found not in {REPLICATE, PARTIAL} and (cut is None or cut.dimension >= len(factors)):
+            _refuse(operation, position, found, f"no placement of an operand of rank {len(factors)}")
+    if operation.name in COLLECTIVES and attributes.text_attribute(operation, "axis") == axis:
+        return [_collective(operation, placements[0])]
+    name = _cut_factor(operation, rule, placements)
+    summed = name is not None and all(place_of(factors, name) is None for factors in rule.results)
+    added = {position for position in rule.added if summed and place_of(rule.operands[position], name or "") is None}
+    for position in sorted(added):
+        if placements[position] != PARTIAL:
+            why = f"factor {name!r} is summed over ranks, so what is added would be added once by each"
+            _refuse(operation, position, placements[position], why)
+    others = [found for position, found in enumerate(placements) if position not in added]
+    if PARTIAL in others:
         if operation.name in SUM_COMMUTES and all(found == PARTIAL for found in _activations(operation, placements)):
             return [PARTIAL] * len(rule.results)
         return [_refuse(operation, list(placements).index(PARTIAL), PARTIAL, "a partial sum must be reduced first")]
-    cut = _cut_factor(operation, rule, placements)
-    if cut is None:
+    if name is None:
         return [REPLICATE] * len(rule.results)
-    for position, (names, found) in enumerate(zip(rule.operands, placements, strict=True)):
-        expected = shard(names.index(cut)) if cut in names else REPLICATE
-        if found != expected:
-            _refuse(operation, position, found, f"factor {cut!r} is cut, so {expected} is expected")
-    if operation.name == "ts.linear" and cut not in rule.results[0] and len(placements) > 2:
-        _refuse(operation, 2, placements[2], f"factor {cut!r} is summed over ranks, so the bias would be added once by each")
-    return [shard(names.index(cut)) if cut in names else PARTIAL for names in rule.results]
+    return _cut_results(operation, rule, placements, name, added)
+
+
+def _collective(operation: ir.Operation, placement: str) -> str:
+    if operation.name == "ts.all_reduce":
+        return REPLICATE if placement == PARTIAL else _refuse(operation, 0, placement, "all_reduce needs a partial sum")
+    expected = str(Shard(attributes.int_attribute(operation, "dimension")))
+    return REPLICATE if placement == expected else _refuse(operation, 0, placement, f"all_gather here needs {expected}")
+
+
+def _cut_results(operation: ir.Operation, rule: ShardingRule, placements: Sequence[str], name: str, added: set[int]) -> list[str]:
+    """Placements of the results where an axis cuts the factor `name`: all operands that have it are cut alike."""
+    if operation.name == "ts.slice" and place_of(rule.operands[0], name) == len(rule.operands[0]) - 1:
+        return [_sliced(operation, placements[0])]
+    pattern: Shard | None = None
+    for position, (factors, found) in enumerate(zip(rule.operands, placements, strict=True)):
+        if position in added:
+            continue
+        at, cut = place_of(factors, name), parse_shard(found)
+        if at is None or cut is None or cut.dimension != at:
+            expected = REPLICATE if at is None else str(Shard(at))
+            if found != expected:
+                _refuse(operation, position, found, f"factor {name!r} is cut, so {expected} is expected")
+            continue
+        own = _of_factor(operation, position, cut, factors[at])
+        if factors[at].copies:
+            continue
+        if pattern is not None and own != pattern.along(at):
+            _refuse(operation, position, found, f"factor {name!r} is cut otherwise, so {pattern.along(at)} is expected")
+        pattern = own
+    assert pattern is not None
+    if operation.name == "ts.reshape" and pattern.segments:
+        _refuse(operation, 0, placements[0], "what is cut segment by segment has no other shape")
+    kept = any(place_of(factors, name) is not None for factors in rule.results)
+    if not kept and {pattern.copies, *(segment.copies for segment in pattern.segments)} != {1}:
+        _refuse(operation, 0, placements[0], f"factor {name!r} is summed over ranks of which some have the same part")
+    places = [place_of(factors, name) for factors in rule.results]
+    return [PARTIAL if at is None else str(pattern.along(at)) for at in places]
+
+
+def _of_factor(operation: ir.Operation, position: int, cut: Shard, factor: Factor) -> Shard:
+    """An operand's cut as one of its factor: stretches of it are cut alike."""
+    if factor.stretches == 1:
+        return cut
+    if len(cut.segments) != factor.stretches or len({*cut.segments}) != 1:
+        _refuse(operation, position, str(cut), f"{factor.stretches} equal segments are expected")
+    return Shard(cut.dimension, cut.segments[0].copies)
+
+
+def _sliced(operation: ir.Operation, placement: str) -> str:
+    """A window of columns that are cut segment by segment: some of the segments."""
+    cut = parse_shard(placement)
+    assert cut is not None
+    start, width = attributes.int_attribute(operation, "start"), shape_of(operation.results[0])[-1] or 0
+    kept: list[Segment] = []
+    before = 0
+    for segment in cut.segments:
+        if start <= before and before + segment.size <= start + width:
+            kept.append(segment)
+        before += segment.size
+    if sum(segment.size for segment in kept) != width:
+        _refuse(operation, 0, placement, f"columns {start} to {start + width} are no whole segments")
+    return str(Shard(cut.dimension, kept[0].copies) if len(kept) == 1 else Shard(cut.dimension, 1, tuple(kept)))
 
 
 def _activations(operation: ir.Operation, placements: Sequence[str]) -> list[str]:
@@ -131,13 +223,14 @@ def _activations(operation: ir.Operation, placements: Sequence[str]) -> list[str
 
 
 def _cut_factor(operation: ir.Operation, rule: ShardingRule, placements: Sequence[str]) -> str | None:
-    for position, (names, found) in enumerate(zip(rule.operands, placements, strict=True)):
-        dimension = sharded_dimension(found)
-        if dimension is None:
+    for position, (factors, found) in enumerate(zip(rule.operands, placements, strict=True)):
+        cut = parse_shard(found)
+        if cut is None:
             continue
-        if names[dimension] in rule.whole:
-            _refuse(operation, position, found, f"factor {names[dimension]!r} may not be cut")
-        return names[dimension]
+        factor = factors[cut.dimension]
+        if factor.name in rule.whole and not (operation.name == "ts.slice" and cut.segments):
+            _refuse(operation, position, found, f"factor {factor.name!r} may not be cut")
+        return factor.name
     return None
 
 

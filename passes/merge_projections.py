@@ -6,7 +6,9 @@ from ..ir import dialect
 from ..ir import module as modules
 from ..ir.arrangement import arrangement_of, set_arrangement
 from ..ir.mlir import ir
-from ..ir.types import dtype_of, placement_of, shape_of, tensor
+from ..ir.placements import Segment, Shard, parse_shard
+from ..ir.types import Placement, dtype_of, placement_of, shape_of, tensor, with_placement
+from .verify_spmd import derive
 
 
 def merge_projections(module: ir.Module) -> ir.Module:
@@ -16,7 +18,7 @@ def merge_projections(module: ir.Module) -> ir.Module:
         for view in block.operations:
             operation = view.operation
             if operation.name == "ts.linear" and not _routes(operation):
-                layout = ",".join(arrangement_of(_owner(operation.operands[1])))
+                layout = ",".join(arrangement_of(_owner(operation.operands[1]))) + _cut_alike(operation.operands[1])
                 groups.setdefault((operation.operands[0], len(operation.operands), layout), []).append(operation)
         for group in groups.values():
             if len(group) > 1:
@@ -32,6 +34,16 @@ def _routes(linear: ir.Operation) -> bool:
     return any(user.name == "ts.moe_route" for user in users)
 
 
+def _cut_alike(weight: ir.Value) -> str:
+    """Equal for weights that can be joined: along each axis both are cut between rows, or both lie the same otherwise."""
+    return str(
+        {
+            axis: "rows" if (cut := parse_shard(placement)) and cut.dimension == 0 else placement
+            for axis, placement in placement_of(weight).items()
+        }
+    )
+
+
 def _blocks(block: ir.Block) -> list[ir.Block]:
     inner = [modules.body_of(view.operation) for view in block.operations if view.operation.name == "ts.repeat"]
     return [block, *inner]
@@ -43,8 +55,8 @@ def _merge(group: list[ir.Operation]) -> None:
         weight = _join([linear.operands[1] for linear in group])
         bias = [_join([linear.operands[2] for linear in group])] if len(group[0].operands) > 2 else []
         width = shape_of(weight)[0]
-        kind = tensor(dtype_of(x), [None, width], placement_of(group[0].results[0]))
-        merged = dialect.Linear(kind, x, weight, bias)
+        merged = dialect.Linear(tensor(dtype_of(x), [None, width]), x, weight, bias)
+        with_placement(merged.res, derive(merged.operation)[0])
         modules.set_label(merged.operation, joined_name([modules.label_of(linear) for linear in group]))
         start = 0
         for linear in group:
@@ -59,11 +71,26 @@ def _merge(group: list[ir.Operation]) -> None:
 def _join(weights: list[ir.Value]) -> ir.Value:
     owners = [_owner(weight) for weight in weights]
     rows = sum(shape_of(weight)[0] or 0 for weight in weights)
-    kind = tensor(dtype_of(weights[0]), [rows, *shape_of(weights[0])[1:]], placement_of(weights[0]))
+    kind = tensor(dtype_of(weights[0]), [rows, *shape_of(weights[0])[1:]], _joined_placement(weights))
     parts = [part for owner in owners for part in modules.text_list(owner, "parameters")]
     sym = modules.text(joined_name([modules.text_attribute(owner, "sym") for owner in owners]))
     joined = dialect.Weight(kind, sym, ir.ArrayAttr.get([modules.text(part) for part in parts])).res
     set_arrangement(_owner(joined), arrangement_of(owners[0]))
+    return joined
+
+
+def _joined_placement(weights: list[ir.Value]) -> Placement:
+    """What was cut between rows is now cut segment by segment."""
+    joined: Placement = {}
+    for axis, placement in placement_of(weights[0]).items():
+        cuts = [parse_shard(placement_of(weight)[axis]) for weight in weights]
+        segments = [
+            segment
+            for cut, weight in zip(cuts, weights, strict=True)
+            if cut is not None and cut.dimension == 0
+            for segment in cut.segments or (Segment(shape_of(weight)[0] or 0, cut.copies),)
+        ]
+        joined[axis] = str(Shard(0, segments=tuple(segments))) if segments else placement
     return joined
 
 

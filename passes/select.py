@@ -46,7 +46,7 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], n
     """
     decisions: list[Decision] = []
     block = modules.step_block(module)
-    after_gather = _logit_operations(block)
+    after_gather = logit_operations(block)
     for operation in modules.walk(block):
         if operation.name in FREE or operation.name in _STRUCTURE:
             continue
@@ -54,7 +54,7 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], n
         refusals = _refusals(operation, machine, native)
         ranked = _rank(operation, machine, workloads, rows, refusals)
         operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
-        decisions.append(_decision(operation, machine, ranked, refusals, rows[0], _times(operation)))
+        decisions.append(_decision(operation, machine, ranked, refusals, rows[0], times_of(operation)))
     return tuple(decisions)
 
 
@@ -64,7 +64,7 @@ def kernel_named(machine: Machine, operation: ir.Operation) -> Kernel:
     return next(kernel for kernel in machine.kernels if kernel.name == name and kernel.operation == operation.name)
 
 
-def _logit_operations(block: ir.Block) -> set[ir.Operation]:
+def logit_operations(block: ir.Block) -> set[ir.Operation]:
     """Operations that run on the logit rows only: everything downstream of gather_rows."""
     found: set[ir.Operation] = set()
     values: set[ir.Value] = set()
@@ -75,7 +75,8 @@ def _logit_operations(block: ir.Block) -> set[ir.Operation]:
     return found
 
 
-def _times(operation: ir.Operation) -> int:
+def times_of(operation: ir.Operation) -> int:
+    """How often a step runs the operation."""
     parent = operation.parent
     return modules.int_attribute(parent, "count") if parent is not None and parent.name == "ts.repeat" else 1
 

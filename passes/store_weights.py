@@ -9,15 +9,17 @@ from ..ir import dialect
 from ..ir import module as modules
 from ..ir.arrangement import arranged_shape, arrangement_of, set_arrangement
 from ..ir.mlir import ir
+from ..ir.placements import parse_shard
 from ..ir.storage import KEPT, STORED, stored_type
-from ..ir.types import dtype_of, shape_of
+from ..ir.types import dtype_of, placement_of, shape_of
 from ..plans.recipe import Concat, Quantize, Recipe, Slice, Transpose
-from ..plans.schema import Weight
+from ..plans.schema import MeshAxis, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import Prepack, stored_bytes
 from ..targets.machine import Machine
 from .choose_weight_types import layers_of, users_of
 from .select import kernel_named
+from .weight_parts import part_of_rank
 
 
 class ParameterRecipes(Protocol):
@@ -33,21 +35,26 @@ class ParameterRecipes(Protocol):
 
 
 def plan_weights(
-    module: ir.Module, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipes
+    module: ir.Module,
+    machine: Machine,
+    shapes: dict[str, tuple[int, ...]],
+    recipe: ParameterRecipes,
+    mesh: Sequence[MeshAxis] = (),
 ) -> tuple[Weight, ...]:
-    """All weights of the step program, by name. `shapes` gives each parameter's shape, layer indices filled in.
+    """All weights of the step program, by name, as a rank of `mesh` has them. `shapes` gives each parameter's whole shape, layer
+    indices filled in.
 
     Layers that differ in the shape of a weight have rows of their own.
     """
     found: dict[tuple[str, tuple[int, ...], str], Weight] = {}
     for operation in modules.walk(modules.step_block(module)):
         if operation.name == "ts.weight":
-            weight = _weight(operation, machine, shapes, recipe)
+            weight = _weight(operation, machine, shapes, recipe, mesh)
             key = weight.name, weight.shape, weight.dtype
             before = found.get(key)
             if before is not None:
                 layers = tuple(sorted({*before.layers, *weight.layers}))
-                weight = _make(operation, layers, before.prepack, shapes, recipe)
+                weight = _make(operation, layers, before.prepack, shapes, recipe, mesh)
             found[key] = weight
     return tuple(found[key] for key in sorted(found))
 
@@ -87,8 +94,14 @@ def _wanted(user: ir.Operation, operand: int, machine: Machine) -> Prepack:
     return kernel.prepack if operand in kernel.packs else "none"
 
 
-def _weight(operation: ir.Operation, machine: Machine, shapes: dict[str, tuple[int, ...]], recipe: ParameterRecipes) -> Weight:
-    return _make(operation, layers_of(operation), _prepack(operation, machine), shapes, recipe)
+def _weight(
+    operation: ir.Operation,
+    machine: Machine,
+    shapes: dict[str, tuple[int, ...]],
+    recipe: ParameterRecipes,
+    mesh: Sequence[MeshAxis],
+) -> Weight:
+    return _make(operation, layers_of(operation), _prepack(operation, machine), shapes, recipe, mesh)
 
 
 def _prepack(operation: ir.Operation, machine: Machine) -> Prepack:
@@ -106,6 +119,7 @@ def _make(
     prepack: Prepack,
     shapes: dict[str, tuple[int, ...]],
     recipe: ParameterRecipes,
+    mesh: Sequence[MeshAxis],
 ) -> Weight:
     value = operation.results[0]
     dtype, shape = dtype_of(value), tuple(size or 0 for size in shape_of(value))
@@ -115,7 +129,7 @@ def _make(
         shape=shape,
         dtype=stored,  # pyright: ignore[reportArgumentType]
         bytes=stored_bytes(shape, stored, prepack),
-        recipe=_recipe(operation, layers, dtype, stored, shapes, recipe),
+        recipe=_recipe(operation, layers, dtype, stored, shapes, recipe, mesh),
         layers=layers,
         prepack=prepack,
     )
@@ -128,21 +142,33 @@ def _recipe(
     stored: str,
     shapes: dict[str, tuple[int, ...]],
     recipe: ParameterRecipes,
+    mesh: Sequence[MeshAxis],
 ) -> Recipe:
     names, steps = modules.text_list(operation, "parameters"), arrangement_of(operation)
     shape_of_part = {name: shapes[instantiate(name, layers[0]) if layers else name] for name in names}
+    value = operation.results[0]
+
+    def of_rank(whole: Recipe) -> Recipe:
+        arranged = [[size or 0 for size in arranged_shape(shape_of_part[name], steps)] for name in names]
+        return part_of_rank(value, whole, arranged, mesh)
 
     def valued(dtype: str) -> Recipe:
         made = ((recipe.recipe(name, dtype, shape_of_part[name], layers or None), shape_of_part[name]) for name in names)
-        return _joined([_arranged(part, shape, steps) for part, shape in made])
+        return of_rank(_joined([_arranged(part, shape, steps) for part, shape in made]))
 
     if stored == dtype:
         return valued(dtype)
     kept = modules.text_attribute(operation, KEPT)
-    if kept and not steps:
-        joined = _joined([recipe.blocks(name, shape_of_part[name], layers or None) for name in names])
+    if kept and not steps and not _cuts_rows(value):
+        joined = of_rank(_joined([recipe.blocks(name, shape_of_part[name], layers or None) for name in names]))
         return joined if kept == stored else Quantize(joined, stored)
     return Quantize(valued("f32"), stored)
+
+
+def _cuts_rows(value: ir.Value) -> bool:
+    """Whether an axis cuts the dimension that blocks lie along."""
+    cuts = (parse_shard(placement) for placement in placement_of(value).values())
+    return any(cut is not None and cut.dimension == len(shape_of(value)) - 1 for cut in cuts)
 
 
 def _joined(parts: list[Recipe]) -> Recipe:

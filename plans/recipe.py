@@ -77,7 +77,37 @@ class Quantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="qua
     dtype: str
 
 
-Recipe = Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize
+class Stretch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Entries [start, stop) of a dimension that are cut among ranks by themselves: `size` for each, `copies` neighbours alike."""
+
+    start: int
+    stop: int
+    size: int
+    copies: int = 1
+
+    def of_rank(self, coordinate: int) -> tuple[int, int]:
+        """First entry of a rank's part and the one behind its last; zeros fill the part up to `size`."""
+        first = min(self.start + coordinate // self.copies * self.size, self.stop)
+        return first, min(first + self.size, self.stop)
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="part", tag_field="step"):
+    """What a rank has of a dimension that mesh axis `axis` cuts: its part of each stretch, behind each other."""
+
+    of: Recipe
+    axis: str
+    dimension: int
+    stretches: tuple[Stretch, ...]
+
+
+class Addend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="addend", tag_field="step"):
+    """A part of a sum over the ranks of mesh axis `axis`: the value on the first of them, zeros on the others."""
+
+    of: Recipe
+    axis: str
+
+
+Recipe = Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize | Part | Addend
 
 
 def decoded(recipe: Recipe) -> Recipe:

@@ -8,7 +8,21 @@ from typing import assert_never
 import msgspec
 
 from .program import DTYPE_BYTES
-from .recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
+from .recipe import (
+    Addend,
+    Blocks,
+    Cast,
+    Concat,
+    Dequantize,
+    Part,
+    Quantize,
+    Recipe,
+    Slice,
+    Source,
+    Stack,
+    Transpose,
+    UnpermuteRope,
+)
 from .schema import SourceTensor, Weight
 from .template import instantiate
 from .weight_layout import BLOCKS, WEIGHT_BLOCKS, chunk_of
@@ -58,6 +72,10 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _transposed(recipe, *infer(recipe.of, lookup))
         case UnpermuteRope():
             return _unpermuted(recipe, *infer(recipe.of, lookup))
+        case Part():
+            return _part(recipe, *infer(recipe.of, lookup))
+        case Addend():
+            return _floating("addend", *infer(recipe.of, lookup))
         case _:
             assert_never(recipe)
 
@@ -187,6 +205,19 @@ def _unpermuted(recipe: UnpermuteRope, shape: tuple[int, ...], dtype: str) -> Re
     if not shape or recipe.heads < 1 or shape[0] % (2 * recipe.heads):
         raise ValueError(f"unpermute_rope of {list(shape)} with {recipe.heads} heads")
     return shape, dtype
+
+
+def _part(recipe: Part, shape: tuple[int, ...], dtype: str) -> Result:
+    _check_dimension("part", recipe.dimension, shape)
+    _rows_only("part", recipe.dimension, shape, dtype)
+    end = 0
+    for stretch in recipe.stretches:
+        if stretch.start != end or stretch.stop <= stretch.start or stretch.size < 1 or stretch.copies < 1:
+            raise ValueError(f"part of stretch {stretch.start}:{stretch.stop} in parts of {stretch.size}")
+        end = stretch.stop
+    if end != shape[recipe.dimension]:
+        raise ValueError(f"parts of {end} entries of a dimension of {shape[recipe.dimension]}")
+    return _with_extent(shape, recipe.dimension, sum(stretch.size for stretch in recipe.stretches)), dtype
 
 
 def _check_dimension(step: str, dimension: int, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
-from ..plans.recipe import Blocks, Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
+from ..plans.recipe import (
+    Addend,
+    Blocks,
+    Cast,
+    Concat,
+    Dequantize,
+    Part,
+    Quantize,
+    Recipe,
+    Slice,
+    Source,
+    Stack,
+    Transpose,
+    UnpermuteRope,
+)
 from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, SourceLookup, infer
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
@@ -33,15 +47,17 @@ class Stored:
         return self.source.digest
 
 
-def evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, weight: str) -> HostArray:
+def evaluate(
+    recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, weight: str, coordinates: Mapping[str, int] | None = None
+) -> HostArray:
     """The value of a recipe for layer `layer` (None: names are not templates); may be a view of the checkpoint. `weight` is for
-    errors. Blocks come as rows of bytes, [..., bytes].
+    errors, `coordinates` are this rank's by mesh axis (None: 0 on each). Blocks come as rows of bytes, [..., bytes].
 
     Raises PlanError when a step cannot be done.
     """
     try:
         result_of(recipe, stored, layer)
-        return _evaluate(recipe, stored, layer)
+        return _Evaluation(stored, layer, coordinates or {}).value(recipe)
     except (RuntimeError, IndexError, ValueError, KeyError) as error:
         raise PlanError(
             "A recipe of the plan cannot be done.",
@@ -67,33 +83,92 @@ def lookup(stored: Mapping[str, Stored], layer: int | None) -> SourceLookup:
     return find
 
 
-def _evaluate(recipe: Recipe, stored: Mapping[str, Stored], layer: int | None) -> HostArray:
-    match recipe:
-        case Source():
-            return _plain(_find(recipe, stored, layer))
-        case Dequantize():
-            return _dequantized(_find(recipe.of, stored, layer))
-        case Blocks():
-            return _blocks(_find(recipe.of, stored, layer))
-        case Quantize():
-            raise ValueError("quantize is the last step, done while packing")
-        case Cast():
-            if isinstance(recipe.of, Concat | Stack):
-                return _joined(recipe.of, stored, layer, recipe.dtype)
-            return cast(_evaluate(recipe.of, stored, layer), recipe.dtype)
-        case Slice():
-            whole = _evaluate(recipe.of, stored, layer)
-            place = (slice(None),) * recipe.dimension + (slice(recipe.start, recipe.stop, recipe.stride),)
-            return HostArray(whole.data[place], whole.dtype)
-        case Concat() | Stack():
-            return _joined(recipe, stored, layer, result_of(recipe, stored, layer)[1])
-        case Transpose():
-            whole = _evaluate(recipe.of, stored, layer)
-            return HostArray(whole.data.transpose(recipe.permutation), whole.dtype)
-        case UnpermuteRope():
-            return _unpermuted(_evaluate(recipe.of, stored, layer), recipe.heads)
-        case _:
-            assert_never(recipe)
+@dataclass(frozen=True)
+class _Evaluation:
+    stored: Mapping[str, Stored]
+    layer: int | None
+    coordinates: Mapping[str, int]
+
+    def value(self, recipe: Recipe) -> HostArray:
+        match recipe:
+            case Source():
+                return _plain(self._find(recipe))
+            case Dequantize():
+                return _dequantized(self._find(recipe.of))
+            case Blocks():
+                return _blocks(self._find(recipe.of))
+            case Quantize():
+                raise ValueError("quantize is the last step, done while packing")
+            case Cast():
+                if isinstance(recipe.of, Concat | Stack):
+                    return self._joined(recipe.of, recipe.dtype)
+                return cast(self.value(recipe.of), recipe.dtype)
+            case Slice():
+                whole = self.value(recipe.of)
+                return _window(whole, recipe.dimension, slice(recipe.start, recipe.stop, recipe.stride))
+            case Concat() | Stack():
+                return self._joined(recipe, self._result(recipe)[1])
+            case Transpose():
+                whole = self.value(recipe.of)
+                return HostArray(whole.data.transpose(recipe.permutation), whole.dtype)
+            case UnpermuteRope():
+                return _unpermuted(self.value(recipe.of), recipe.heads)
+            case Part():
+                return _part(self.value(recipe.of), recipe, self.coordinates.get(recipe.axis, 0))
+            case Addend():
+                whole = self.value(recipe.of)
+                return HostArray(np.zeros_like(whole.data), whole.dtype) if self.coordinates.get(recipe.axis) else whole
+            case _:
+                assert_never(recipe)
+
+    def _joined(self, recipe: Concat | Stack, dtype: str) -> HostArray:
+        """The parts as one array, each made and cast in its place, so that no second copy of the whole is held."""
+        shape, own = self._result(recipe)
+        if own not in NUMPY_TYPES:
+            # rows of blocks: their bytes are joined
+            parts = [self.value(part).data for part in recipe.parts]
+            join = np.concatenate if isinstance(recipe, Concat) else np.stack
+            return HostArray(join(parts, recipe.dimension), own)
+        whole = np.empty(shape, NUMPY_TYPES[dtype])
+        self._fill(recipe, whole, dtype)
+        return HostArray(whole, dtype)
+
+    def _fill(self, recipe: Recipe, target: NDArray[Any], dtype: str) -> None:
+        if isinstance(recipe, Stack):
+            for index, part in enumerate(recipe.parts):
+                self._fill(part, np.moveaxis(target, recipe.dimension, 0)[index], dtype)
+        elif isinstance(recipe, Concat):
+            start = 0
+            for part in recipe.parts:
+                stop = start + self._result(part)[0][recipe.dimension]
+                place = (slice(None),) * recipe.dimension + (slice(start, stop),)
+                self._fill(part, target[place], dtype)
+                start = stop
+        else:
+            target[...] = cast(self.value(recipe), dtype).data
+
+    def _result(self, recipe: Recipe) -> Result:
+        return result_of(recipe, self.stored, self.layer)
+
+    def _find(self, source: Source) -> Stored:
+        return self.stored[source.name if self.layer is None else instantiate(source.name, self.layer)]
+
+
+def _window(whole: HostArray, dimension: int, window: slice) -> HostArray:
+    return HostArray(whole.data[(slice(None),) * dimension + (window,)], whole.dtype)
+
+
+def _part(whole: HostArray, recipe: Part, coordinate: int) -> HostArray:
+    """A rank's part of each stretch, filled up with zeros."""
+    parts: list[NDArray[Any]] = []
+    for stretch in recipe.stretches:
+        first, stop = stretch.of_rank(coordinate)
+        parts.append(_window(whole, recipe.dimension, slice(first, stop)).data)
+        if stop - first < stretch.size:
+            missing = list(parts[-1].shape)
+            missing[recipe.dimension] = stretch.size - (stop - first)
+            parts.append(np.zeros(missing, parts[-1].dtype))
+    return HostArray(parts[0] if len(parts) == 1 else np.concatenate(parts, recipe.dimension), whole.dtype)
 
 
 def cast(values: HostArray, dtype: str) -> HostArray:
@@ -105,38 +180,6 @@ def cast(values: HostArray, dtype: str) -> HostArray:
     plain = widened(values.data) if values.dtype == "bf16" else values.data
     with np.errstate(over="ignore"):
         return HostArray(plain.astype(NUMPY_TYPES[dtype]), dtype)
-
-
-def _joined(recipe: Concat | Stack, stored: Mapping[str, Stored], layer: int | None, dtype: str) -> HostArray:
-    """The parts as one array, each made and cast in its place, so that no second copy of the whole is held."""
-    shape, own = result_of(recipe, stored, layer)
-    if own not in NUMPY_TYPES:
-        # rows of blocks: their bytes are joined
-        parts = [_evaluate(part, stored, layer).data for part in recipe.parts]
-        join = np.concatenate if isinstance(recipe, Concat) else np.stack
-        return HostArray(join(parts, recipe.dimension), own)
-    whole = np.empty(shape, NUMPY_TYPES[dtype])
-    _fill(recipe, whole, dtype, stored, layer)
-    return HostArray(whole, dtype)
-
-
-def _fill(recipe: Recipe, target: NDArray[Any], dtype: str, stored: Mapping[str, Stored], layer: int | None) -> None:
-    if isinstance(recipe, Stack):
-        for index, part in enumerate(recipe.parts):
-            _fill(part, np.moveaxis(target, recipe.dimension, 0)[index], dtype, stored, layer)
-    elif isinstance(recipe, Concat):
-        start = 0
-        for part in recipe.parts:
-            stop = start + result_of(part, stored, layer)[0][recipe.dimension]
-            place = (slice(None),) * recipe.dimension + (slice(start, stop),)
-            _fill(part, target[place], dtype, stored, layer)
-            start = stop
-    else:
-        target[...] = cast(_evaluate(recipe, stored, layer), dtype).data
-
-
-def _find(source: Source, stored: Mapping[str, Stored], layer: int | None) -> Stored:
-    return stored[source.name if layer is None else instantiate(source.name, layer)]
 
 
 def _plain(stored: Stored) -> HostArray:

@@ -120,20 +120,20 @@ def forget() -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "operands", "results"), LEGAL)
 def test_legal_placements(name: str, operands: tuple[str, ...], results: tuple[str, ...]) -> None:
-    assert tuple(results_on_axis(operation(name, len(operands)), operands)) == results
+    assert tuple(results_on_axis(operation(name, len(operands)), operands, "tp")) == results
 
 
 @pytest.mark.parametrize(("name", "operands", "message"), ILLEGAL)
 def test_illegal_placements(name: str, operands: tuple[str, ...], message: str) -> None:
     with pytest.raises(PlacementConflict, match=message):
-        results_on_axis(operation(name, len(operands)), operands)
+        results_on_axis(operation(name, len(operands)), operands, "tp")
 
 
 @pytest.mark.parametrize(
     "sample", [s for s in SOUND if s.operands and s.name not in {"ts.aten", "ts.all_reduce"}], ids=lambda s: s.name
 )
 def test_replicated_operands_give_replicated_results(sample: Sample) -> None:
-    found = results_on_axis(built(sample), [R] * len(sample.operands))
+    found = results_on_axis(built(sample), [R] * len(sample.operands), "tp")
     assert found == [R] * len(sample.results)
 
 

@@ -1,0 +1,77 @@
+"""How a value lies on one mesh axis: replicated, cut, or as parts of a sum."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+REPLICATE, PARTIAL = "replicate", "partial"
+
+_SHARD = re.compile(r"shard\((\d+)(?:, copies=(\d+))?(?:, segments=(\d+(?:\*\d+)?(?:\+\d+(?:\*\d+)?)*))?\)")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a cut dimension by the `size` that each rank has of it; `copies` neighbouring ranks have the same part."""
+
+    size: int
+    copies: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.size}*{self.copies}" if self.copies > 1 else str(self.size)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Cut along `dimension` into equal parts, a part for each rank; the last ones end in zeros where ranks do not divide it.
+
+    `copies` neighbouring ranks have the same part: key/value heads of which there are fewer than ranks. Where the dimension
+    is several things behind each other, such as gate and up, each is cut by itself: `segments`, and then no `copies`.
+    """
+
+    dimension: int
+    copies: int = 1
+    segments: tuple[Segment, ...] = ()
+
+    def __str__(self) -> str:
+        copies = f", copies={self.copies}" if self.copies > 1 else ""
+        segments = f", segments={'+'.join(map(str, self.segments))}" if self.segments else ""
+        return f"shard({self.dimension}{copies}{segments})"
+
+    def along(self, dimension: int) -> Shard:
+        """The same cut of another dimension."""
+        return replace(self, dimension=dimension)
+
+    def local_size(self, size: int, ranks: int) -> int:
+        """What a rank has of a dimension of this size."""
+        if self.segments:
+            return sum(segment.size for segment in self.segments)
+        return -(-size * self.copies // ranks)
+
+
+def parse_shard(placement: str) -> Shard | None:
+    """The cut that a placement says; None for the other placements and for what is none."""
+    found = _SHARD.fullmatch(placement)
+    if found is None:
+        return None
+    dimension, copies, listed = found.groups()
+    segments = tuple(_segment(text) for text in listed.split("+")) if listed else ()
+    cut = Shard(int(dimension), int(copies or 1), segments)
+    return cut if str(cut) == placement and not (segments and cut.copies > 1) else None
+
+
+def _segment(text: str) -> Segment:
+    size, _, copies = text.partition("*")
+    return Segment(int(size), int(copies or 1))
+
+
+def local_shape(shape: Sequence[int | None], placement: str, ranks: int) -> tuple[int | None, ...]:
+    """A rank's part of a value of this shape on an axis of so many ranks."""
+    cut = parse_shard(placement)
+    if cut is None:
+        return tuple(shape)
+    size = shape[cut.dimension]
+    if size is None:
+        raise ValueError("rows are not cut")
+    return (*shape[: cut.dimension], cut.local_size(size, ranks), *shape[cut.dimension + 1 :])

@@ -1,0 +1,77 @@
+"""The meaning of a module on a mesh: an interpreter for each rank, in threads that meet at every collective."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .mlir import ir
+from .reference import Interpreter, StepRows, Weights
+
+Coordinates = Mapping[str, int]
+"""A rank's place on each mesh axis."""
+
+_PATIENCE_SECONDS = 60.0
+
+
+def coordinates_of(mesh: Sequence[tuple[str, int]]) -> list[Coordinates]:
+    """Every rank's coordinates, the last axis counting fastest. `mesh`: axes by name, with their sizes."""
+    names = [name for name, _ in mesh]
+    return [dict(zip(names, place, strict=True)) for place in itertools.product(*(range(size) for _, size in mesh))]
+
+
+@dataclass
+class MeshInterpreter:
+    """Runs a module on all ranks of a mesh; keeps their caches between steps. `weights` gives those of a rank."""
+
+    mesh: Sequence[tuple[str, int]]
+    weights: Callable[[Coordinates], Weights]
+    constants: dict[str, Tensor]
+    instantiate: Callable[[str, int], str]
+    dtype: torch.dtype
+    ranks: list[Interpreter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        places = coordinates_of(self.mesh)
+        self._barrier = threading.Barrier(len(places))
+        self._given: list[Tensor | None] = [None] * len(places)
+        self.ranks = []
+        for rank, place in enumerate(places):
+            peers = {axis: [at for at, other in enumerate(places) if _same_but(place, other, axis)] for axis, _ in self.mesh}
+            interpreter = Interpreter(self.weights(place), self.constants, self.instantiate, self.dtype)
+            interpreter.exchange = lambda axis, x, rank=rank, peers=peers: self._exchange(rank, peers[axis], x)
+            self.ranks.append(interpreter)
+
+    def step(self, module: ir.Module, rows: StepRows) -> list[Tensor]:
+        """Every rank's logits of one step.
+
+        Raises threading.BrokenBarrierError where ranks do not meet at the same collectives.
+        """
+        with ThreadPoolExecutor(len(self.ranks)) as pool:
+            running = [pool.submit(self._run, interpreter, module, rows) for interpreter in self.ranks]
+            return [result.result() for result in running]
+
+    def _run(self, interpreter: Interpreter, module: ir.Module, rows: StepRows) -> Tensor:
+        try:
+            with module.context, ir.Location.unknown():
+                return interpreter.step(module, rows)
+        except BaseException:
+            self._barrier.abort()
+            raise
+
+    def _exchange(self, rank: int, peers: Sequence[int], x: Tensor) -> list[Tensor]:
+        self._given[rank] = x
+        self._barrier.wait(_PATIENCE_SECONDS)
+        parts = [part for peer in peers if (part := self._given[peer]) is not None]
+        self._barrier.wait(_PATIENCE_SECONDS)
+        return parts
+
+
+def _same_but(one: Coordinates, other: Coordinates, axis: str) -> bool:
+    return all(name == axis or place == other[name] for name, place in one.items())

@@ -1,0 +1,147 @@
+"""The module as each rank runs it: local shapes, placements in the types, collectives where placements change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...ir import dialect
+from ...ir import module as modules
+from ...ir.mlir import ir
+from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard
+from ...ir.types import dtype_of, placement_of, shape_of, tensor
+from .search import STRUCTURE
+from .strategies import Strategy, is_weight
+
+
+def apply(module: ir.Module, axis: str, ranks: int, chosen: Mapping[ir.Operation, Strategy]) -> ir.Module:
+    """Give every value its placement on one more axis and a rank's own shape, in place."""
+    block = modules.step_block(module)
+    _Application(axis, ranks, chosen).block(block)
+    modules.retype(block)
+    modules.verify(module)
+    return module
+
+
+@dataclass
+class _Application:
+    axis: str
+    ranks: int
+    chosen: Mapping[ir.Operation, Strategy]
+    whole: dict[ir.Value, tuple[int | None, ...]] = field(default_factory=dict)
+    """Shapes before this axis."""
+    changed: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
+    placed: set[ir.Value] = field(default_factory=set)
+    """Weights."""
+
+    def block(self, block: ir.Block) -> None:
+        for view in list(block.operations):
+            operation = view.operation
+            if operation.name == "ts.weight":
+                if not modules.readers_of(operation.results[0]):
+                    self._place(operation.results[0], REPLICATE)
+            elif operation.name == "ts.repeat":
+                self._repeat(operation)
+            elif operation.name in STRUCTURE:
+                self._operands(operation, [REPLICATE] * len(operation.operands))
+            elif operation in self.chosen:
+                self._operation(operation, self.chosen[operation])
+            else:
+                self._place(operation.results[0], REPLICATE)
+
+    def _repeat(self, operation: ir.Operation) -> None:
+        self._operands(operation, [REPLICATE] * len(operation.operands))
+        body = modules.body_of(operation)
+        for value in (*body.arguments, *operation.results):
+            self._place(value, REPLICATE)
+        self.block(body)
+
+    def _operation(self, operation: ir.Operation, strategy: Strategy) -> None:
+        cut = parse_shard(strategy.operands[0]) if operation.name == "ts.slice" else None
+        if cut is not None and cut.segments:
+            _move_window(operation, cut, self.ranks)
+        self._operands(operation, strategy.operands)
+        for result, placement in zip(operation.results, strategy.results, strict=True):
+            self._place(result, placement)
+
+    def _operands(self, operation: ir.Operation, wanted: list[str] | tuple[str, ...]) -> None:
+        for position, (value, placement) in enumerate(zip(operation.operands, wanted, strict=True)):
+            operation.operands[position] = self._weight(value, placement) if is_weight(value) else self._as(value, placement)
+
+    def _place(self, value: ir.Value, placement: str) -> None:
+        self.whole[value] = shape_of(value)
+        known = placement_of(value)
+        cut = parse_shard(placement)
+        if cut is not None:
+            others = (parse_shard(other) for other in known.values())
+            assert all(other is None or other.dimension != cut.dimension for other in others), f"{value} is cut twice"
+        shape = local_shape(shape_of(value), placement, self.ranks)
+        value.set_type(tensor(dtype_of(value), shape, {**known, self.axis: placement}))
+
+    def _weight(self, value: ir.Value, placement: str) -> ir.Value:
+        """A weight in the placement its reader wants; readers that want it otherwise get one of their own."""
+        if value not in self.placed:
+            self.placed.add(value)
+            self._place(value, placement)
+            self.changed[value, placement] = value
+        if (value, placement) not in self.changed:
+            maker = modules.maker_of(value)
+            assert maker is not None
+            with ir.InsertionPoint(maker):
+                other = maker.clone()
+            sym = modules.text_attribute(maker, "sym")
+            other.attributes["sym"] = modules.text(f"{sym}.{self.axis}{len(self.changed)}")
+            result = other.results[0]
+            before = {axis: where for axis, where in placement_of(value).items() if axis != self.axis}
+            result.set_type(tensor(dtype_of(value), self.whole[value], before))
+            self._place(result, placement)
+            self.changed[value, placement] = result
+        return self.changed[value, placement]
+
+    def _as(self, value: ir.Value, placement: str) -> ir.Value:
+        """The value in another placement: a collective behind what makes it, once for all that want it so."""
+        before = placement_of(value)[self.axis]
+        if before == placement:
+            return value
+        if (value, placement) not in self.changed:
+            maker = modules.maker_of(value)
+            assert maker is not None, f"{value} is an argument, which is replicated"
+            with _behind(maker):
+                made = self._collective(value, before, placement)
+            self.changed[value, placement] = made
+        return self.changed[value, placement]
+
+    def _collective(self, value: ir.Value, before: str, after: str) -> ir.Value:
+        axis, placements = modules.text(self.axis), {**placement_of(value), self.axis: after}
+        cut = parse_shard(before)
+        assert after == REPLICATE and (before == PARTIAL or isinstance(cut, Shard)), f"no collective from {before} to {after}"
+        if cut is None:
+            return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis).res
+        shape = list(shape_of(value))
+        true_size = self.whole[value][cut.dimension]
+        shape[cut.dimension] = (shape[cut.dimension] or 0) * self.ranks
+        dimension, ranks = modules.integer(cut.dimension), modules.integer(self.ranks)
+        gathered = dialect.AllGather(tensor(dtype_of(value), shape, placements), value, axis, dimension, ranks).res
+        if shape[cut.dimension] == true_size:
+            return gathered
+        # what filled up the last parts goes
+        kind = tensor(dtype_of(value), self.whole[value], placements)
+        return dialect.Slice(kind, gathered, modules.integer(0)).res
+
+
+def _move_window(operation: ir.Operation, cut: Shard, ranks: int) -> None:
+    """Where a window begins in a rank's own columns."""
+    start, before, own = modules.int_attribute(operation, "start"), 0, 0
+    for segment in cut.segments:
+        if before >= start:
+            break
+        before += segment.size * ranks // segment.copies
+        own += segment.size
+    operation.attributes["start"] = modules.integer(own)
+
+
+def _behind(operation: ir.Operation) -> ir.InsertionPoint:
+    block = operation.block
+    following = list(block.operations)
+    at = next(number for number, view in enumerate(following) if view.operation == operation)
+    return ir.InsertionPoint(following[at + 1].operation)

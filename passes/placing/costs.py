@@ -1,0 +1,99 @@
+"""Seconds that an operation takes in a strategy, and that a change of placement takes, over the expected steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ...ir.mlir import ir
+from ...ir.placements import PARTIAL, REPLICATE, local_shape, parse_shard
+from ...ir.types import dtype_of, shape_of
+from ...plans.program import DTYPE_BYTES
+from ...targets.collective import Collective, collective_seconds
+from ...targets.cost import Cost, cost_of
+from ...targets.machine import Machine
+from ...targets.roofline import roofline
+from ..select import Workload
+from .strategies import Strategy, is_weight
+
+ATTENTION = {"ts.attention", "ts.latent_attention"}
+
+_CHANGES: dict[tuple[str, str], Collective] = {(PARTIAL, REPLICATE): "all_reduce", ("shard", REPLICATE): "all_gather"}
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What strategies are judged by: a machine, `ranks` of it on the axis, the expected steps, a sequence's tokens of context."""
+
+    machine: Machine
+    ranks: int
+    workloads: Sequence[Workload]
+    context: float
+
+    def of_operation(self, operation: ir.Operation, strategy: Strategy, after_gather: bool) -> float:
+        """Expected seconds of one run of the operation."""
+        return sum(load.share * self._seconds(operation, strategy, load, after_gather) for load in self.workloads)
+
+    def of_change(self, value: ir.Value, before: str, after: str, after_gather: bool) -> float | None:
+        """Expected seconds of bringing a value from one placement to another; None where that is not done."""
+        cut = parse_shard(before)
+        if cut is not None and (cut.copies > 1 or cut.segments):
+            return None
+        collective = _CHANGES.get(("shard" if cut is not None else before, after))
+        if collective is None:
+            return None
+        total = 0.0
+        for load in self.workloads:
+            size = _bytes(shape_of(value), value, load.logit_rows if after_gather else load.rows)
+            total += load.share * collective_seconds(collective, size, self.ranks, self.machine)
+        return total
+
+    def of_memory(self, step_seconds: float, size: float) -> float:
+        """Seconds that bytes of weights are worth: they are missed by sequences that could run at the same time."""
+        return step_seconds * size / self.machine.memory_bytes if self.machine.memory_bytes else 0.0
+
+    def _seconds(self, operation: ir.Operation, strategy: Strategy, load: Workload, after_gather: bool) -> float:
+        rows = load.logit_rows if after_gather else load.rows
+        cost = local_cost(operation, strategy, rows, self.ranks)
+        if operation.name in ATTENTION:
+            cost = _with_context(cost, operation, strategy, load, self.ranks, self.context)
+        dtypes = map(dtype_of, operation.results)
+        return roofline(cost, self.machine, dtypes, native=True).limit
+
+
+def local_cost(operation: ir.Operation, strategy: Strategy, rows: int, ranks: int) -> Cost:
+    """A rank's share of an operation's work."""
+    cost = cost_of(operation, rows)
+    values = list(zip((*operation.operands, *operation.results), (*strategy.operands, *strategy.results), strict=True))
+    weights = _share([(value, placement) for value, placement in values if is_weight(value)], rows, ranks)
+    activations = _share([(value, placement) for value, placement in values if not is_weight(value)], rows, ranks)
+    flops = cost.flops / ranks if strategy.cut else cost.flops
+    return Cost(flops, cost.weight_bytes * weights, cost.activation_bytes * activations)
+
+
+def weight_bytes(value: ir.Value, placement: str, ranks: int) -> int:
+    """Bytes of a rank's part of a weight, in the model's type."""
+    return _bytes(local_shape(shape_of(value), placement, ranks), value, 1)
+
+
+def _share(values: Sequence[tuple[ir.Value, str]], rows: int, ranks: int) -> float:
+    whole = sum(_bytes(shape_of(value), value, rows) for value, _ in values)
+    parts = sum(_bytes(local_shape(shape_of(value), placement, ranks), value, rows) for value, placement in values)
+    return parts / whole if whole else 1.0
+
+
+def _bytes(shape: Sequence[int | None], value: ir.Value, rows: int) -> int:
+    return prod(rows if size is None else size for size in shape) * DTYPE_BYTES[dtype_of(value)]
+
+
+def _with_context(cost: Cost, operation: ir.Operation, strategy: Strategy, load: Workload, ranks: int, context: float) -> Cost:
+    """With what attention reads of the cache: once for each sequence."""
+    if operation.name == "ts.latent_attention":
+        cached = [(operation.operands[at], strategy.operands[at]) for at in (2, 3)]
+    else:
+        cached = [(operation.operands[at], strategy.operands[at]) for at in (1, 2)]
+    of_token = sum(_bytes(local_shape(shape_of(value), placement, ranks), value, 1) for value, placement in cached)
+    heads = prod(size or 1 for size in local_shape(shape_of(operation.results[0]), strategy.results[0], ranks))
+    flops = 4.0 * heads * load.rows * context
+    return Cost(cost.flops + flops, cost.weight_bytes, cost.activation_bytes + of_token * context * load.logit_rows)

@@ -1,0 +1,227 @@
+"""The cheapest strategies of all operations together along one axis: an integer program over the distinct layers.
+
+A binary variable for each operation and strategy, exactly one of an operation's being 1; one for each change of a value's
+placement, which is 1 where producer and a consumer disagree (as in Alpa, arXiv:2201.12023, section 4.2); one for each placement
+of a weight, for its memory. Solved by HiGHS; it stops on counts, never on time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...ir import module as modules
+from ...ir.mlir import ir
+from ...ir.placements import REPLICATE
+from ...plans.errors import UsageError
+from ..select import logit_operations, times_of
+from .costs import Prices, weight_bytes
+from .strategies import Strategy, is_weight, strategies
+
+STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
+LEAVES = {"ts.input", "ts.constant", "ts.weight"}
+_NODES = 10_000
+"""Of the branch and bound."""
+
+Pin = Callable[[ir.Operation, Sequence[Strategy]], Sequence[Strategy]]
+"""Which of an operation's strategies are allowed."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for an operation, with the seconds of a step it takes, and the best other way, all else being as it is."""
+
+    operation: ir.Operation
+    strategy: Strategy
+    seconds: float
+    runner_up: Strategy | None
+    runner_up_seconds: float | None
+
+
+def search(module: ir.Module, prices: Prices, pin: Pin, budget: int | None = None) -> list[Choice]:
+    """A choice for every operation of the step, in program order. `budget`: bytes that a rank's weights may take.
+
+    Raises UsageError when nothing satisfies the pins and the budget.
+    """
+    problem = _Problem(prices)
+    block = modules.step_block(module)
+    after_gather = logit_operations(block)
+    for operation in modules.walk(block):
+        if operation.name not in STRUCTURE and operation.name not in LEAVES:
+            problem.add(operation, pin(operation, strategies(operation, prices.ranks)), operation in after_gather)
+    for operation in modules.walk(block):
+        problem.connect(operation)
+    problem.weigh(budget)
+    return problem.solve()
+
+
+@dataclass
+class _Problem:
+    prices: Prices
+    costs: list[float] = field(default_factory=list)
+    binary: list[bool] = field(default_factory=list)
+    rows: list[dict[int, float]] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    ways: dict[ir.Operation, list[tuple[int, Strategy]]] = field(default_factory=dict)
+    gathered: dict[ir.Operation, bool] = field(default_factory=dict)
+    changes: dict[tuple[ir.Value, str, str], int | None] = field(default_factory=dict)
+    stored: dict[tuple[ir.Value, str], int] = field(default_factory=dict)
+
+    def add(self, operation: ir.Operation, allowed: Sequence[Strategy], after_gather: bool) -> None:
+        """An operation with its strategies, one of which is taken."""
+        self.gathered[operation] = after_gather
+        found = self.ways.setdefault(operation, [])
+        for strategy in allowed:
+            seconds = times_of(operation) * self.prices.of_operation(operation, strategy, after_gather)
+            found.append((self._variable(seconds, binary=True), strategy))
+        self._constrain({variable: 1.0 for variable, _ in found}, 1.0, 1.0)
+
+    def connect(self, operation: ir.Operation) -> None:
+        """What changes of placement follow from an operation's strategies and those of its operands' makers."""
+        if operation.name in LEAVES:
+            return
+        for position, value in enumerate(operation.operands):
+            wanted = self._by_placement(operation, lambda strategy, at=position: strategy.operands[at])
+            if is_weight(value):
+                self._store(value, wanted)
+                continue
+            for before, makers in self._made(value).items():
+                for after, users in wanted.items():
+                    if before != after:
+                        self._change(operation, value, before, after, makers, users)
+
+    def weigh(self, budget: int | None) -> None:
+        """A price on memory, and its limit."""
+        step = sum(min(self.costs[variable] for variable, _ in found) for found in self.ways.values() if found)
+        sizes: dict[int, float] = {}
+        for (value, placement), variable in self.stored.items():
+            maker = modules.maker_of(value)
+            assert maker is not None
+            size = weight_bytes(value, placement, self.prices.ranks) * times_of(maker)
+            self.costs[variable] += self.prices.of_memory(step, size)
+            sizes[variable] = size
+        if budget is not None and sizes:
+            self._constrain(sizes, -np.inf, float(budget))
+
+    def solve(self) -> list[Choice]:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        scale = max(self.costs, default=1.0) or 1.0
+        places = [(row, column, weight) for row, entries in enumerate(self.rows) for column, weight in entries.items()]
+        at, columns, weights = (list(part) for part in zip(*places, strict=True))
+        matrix = csr_array((weights, (at, columns)), shape=(len(self.rows), len(self.costs)))
+        found = milp(
+            # of two ways that cost the same, the one that is named first
+            np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary),
+            integrality=np.array(self.binary, dtype=int),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, self.lower, self.upper),
+            options={"node_limit": _NODES, "mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            raise UsageError(
+                "no layout of the model over these ranks satisfies what was asked for",
+                where="--parallel, --placement",
+                got=str(found.message),
+                fix="ask for more ranks or memory, or pin less",
+            )
+        taken = {variable for variable, value in enumerate(found.x) if value > 0.5}
+        chosen = {operation: next(way for way in ways if way[0] in taken)[1] for operation, ways in self.ways.items()}
+        return [self._choice(operation, chosen) for operation in self.ways]
+
+    def _choice(self, operation: ir.Operation, chosen: Mapping[ir.Operation, Strategy]) -> Choice:
+        """With the runner-up: the best other strategy where all other operations stay as they are."""
+
+        def seconds(variable: int, strategy: Strategy) -> float:
+            return self.costs[variable] + self._changes_around(operation, strategy, chosen)
+
+        ranked = sorted((seconds(variable, strategy), at) for at, (variable, strategy) in enumerate(self.ways[operation]))
+        ways = [strategy for _, strategy in self.ways[operation]]
+        own = next(cost for cost, at in ranked if ways[at] == chosen[operation])
+        other = next(((cost, ways[at]) for cost, at in ranked if ways[at] != chosen[operation] and np.isfinite(cost)), None)
+        return Choice(operation, chosen[operation], own, other and other[1], other and other[0])
+
+    def _changes_around(self, operation: ir.Operation, strategy: Strategy, chosen: Mapping[ir.Operation, Strategy]) -> float:
+        total = 0.0
+        for position, value in enumerate(operation.operands):
+            if not is_weight(value):
+                total += self._price(operation, value, _made_as(value, chosen), strategy.operands[position])
+        for result, placement in zip(operation.results, strategy.results, strict=True):
+            wanted: dict[str, ir.Operation] = {}
+            for user, position in modules.readers_of(result):
+                wanted.setdefault(chosen[user].operands[position] if user in chosen else REPLICATE, user)
+            total += sum(
+                self._price(user, result, placement, after) for after, user in sorted(wanted.items(), key=lambda i: i[0])
+            )
+        return total
+
+    def _price(self, user: ir.Operation, value: ir.Value, before: str, after: str) -> float:
+        if before == after:
+            return 0.0
+        found = self.prices.of_change(value, before, after, self._is_gathered(value))
+        return np.inf if found is None else found * times_of(user)
+
+    def _change(
+        self, user: ir.Operation, value: ir.Value, before: str, after: str, makers: Sequence[int], users: Sequence[int] | None
+    ) -> None:
+        """No `makers`: the value always lies so; `users` None: an end of a block, which always wants it so."""
+        key = value, before, after
+        if key not in self.changes:
+            seconds = self.prices.of_change(value, before, after, self._is_gathered(value))
+            self.changes[key] = None if seconds is None else self._variable(seconds * times_of(user), binary=False)
+        variable = self.changes[key]
+        entries = dict.fromkeys((*makers, *(users or ())), 1.0)
+        limit = bool(makers) + (users is not None) - 1.0
+        if variable is not None:
+            entries[variable] = -1.0
+        self._constrain(entries, -np.inf, limit)
+
+    def _store(self, value: ir.Value, wanted: Mapping[str, Sequence[int] | None]) -> None:
+        for placement, users in wanted.items():
+            variable = self.stored.setdefault((value, placement), -1)
+            if variable < 0:
+                variable = self.stored[value, placement] = self._variable(0.0, binary=False)
+            self._constrain({**dict.fromkeys(users or (), 1.0), variable: -1.0}, -np.inf, 0.0)
+
+    def _made(self, value: ir.Value) -> Mapping[str, Sequence[int]]:
+        """Placements that a value may be made in, each with the variables that say so; none: it always is."""
+        maker = modules.maker_of(value)
+        if maker is None or maker not in self.ways:
+            return {REPLICATE: ()}
+        at = list(maker.results).index(value)
+        made = self._by_placement(maker, lambda strategy: strategy.results[at])
+        return {placement: found or () for placement, found in made.items()}
+
+    def _by_placement(self, operation: ir.Operation, placement: Callable[[Strategy], str]) -> dict[str, Sequence[int] | None]:
+        if operation not in self.ways:
+            return {REPLICATE: None}
+        found: dict[str, Sequence[int] | None] = {}
+        for variable, strategy in self.ways[operation]:
+            known = placement(strategy)
+            found[known] = [*(found.get(known) or ()), variable]
+        return found
+
+    def _is_gathered(self, value: ir.Value) -> bool:
+        maker = modules.maker_of(value)
+        return maker is not None and self.gathered.get(maker, False)
+
+    def _variable(self, cost: float, *, binary: bool) -> int:
+        self.costs.append(cost)
+        self.binary.append(binary)
+        return len(self.costs) - 1
+
+    def _constrain(self, entries: dict[int, float], lower: float, upper: float) -> None:
+        self.rows.append(entries)
+        self.lower.append(lower)
+        self.upper.append(upper)
+
+
+def _made_as(value: ir.Value, chosen: Mapping[ir.Operation, Strategy]) -> str:
+    maker = modules.maker_of(value)
+    if maker is None or maker not in chosen:
+        return REPLICATE
+    return chosen[maker].results[list(maker.results).index(value)]

@@ -1,0 +1,56 @@
+"""The SPMD verifier: trusts nothing that set the placements, and derives them anew from each operation's rule."""
+
+from __future__ import annotations
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.placements import REPLICATE
+from ..ir.sharding import PlacementConflict, results_on_axis
+from ..ir.types import Placement, placement_of
+
+LEAVES = {"ts.input", "ts.weight", "ts.constant"}
+
+
+def derive(operation: ir.Operation) -> list[Placement]:
+    """Placements of the results that follow from the operands'."""
+    operands = [placement_of(value) for value in operation.operands]
+    results: list[Placement] = [{} for _ in operation.results]
+    for position, known in enumerate(operands):
+        if known.keys() != operands[0].keys():
+            axes = f"operand {position} is placed on axes {[*known]}, operand 0 on {[*operands[0]]}"
+            raise PlacementConflict(f"{operation.name}: {axes}")
+    for axis in operands[0]:
+        derived = results_on_axis(operation, [known[axis] for known in operands], axis)
+        for placement, found in zip(results, derived, strict=True):
+            placement[axis] = found
+    return results
+
+
+def verify_spmd(module: ir.Module) -> None:
+    """Check every value's placement against its producer's rule, trusting nothing that set it.
+
+    Raises PlacementConflict naming the operation.
+    """
+    for operation in modules.walk(modules.step_block(module)):
+        if operation.name == "ts.weight":
+            continue
+        if operation.name in LEAVES:
+            placed = placement_of(operation.results[0])
+            if set(placed.values()) - {REPLICATE}:
+                raise PlacementConflict(f"{operation.name}: {placed}, every rank has it whole")
+        elif operation.name == "ts.repeat":
+            terminator = list(modules.body_of(operation).operations)[-1].operation
+            groups = (operation.operands, modules.body_of(operation).arguments, terminator.operands, operation.results)
+            for values in zip(*groups, strict=True):
+                if len({str(placement_of(value)) for value in values}) != 1:
+                    raise PlacementConflict(f"ts.repeat carries a value whose placement changes: {[str(v.type) for v in values]}")
+        elif operation.name == "func.return":
+            for value in operation.operands:
+                if set(placement_of(value).values()) - {REPLICATE}:
+                    raise PlacementConflict(f"the step returns {placement_of(value)}, every rank needs it whole")
+        elif operation.name != "ts.yield":
+            found = [placement_of(value) for value in operation.results]
+            if found != derive(operation):
+                raise PlacementConflict(
+                    f"{operation.name} at {modules.label_of(operation)}: {found}, its rule gives {derive(operation)}"
+                )
