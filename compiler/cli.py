@@ -42,7 +42,18 @@ def parse_bytes(text: str) -> int:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.bin"), show_default=True)
-@click.option("--target", default="cpu", show_default=True, help="Target machine; `cpu` is this host's instruction set.")
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    help="Target machine, e.g. h200 or h200:8; `cpu` is this host's instruction set.",
+)
+@click.option("--parallel", default="auto", show_default=True, help="Layout over several devices: auto, or axes such as tp=4.")
+@click.option(
+    "--placement",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="How weights lie (TOML); the rest is searched.",
+)
 @click.option("--dtype", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True)
 @click.option(
     "--quantize",
@@ -77,6 +88,7 @@ def main(
     output: Path,
     memory: str | None,
     traffic: Path | None,
+    placement: Path | None,
     stop_after: str | None,
     dump_ir: Path | None,
     list_targets: bool,
@@ -90,9 +102,12 @@ def main(
     if model is None:
         raise UsageError("no model was given", where="command line", expected="MODEL", fix="tokenspeed-compile path/to/model")
     from .options import CompileOptions
+    from .placement_file import read_placement
 
     _warn_of_plugins()
-    chosen = CompileOptions(memory=parse_bytes(memory) if memory else None, traffic=_traffic(traffic), **options)
+    pins = read_placement(placement) if placement else ()
+    limit = parse_bytes(memory) if memory else None
+    chosen = CompileOptions(memory=limit, traffic=_traffic(traffic), placement=pins, **options)
     started = time.perf_counter()
     state, seconds = _compile(model, chosen, stop_after, dump_ir)
     if stop_after and stop_after != "emit":

@@ -57,6 +57,7 @@ from .identity import compiler_digest, library_versions
 from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered, state_groups
 from .library_memory import library_memory
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
+from .mesh import ranks_of
 from .options import DEFAULT_CONTEXT, CompileOptions
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         target=_target(state.machine),
         mesh=state.mesh,
         model=_model(state),
-        programs=tuple(_reference(program, entries) for program in programs),
+        programs=tuple(_reference(program, entries, ranks_of(state.mesh)) for program in programs),
         step_inputs=inputs,
         slot_buffers=state.slots,
         sources=bound,
@@ -305,11 +306,13 @@ def _model(state: Compilation) -> Model:
     )
 
 
-def _reference(program: Program, entries: dict[str, Any]) -> ProgramReference:
+def _reference(program: Program, entries: dict[str, Any], ranks: int) -> ProgramReference:
+    """Every rank runs the same program."""
     entry = f"programs/{program.name}.msgpack"
     entries[entry] = msgspec.msgpack.encode(program)
     role: Any = program.name
-    return ProgramReference(name=program.name, role=role, entry=entry, rank=0, max_rows=program.buckets[-1].rows)
+    rows, others = program.buckets[-1].rows, tuple(range(1, ranks))
+    return ProgramReference(name=program.name, role=role, entry=entry, rank=0, max_rows=rows, others=others)
 
 
 def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReference | None:
@@ -327,6 +330,8 @@ def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReferen
 
 
 def _goldens(state: Compilation, entries: dict[str, Any]) -> tuple[Golden, ...]:
+    if ranks_of(state.mesh) > 1:
+        return ()  # counter weights are of whole weights; ranks have parts of them
     constants = state.traced.constants
     case = make_golden(state.module, state.weights, constants, vocabulary(state.traced), state.max_context, state.dtype)
     if case is None:

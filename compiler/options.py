@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from ..passes.choose_weight_types import Quantization
+from ..passes.placing.pins import Pin
 from ..passes.schedule import TrafficProfile
 
 DEFAULT_CONTEXT = 8192
@@ -24,6 +25,8 @@ class CompileOptions:
     bundle_weights: bool = False
     quantize: Quantization = "auto"
     kernels: Literal["auto", "library"] = "auto"
+    parallel: str = "auto"
+    placement: tuple[Pin, ...] = ()
     traffic: TrafficProfile = field(default_factory=TrafficProfile)
 
     def with_limits(self, max_sequences: int, prefill_chunk: int) -> CompileOptions:
@@ -36,7 +39,10 @@ class CompileOptions:
 
     def spelled(self) -> dict[str, str]:
         """Option name -> value, for the plan's provenance."""
-        named = {item.name.replace("_", "-"): getattr(self, item.name) for item in fields(self) if item.name != "traffic"}
+        plain = (item.name for item in fields(self) if item.name not in {"traffic", "placement"})
+        named = {name.replace("_", "-"): getattr(self, name) for name in plain}
+        if self.placement:
+            named["placement"] = "; ".join(f"{pin.module} {pin.weight}" for pin in self.placement)
         traffic = {f"traffic.{item.name}": getattr(self.traffic, item.name) for item in fields(self.traffic)}
         given = {name: value for name, value in {**named, **traffic}.items() if value is not None}
         return {name: str(value) for name, value in sorted(given.items())}

@@ -19,13 +19,17 @@ from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
 from ..passes.lower import lower
 from ..passes.lower_device import DeviceCalls
 from ..passes.merge_projections import merge_projections
-from ..passes.partition import partition, verify_spmd
+from ..passes.partition import partition
+from ..passes.placing.costs import Prices
+from ..passes.placing.pins import Pins
+from ..passes.placing.search import Choice
 from ..passes.raise_aten import raise_aten
 from ..passes.sample_program import build_device_sample_program, build_sample_program
 from ..passes.schedule import bucket_sizes, schedule, workloads
 from ..passes.select import select
 from ..passes.share_kv_caches import share_kv_caches
 from ..passes.store_weights import plan_weights, split_packed
+from ..passes.verify_spmd import verify_spmd
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
@@ -39,10 +43,11 @@ from .frontends.import_aten import import_model
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel, trace
 from .memory import BLOCK_TOKENS
+from .mesh import mesh_of, ranks_of
 from .options import CompileOptions
 from .proof import prove
 
-MESH = (MeshAxis(name="tp", size=1),)
+ONE_RANK = (MeshAxis(name="tp", size=1),)
 HOST_LIMITS, DEVICE_LIMITS = (16, 512), (64, 2048)
 """Sequences and prompt tokens of a step, unless asked otherwise."""
 
@@ -65,7 +70,9 @@ class Compilation:
     """Why the plan cannot carry native kernels; None when it can."""
     device: DeviceCalls | None = None
     """Makes the calls of a plan for an accelerator."""
-    mesh: tuple[MeshAxis, ...] = MESH
+    mesh: tuple[MeshAxis, ...] = ONE_RANK
+    layout: tuple[Choice, ...] = ()
+    """What the partitioner chose, where there are several ranks."""
     decisions: tuple[Decision, ...] = ()
     weights: tuple[Weight, ...] = ()
     step: Program | None = None
@@ -76,17 +83,19 @@ class Compilation:
     entries: dict[str, Any] = field(default_factory=dict)
 
 
-def raise_and_place(state: Compilation) -> None:
+def raise_operations(state: Compilation) -> None:
     state.module = raise_aten(state.module, state.traced.config["model_type"])
 
 
 def place(state: Compilation) -> None:
-    partition(state.module, state.mesh)
+    prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"])
+    state.layout = partition(state.module, state.mesh, prices, Pins(state.options.placement))
 
 
 def fuse(state: Compilation) -> None:
-    state.module = _fused(state.module)
-    prove(state.traced, state.module, lambda small: _fused(partition(raise_aten(small, "miniature"), state.mesh)))
+    state.module = fused(state.module)
+    whole = state.module if ranks_of(state.mesh) == 1 else on_one_rank(modules.parse(state.ir_texts["raise"]))
+    prove(state.traced, whole, lambda small: on_one_rank(raise_aten(small, "miniature")))
 
 
 def quantize(state: Compilation) -> None:
@@ -97,7 +106,7 @@ def quantize(state: Compilation) -> None:
 def choose_kernels(state: Compilation) -> None:
     state.decisions = select(state.module, state.machine, workloads(state.limits), state.no_native_kernels)
     split_packed(state.module, state.machine)
-    state.weights = plan_weights(state.module, state.machine, state.traced.parameters, state.source)
+    state.weights = plan_weights(state.module, state.machine, state.traced.parameters, state.source, state.mesh)
 
 
 def make_instructions(state: Compilation) -> None:
@@ -125,7 +134,7 @@ def write_manifest(state: Compilation) -> None:
 
 PHASES: tuple[tuple[str, Callable[[Compilation], None]], ...] = (
     ("import", lambda _state: None),
-    ("raise", raise_and_place),
+    ("raise", raise_operations),
     ("partition", place),
     ("fuse", fuse),
     ("quantize", quantize),
@@ -141,7 +150,7 @@ Observer = Callable[[str, Compilation], None]
 
 def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     """Resolve the options against model and target, trace, import. Must run inside an IR context."""
-    machine = find_target(options.target)
+    machine, mesh = find_target(options.target), mesh_of(options.target, options.parallel)
     if isinstance(machine, Accelerator):
         require_triton()
     dtype = emit.choose_dtype(source, options, machine)
@@ -160,9 +169,9 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     module = import_model(traced)
     if isinstance(machine, Accelerator):
         device = DeviceCalls(device_setting(machine, limits, BLOCK_TOKENS, max_context))
-        return Compilation(source, options, machine, dtype, max_context, limits, traced, module, None, device)
+        return Compilation(source, options, machine, dtype, max_context, limits, traced, module, None, device, mesh)
     no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
-    return Compilation(source, options, machine, dtype, max_context, limits, traced, module, no_native)
+    return Compilation(source, options, machine, dtype, max_context, limits, traced, module, no_native, None, mesh)
 
 
 def compile_model(source: ModelSource, options: CompileOptions, observe: Observer, stop_after: str = "emit") -> Compilation:
@@ -182,7 +191,13 @@ def compile_model(source: ModelSource, options: CompileOptions, observe: Observe
     return state
 
 
-def _fused(module: ir.Module) -> ir.Module:
+def on_one_rank(module: ir.Module) -> ir.Module:
+    """A raised module as one rank runs it: what the proof is about."""
+    partition(module, ONE_RANK)
+    return fused(module)
+
+
+def fused(module: ir.Module) -> ir.Module:
     for fusion in FUSIONS:
         fusion(module)
         verify_spmd(module)

@@ -13,15 +13,18 @@ from ..ir.mlir import ir
 from ..plans.schema import MeshAxis
 from .placing.apply import apply
 from .placing.costs import Prices
-from .placing.search import LEAVES, STRUCTURE, Choice, Pin, search
+from .placing.pins import Pins
+from .placing.search import LEAVES, STRUCTURE, Choice, search
 from .placing.strategies import strategies
 from .verify_spmd import verify_spmd
 
 
-def partition(module: ir.Module, mesh: Sequence[MeshAxis], prices: Prices | None = None, pin: Pin | None = None) -> list[Choice]:
+def partition(
+    module: ir.Module, mesh: Sequence[MeshAxis], prices: Prices | None = None, pins: Pins | None = None
+) -> tuple[Choice, ...]:
     """Placements for all values, in place; gives back what was chosen along axes of several ranks.
 
-    `prices` judge the layouts of such axes; `pin` says which are allowed. Raises UsageError when none is.
+    `prices` judge the layouts of such axes; `pins` say what the user wants of them. Raises UsageError when none is.
     """
     chosen: list[Choice] = []
     for axis in mesh:
@@ -29,11 +32,11 @@ def partition(module: ir.Module, mesh: Sequence[MeshAxis], prices: Prices | None
             apply(module, axis.name, 1, {operation: strategies(operation, 1)[0] for operation in _operations(module)})
             continue
         assert prices is not None
-        found = search(module, replace(prices, ranks=axis.size), pin or (lambda _operation, allowed: allowed))
+        found = search(module, replace(prices, ranks=axis.size), pins or Pins())
         apply(module, axis.name, axis.size, {choice.operation: choice.strategy for choice in found})
         chosen += found
     verify_spmd(module)
-    return chosen
+    return tuple(chosen)
 
 
 def _operations(module: ir.Module) -> list[ir.Operation]:

@@ -168,11 +168,13 @@ def _check_programs(manifest: Manifest, sizes: dict[str, int]) -> None:
     for program in manifest.programs:
         where = f"programs, {program.name}"
         require_entry(program.entry, sizes, f"{where}: entry")
-        require_number(program.rank, f"{where}: rank", 0, ranks(manifest) - 1)
+        for rank in program.ranks:
+            require_number(rank, f"{where}: rank", 0, ranks(manifest) - 1)
+        require_unique(map(str, program.ranks), f"{where}: others")
         require_number(program.max_rows, f"{where}: max_rows", 1)
     largest: dict[tuple[str, int], int] = {}
-    for program in manifest.programs:
-        largest[program.role, program.rank] = max(program.max_rows, largest.get((program.role, program.rank), 0))
+    for role, rank, rows in ((program.role, rank, program.max_rows) for program in manifest.programs for rank in program.ranks):
+        largest[role, rank] = max(rows, largest.get((role, rank), 0))
     for rank in range(ranks(manifest)):
         for role in ("step", "sample"):
             require((role, rank) in largest, "programs", f"a {role} program for rank {rank}", "none")

@@ -199,7 +199,7 @@ class MemoryPlan(_Part, frozen=True, kw_only=True):
 
 class ProgramReference(_Part, frozen=True, kw_only=True):
     """`role` "step" runs the model over rows and leaves `logits`; "sample" turns logits into tokens. Pick the first step
-    program whose largest bucket holds the step.
+    program whose largest bucket holds the step. `rank` runs it, and so do the ranks `others`.
     """
 
     name: str
@@ -207,6 +207,12 @@ class ProgramReference(_Part, frozen=True, kw_only=True):
     entry: str
     rank: int
     max_rows: int
+    others: tuple[int, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All that run it."""
+        return (self.rank, *self.others)
 
 
 class CostRow(_Part, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from .expansions import Expansions, read_programs
 from .functions.context import Launch
 from .host_arrays import HostArray
 from .host_placement import place_on_host
+from .mesh import Rank
 from .operands import Extent
 from .placement import Placement
 from .protocol import SamplingParameters, TokenLogprob
@@ -27,6 +28,7 @@ from .scheduling.step import IntArray, StepBatch
 from .weights import PlanSource
 
 if TYPE_CHECKING:
+    from .collectives import Collectives
     from .device.driver import Driver
 
 
@@ -52,18 +54,22 @@ def load_executor(
     exact_weights: bool = False,
     pin_threads: bool = False,
     driver: Driver | None = None,
+    collectives: Collectives | None = None,
 ) -> PlanExecutor:
     """Allocate, load the weights and expand the largest buckets of a plan.
 
     `weights` as for `load_weights`; `threads` to compute with (None: the libraries' choice, all cores for native kernels).
     With `truncate_repeats` each repeat runs its first iteration alone and only what that needs is loaded (goldens); with
     `exact_weights` nothing is rounded to block types. `pin_threads` keeps each native thread on a core of its own. `driver` is
-    that of a plan for an accelerator (None: the vendor's own). Raises a TokenspeedError saying what does not fit.
+    that of a plan for an accelerator (None: the vendor's own), `collectives` are of a rank that is one of several.
+
+    Raises a TokenspeedError saying what does not fit.
     """
     manifest = plan.manifest
     _check_functions(manifest.functions_version)
     check_slot_buffers(manifest)
-    programs = read_programs(plan)
+    rank = Rank(manifest.mesh) if collectives is None else collectives.rank
+    programs = read_programs(plan, rank.number)
     needed = None
     if truncate_repeats:
         needed = {name for program in programs.steps for name in operand_names(program, first_only=True)}
@@ -82,6 +88,8 @@ def load_executor(
             threads=threads,
             pin_threads=pin_threads,
             exact_weights=exact_weights,
+            rank=rank,
+            groups=None if collectives is None else collectives.groups,
         )
     try:
         with placement.running():

@@ -32,7 +32,7 @@ class Programs:
 
 def read_programs(plan: PlanSource, rank: int = 0) -> Programs:
     """The programs of a rank. Raises PlanError when one is missing or its logits are not where the sample program looks."""
-    references = [item for item in plan.manifest.programs if item.rank == rank]
+    references = [item for item in plan.manifest.programs if rank in item.ranks]
     steps = sorted((item for item in references if item.role == "step"), key=lambda item: item.max_rows)
     samples = [item for item in references if item.role == "sample"]
     if not steps or len(samples) != 1:

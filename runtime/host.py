@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 from ..plans.errors import MemoryPlanError, TargetMismatch
-from ..plans.integrity import ranks
 from ..plans.schema import Manifest
 from ..plans.units import format_bytes
 
@@ -49,24 +48,14 @@ def host_memory_bytes() -> int:
 def check_host(manifest: Manifest, *, features: frozenset[str] | None = None, memory_bytes: int | None = None) -> None:
     """Refuse a plan this machine cannot run; `features` and `memory_bytes` stand in for the machine's own.
 
-    Raises `TargetMismatch` for another kind of device, missing features or more than one rank, and `MemoryPlanError` when the
-    planned memory exceeds the machine's. A plan for an accelerator is compared with it when the engine opens it.
+    Raises `TargetMismatch` for another kind of device or missing features, and `MemoryPlanError` when the planned memory exceeds
+    the machine's. A plan for an accelerator is compared with it when the engine opens it.
     """
     target, recompile = manifest.target, f"tokenspeed-compile {manifest.model.name} --target cpu"
     if target.kind not in SUPPORTED_KINDS:
         expected = " or ".join(SUPPORTED_KINDS)
         raise TargetMismatch(
             "The plan is for another kind of device.", where="target.kind", expected=expected, got=target.kind, fix=recompile
-        )
-    count = ranks(manifest)
-    if count != 1:
-        got = ", ".join(f"{axis.name} {axis.size}" for axis in manifest.mesh)
-        raise TargetMismatch(
-            "The plan is for several devices; this runtime runs one rank.",
-            where="mesh",
-            expected="1 rank",
-            got=got,
-            fix=recompile,
         )
     if manifest.device is not None:
         return  # the engine asks the device, whose driver this process must not open

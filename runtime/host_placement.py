@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from .executor_interface import Report
 from .functions.context import Context
 from .host_arrays import HostArray, release_free_memory
+from .mesh import Rank
 from .native.runtime import NativeRuntime
 from .operands import Addressed, Surroundings
 from .static_memory import StaticMemory, allocate
 from .weights import PlanSource, load_weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Mode = Callable[[], AbstractContextManager[object]]
 """What programs run inside of."""
@@ -78,8 +83,11 @@ def place_on_host(
     threads: int | None,
     pin_threads: bool,
     exact_weights: bool,
+    rank: Rank,
+    groups: Mapping[str, ProcessGroup] | None,
 ) -> HostPlacement:
     """Allocate and load; `native_only` says that programs call the plan's own kernels alone, so that no library is imported.
+    `rank` is which of the plan's ranks this is, `groups` are its by mesh axis.
 
     Raises a TokenspeedError saying what does not fit.
     """
@@ -88,11 +96,11 @@ def place_on_host(
         memory = allocate(plan, needed)
         report("memory")
         native = _native(plan, threads, pin_threads)
-        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights)
+        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights, coordinates=rank.coordinates)
         release_free_memory()  # loading went through arrays as large as the largest weight
         report("weights")
         inputs = {**memory.inputs, **memory.constants, **tensors}
-        return HostPlacement(memory, Surroundings(memory.arena, inputs, memory.state, Context(), native), mode)
+        return HostPlacement(memory, Surroundings(memory.arena, inputs, memory.state, Context(groups), native), mode)
 
 
 def _library_mode(threads: int | None) -> Mode:

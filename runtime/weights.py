@@ -67,12 +67,14 @@ def load_weights(
     native: NativeRuntime | None = None,
     exact: bool = False,
     upload: Upload | None = None,
+    coordinates: Mapping[str, int] | None = None,
 ) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
     "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
-    the model's own type instead, decoded or not rounded at all; `upload` brings them to a device.
+    the model's own type instead, decoded or not rounded at all; `upload` brings them to a device; `coordinates` are this
+    rank's on the mesh (None: 0 on each axis).
     Without it one final tensor is made at a time. Their sources are not kept, neither as arrays nor as pages of mapped
     files. Digests are checked meanwhile, in threads of their own.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
@@ -82,7 +84,7 @@ def load_weights(
     arena = PackedArena(arena_bytes([weight.bytes for weight, _, _ in wanted if weight.prepack == "panel"]))
     loaded: dict[str, Loaded] = {}
     done = 0
-    with _maker(plan, weights, wanted) as maker:
+    with _maker(plan, weights, wanted, coordinates or {}) as maker:
 
         def finish(item: Wanted) -> None:
             nonlocal done
@@ -158,7 +160,10 @@ def _panel(made: HostArray, weight: Weight, name: str, arena: PackedArena, nativ
 class _maker:
     """Context in which instances are made; leaving it waits for the digests and raises if one is wrong."""
 
-    def __init__(self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]]) -> None:
+    def __init__(
+        self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]], coordinates: Mapping[str, int]
+    ) -> None:
+        self._coordinates = coordinates
         self._invent = {DUMMY: dummy_array, COUNTER: counter_array}.get(weights or "")
         self._stored: dict[str, Stored] = {}
         self._checks: list[Check] = []
@@ -175,11 +180,15 @@ class _maker:
 
     def make(self, weight: Weight, name: str, layer: int) -> HostArray:
         """An instance of a weight; it may be a view of a mapped file."""
-        return _invented(self._invent, weight, name) if self._invent else _made(self._stored, weight, name, layer)
+        if self._invent:
+            return _invented(self._invent, weight, name)
+        return _made(self._stored, weight, name, layer, self._coordinates)
 
     def pieces(self, weight: Weight, name: str, layer: int) -> Sequence[HostArray]:
         """The same in pieces that need not be joined first."""
-        return [_invented(self._invent, weight, name)] if self._invent else _made_in_pieces(self._stored, weight, name, layer)
+        if self._invent:
+            return [_invented(self._invent, weight, name)]
+        return _made_in_pieces(self._stored, weight, name, layer, self._coordinates)
 
     def release(self, weight: Weight, layer: int) -> None:
         """An instance is where it stays: the pages of its sources may go."""
@@ -290,19 +299,21 @@ def _invented(make: Callable[[str, tuple[int, ...], str], HostArray], weight: We
     return make(name, weight.shape, weight.dtype if weight.dtype in DTYPE_BYTES else "f32")
 
 
-def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> HostArray:
+def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int, coordinates: Mapping[str, int]) -> HostArray:
     index = layer if weight.layers else None
     _check_result(stored, weight, name, index)
     recipe = before_packing(weight.recipe, lookup(stored, index)) if weight.prepack == "panel" else weight.recipe
-    made = evaluate(recipe, stored, index, name)
+    made = evaluate(recipe, stored, index, name, coordinates)
     return HostArray(np.ascontiguousarray(made.data), made.dtype)
 
 
-def _made_in_pieces(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int) -> list[HostArray]:
+def _made_in_pieces(
+    stored: Mapping[str, Stored], weight: Weight, name: str, layer: int, coordinates: Mapping[str, int]
+) -> list[HostArray]:
     index = layer if weight.layers else None
     _check_result(stored, weight, name, index)
     recipe = before_packing(weight.recipe, lookup(stored, index)) if weight.prepack == "planes" else weight.recipe
-    return [evaluate(part, stored, index, name) for part in _parts_in_order(recipe)]
+    return [evaluate(part, stored, index, name, coordinates) for part in _parts_in_order(recipe)]
 
 
 def _parts_in_order(recipe: Recipe) -> Iterator[Recipe]:

@@ -89,8 +89,8 @@ class _Application:
             assert maker is not None
             with ir.InsertionPoint(maker):
                 other = maker.clone()
-            sym = modules.text_attribute(maker, "sym")
-            other.attributes["sym"] = modules.text(f"{sym}.{self.axis}{len(self.changed)}")
+            others = sum(1 for known, _ in self.changed if known == value)
+            other.attributes["sym"] = modules.text(f"{modules.text_attribute(maker, 'sym')}.{self.axis}{others}")
             result = other.results[0]
             before = {axis: where for axis, where in placement_of(value).items() if axis != self.axis}
             result.set_type(tensor(dtype_of(value), self.whole[value], before))

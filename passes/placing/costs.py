@@ -24,12 +24,12 @@ _CHANGES: dict[tuple[str, str], Collective] = {(PARTIAL, REPLICATE): "all_reduce
 
 @dataclass(frozen=True)
 class Prices:
-    """What strategies are judged by: a machine, `ranks` of it on the axis, the expected steps, a sequence's tokens of context."""
+    """What strategies are judged by: a machine, the expected steps, a sequence's tokens of context, `ranks` on the axis."""
 
     machine: Machine
-    ranks: int
     workloads: Sequence[Workload]
     context: float
+    ranks: int = 1
 
     def of_operation(self, operation: ir.Operation, strategy: Strategy, after_gather: bool) -> float:
         """Expected seconds of one run of the operation."""

@@ -18,15 +18,13 @@ from ...ir.placements import REPLICATE
 from ...plans.errors import UsageError
 from ..select import logit_operations, times_of
 from .costs import Prices, weight_bytes
+from .pins import Pins
 from .strategies import Strategy, is_weight, strategies
 
 STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
 LEAVES = {"ts.input", "ts.constant", "ts.weight"}
 _NODES = 10_000
 """Of the branch and bound."""
-
-Pin = Callable[[ir.Operation, Sequence[Strategy]], Sequence[Strategy]]
-"""Which of an operation's strategies are allowed."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,17 @@ class Choice:
     runner_up_seconds: float | None
 
 
-def search(module: ir.Module, prices: Prices, pin: Pin, budget: int | None = None) -> list[Choice]:
+def search(module: ir.Module, prices: Prices, pins: Pins, budget: int | None = None) -> list[Choice]:
     """A choice for every operation of the step, in program order. `budget`: bytes that a rank's weights may take.
 
     Raises UsageError when nothing satisfies the pins and the budget.
     """
-    problem = _Problem(prices)
+    problem = _Problem(prices, pins)
     block = modules.step_block(module)
     after_gather = logit_operations(block)
     for operation in modules.walk(block):
         if operation.name not in STRUCTURE and operation.name not in LEAVES:
-            problem.add(operation, pin(operation, strategies(operation, prices.ranks)), operation in after_gather)
+            problem.add(operation, operation in after_gather)
     for operation in modules.walk(block):
         problem.connect(operation)
     problem.weigh(budget)
@@ -60,6 +58,7 @@ def search(module: ir.Module, prices: Prices, pin: Pin, budget: int | None = Non
 @dataclass
 class _Problem:
     prices: Prices
+    pins: Pins
     costs: list[float] = field(default_factory=list)
     binary: list[bool] = field(default_factory=list)
     rows: list[dict[int, float]] = field(default_factory=list)
@@ -70,12 +69,13 @@ class _Problem:
     changes: dict[tuple[ir.Value, str, str], int | None] = field(default_factory=dict)
     stored: dict[tuple[ir.Value, str], int] = field(default_factory=dict)
 
-    def add(self, operation: ir.Operation, allowed: Sequence[Strategy], after_gather: bool) -> None:
+    def add(self, operation: ir.Operation, after_gather: bool) -> None:
         """An operation with its strategies, one of which is taken."""
         self.gathered[operation] = after_gather
         found = self.ways.setdefault(operation, [])
-        for strategy in allowed:
+        for strategy in self.pins.allowed(operation, strategies(operation, self.prices.ranks)):
             seconds = times_of(operation) * self.prices.of_operation(operation, strategy, after_gather)
+            seconds += self.pins.surcharge(operation, strategy)
             found.append((self._variable(seconds, binary=True), strategy))
         self._constrain({variable: 1.0 for variable, _ in found}, 1.0, 1.0)
 

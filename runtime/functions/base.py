@@ -75,6 +75,12 @@ class Operands:
             self.refuse(f"true or false in attribute {name}", repr(value))
         return value
 
+    def text(self, name: str) -> str:
+        value = self.attributes.get(name)
+        if not isinstance(value, str):
+            self.refuse(f"text in attribute {name}", repr(value))
+        return value
+
     def choice(self, name: str, choices: tuple[str, ...], default: str | None = None) -> str:
         value = self.attributes.get(name, default)
         if not isinstance(value, str) or value not in choices:

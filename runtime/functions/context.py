@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch import distributed
 
 Launch = Callable[[], None]
 T = TypeVar("T")
@@ -16,11 +17,12 @@ class Context:
     """State shared by all launches of one executor.
 
     `step` grows by one whenever the step inputs were refilled, so that what is derived from them on the host (gather
-    indices, masks, flags) is made once a step, not once a layer.
+    indices, masks, flags) is made once a step, not once a layer. `groups` are this rank's by mesh axis.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Mapping[str, distributed.ProcessGroup] | None = None) -> None:
         self.step = 0
+        self.groups: Mapping[str, distributed.ProcessGroup] = groups or {}
         self._shared: dict[Hashable, object] = {}
         self._scratch: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 

@@ -47,6 +47,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     ),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
+    _simple("ts.all_reduce"),
+    _simple("ts.all_gather"),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tokenspeed.compiler.frontends.import_aten import import_model
-from tokenspeed.compiler.pipeline import MESH, _fused
+from tokenspeed.compiler.pipeline import on_one_rank
 from tokenspeed.compiler.proof import TOLERANCE, prove
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
-from tokenspeed.passes.partition import partition
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.plans.errors import ModelError
 
@@ -24,7 +23,7 @@ def in_context() -> Iterator[None]:
 
 
 def compiled(small: ir.Module) -> ir.Module:
-    return _fused(partition(raise_aten(small, "sample"), MESH))
+    return on_one_rank(raise_aten(small, "sample"))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -113,4 +112,4 @@ def test_a_miniature_that_raises_to_other_operations_proves_nothing() -> None:
     model = traced(family_config("mistral"), "f32")
     raised = compiled(import_model(model))
     with pytest.raises(ModelError, match="raises to other operations"):
-        prove(model, raised, lambda small: partition(raise_aten(small, "sample"), MESH))
+        prove(model, raised, lambda small: raise_aten(small, "sample"))

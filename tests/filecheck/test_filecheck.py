@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenspeed.compiler.pipeline import MESH
+from tokenspeed.compiler.pipeline import ONE_RANK
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.fuse_add_norm import fuse_add_norm
@@ -32,10 +32,15 @@ def _select(parsed: ir.Module) -> ir.Module:
     return parsed
 
 
+def _partition(parsed: ir.Module) -> ir.Module:
+    partition(parsed, ONE_RANK)
+    return parsed
+
+
 PASSES: dict[str, Callable[[ir.Module], ir.Module]] = {
     "parse": lambda parsed: parsed,
     "raise": lambda parsed: raise_aten(parsed, "sample"),
-    "partition": lambda parsed: partition(parsed, MESH),
+    "partition": _partition,
     "merge-projections": merge_projections,
     "fuse-add-norm": fuse_add_norm,
     "fuse-rope-kv-write": fuse_rope_kv_write,

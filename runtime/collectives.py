@@ -1,0 +1,72 @@
+"""The ranks of a plan as torch's process groups: one for each mesh axis, and one of all for messages of the first rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from torch import distributed
+
+from .mesh import Rank
+
+Backend = Literal["gloo", "nccl"]
+
+STEP_SECONDS = 60.0
+"""Longest that a rank waits for the others in a step: one that is gone or hangs is noticed by then."""
+
+_IDLE = timedelta(days=365)
+_AT_ONCE = 16384
+_SIZE_BYTES = 8
+
+
+class Collectives:
+    """A rank's groups. Of one thread at a time; `send` and `receive` may be used beside collectives of steps.
+
+    Every rank must make its own, which waits for all the others. `address` is host:port of a store that rank 0 serves.
+    """
+
+    def __init__(self, rank: Rank, backend: Backend, address: str) -> None:
+        limit = timedelta(seconds=STEP_SECONDS)
+        distributed.init_process_group(backend, f"tcp://{address}", limit, rank.count, rank.number)
+        self.rank = rank
+        self._groups: dict[str, distributed.ProcessGroup] = {}
+        for axis in rank.mesh:
+            for members in rank.peers(axis.name):
+                group = distributed.new_group(members, limit, backend)
+                if rank.number in members and axis.size > 1:
+                    self._groups[axis.name] = group
+        # ranks wait here as long as no request comes
+        self._messages = distributed.new_group(list(range(rank.count)), _IDLE, "gloo")
+
+    @property
+    def groups(self) -> Mapping[str, distributed.ProcessGroup]:
+        """This rank's group along each axis of several ranks."""
+        return self._groups
+
+    def send(self, message: bytes) -> None:
+        """From rank 0 to all the others."""
+        head = torch.zeros(_AT_ONCE, dtype=torch.uint8)
+        head[:_SIZE_BYTES] = torch.frombuffer(bytearray(len(message).to_bytes(_SIZE_BYTES, "little")), dtype=torch.uint8)
+        body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        first = body[: _AT_ONCE - _SIZE_BYTES]
+        head[_SIZE_BYTES : _SIZE_BYTES + len(first)] = first
+        distributed.broadcast(head, 0, self._messages)
+        if len(body) > len(first):
+            distributed.broadcast(body[len(first) :].contiguous(), 0, self._messages)
+
+    def receive(self) -> bytes:
+        """What rank 0 sends next."""
+        head = torch.empty(_AT_ONCE, dtype=torch.uint8)
+        distributed.broadcast(head, 0, self._messages)
+        size = int.from_bytes(head[:_SIZE_BYTES].numpy().tobytes(), "little")
+        first = head[_SIZE_BYTES : _SIZE_BYTES + size].numpy().tobytes()
+        if len(first) == size:
+            return first
+        rest = torch.empty(size - len(first), dtype=torch.uint8)
+        distributed.broadcast(rest, 0, self._messages)
+        return first + rest.numpy().tobytes()
+
+    def close(self) -> None:
+        distributed.destroy_process_group()

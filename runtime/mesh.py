@@ -1,0 +1,41 @@
+"""A rank's place in a plan's mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ..plans.schema import MeshAxis
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that run a plan together, by its number: coordinates count like digits, the last axis fastest."""
+
+    mesh: tuple[MeshAxis, ...]
+    number: int = 0
+
+    @property
+    def count(self) -> int:
+        return prod(axis.size for axis in self.mesh)
+
+    @property
+    def coordinates(self) -> Mapping[str, int]:
+        """This rank's place on each axis."""
+        return _coordinates(self.mesh, self.number)
+
+    def peers(self, axis: str) -> list[list[int]]:
+        """The ranks that meet along an axis, group by group, each in the order of their coordinates."""
+        groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        for number in range(self.count):
+            others = tuple((name, place) for name, place in _coordinates(self.mesh, number).items() if name != axis)
+            groups.setdefault(others, []).append(number)
+        return list(groups.values())
+
+
+def _coordinates(mesh: Sequence[MeshAxis], number: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for axis in reversed(mesh):
+        number, found[axis.name] = divmod(number, axis.size)
+    return found

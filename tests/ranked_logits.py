@@ -1,0 +1,55 @@
+"""One rank of several that run plans together, as a process: `python -m ... JSON`. Rank 0 writes the logits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from tokenspeed.plans.reader import Plan
+from tokenspeed.runtime.collectives import Collectives
+from tokenspeed.runtime.executor import load_executor
+from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.mesh import Rank
+
+
+class Job(msgspec.Struct):
+    """`plans` are (name, path, weights) over one mesh; `steps` of each are lists of (sequence, first position, tokens)."""
+
+    plans: list[tuple[str, str, str]]
+    steps: list[list[tuple[int, int, list[int]]]]
+    blocks_per_sequence: int
+    address: str
+    out: str
+    rank: int = 0
+
+
+def main(job: Job) -> None:
+    torch.set_num_threads(1)
+    with Plan.open(job.plans[0][1]) as plan:
+        collectives = Collectives(Rank(plan.manifest.mesh, job.rank), "gloo", job.address)
+    found: dict[str, np.ndarray] = {}
+    for name, path, weights in job.plans:
+        with Plan.open(path) as plan:
+            made = logits(plan, weights, job, collectives)
+        found |= {f"{name}/{number}": values for number, values in enumerate(made)}
+    if job.rank == 0:
+        np.savez(job.out, **found)  # pyright: ignore[reportArgumentType]
+    collectives.close()
+
+
+def logits(plan: Plan, weights: str, job: Job, collectives: Collectives) -> Sequence[np.ndarray]:
+    executor = load_executor(plan, weights, 1, lambda _phase: None, collectives=collectives)
+    block_tokens = plan.manifest.kv.block_tokens
+    batches = (
+        fixed_batch([Rows(*part) for part in step], job.blocks_per_sequence, block_tokens, all_logits=True) for step in job.steps
+    )
+    made = [executor.logits_for(batch).copy() for batch in batches]
+    executor.close()
+    return made
+
+
+if __name__ == "__main__":
+    main(msgspec.json.decode(sys.argv[1], type=Job))

@@ -1,0 +1,86 @@
+"""Acceptance: plans over several ranks, each a process, give transformers' logits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenspeed.compiler.frontends.source import open_model
+from tokenspeed.compiler.options import CompileOptions
+from tokenspeed.compiler.pipeline import compile_model
+from tokenspeed.ir.module import context
+from tokenspeed.passes.placing.pins import Pin
+from tokenspeed.passes.schedule import TrafficProfile
+from tokenspeed.plans.writer import write_plan
+
+from .test_families import ALL_KINDS, BLOCKS_PER_SEQUENCE, CHUNK, CONTEXT, SEQUENCES, TOLERANCE
+from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_traces, save
+
+CHOSEN = ("llama", "phi3", "gpt_oss", "deepseek_v3")
+"""Tied embeddings, packed projections, biases and sinks and experts, latents."""
+
+
+def compiled(directory: Path, ranks: int) -> Path:
+    """A plan in which whatever can be cut is: models this small would be replicated."""
+    options = CompileOptions(
+        dtype="f32",
+        max_context=CONTEXT,
+        max_sequences=SEQUENCES,
+        prefill_chunk=CHUNK,
+        traffic=TrafficProfile(prompt_tokens=CONTEXT, output_tokens=CONTEXT),
+        parallel=f"tp={ranks}",
+        placement=(Pin("*", "cut"),),
+    )
+    with context():
+        state = compile_model(open_model(directory), options, lambda _phase, _state: None)
+    assert state.manifest is not None
+    path = directory.parent / f"{directory.name}.tp{ranks}.bin"
+    write_plan(path, state.manifest, state.entries)
+    return path
+
+
+def free_address() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_logits_on_several_ranks(ranks: int, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(11).integers(0, 160, (6, CONTEXT), dtype=np.int32)
+    steps = [[(key, start, tokens[key, start : start + count].tolist()) for key, start, count in step] for step in ALL_KINDS]
+    models = {name: build({**FAMILIES, **MORE_FAMILIES, **MIXTURES}[name]) for name in CHOSEN}
+    plans = []
+    with pytest.MonkeyPatch.context() as patch:
+        remember_traces(patch)
+        for number, (name, model) in enumerate(models.items()):
+            directory = save(model, tmp_path / str(number))
+            plans.append((name, str(compiled(directory, ranks)), str(directory)))
+    out = tmp_path / "logits.npz"
+    job = {"plans": plans, "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE, "address": free_address(), "out": str(out)}
+    script = Path(__file__).with_name("ranked_logits.py")
+    running = [
+        subprocess.Popen([sys.executable, str(script), json.dumps(job | {"rank": rank})], stdin=subprocess.DEVNULL)
+        for rank in range(ranks)
+    ]
+    assert [process.wait(timeout=300) for process in running] == [0] * ranks
+    found = np.load(out)
+    for name, model in models.items():
+        lengths: dict[int, int] = {}
+        for key, start, count in (part for step in ALL_KINDS for part in step):
+            lengths[key] = max(lengths.get(key, 0), start + count)
+        with torch.no_grad():
+            expected = {
+                key: model(input_ids=torch.from_numpy(tokens[key, :length].astype(np.int64))[None], use_cache=False).logits[0]
+                for key, length in lengths.items()
+            }
+        for number, step in enumerate(ALL_KINDS):
+            wanted = np.concatenate([expected[key][start : start + count].numpy() for key, start, count in step])
+            worst = np.abs(found[f"{name}/{number}"] - wanted).max()
+            assert worst <= TOLERANCE, f"{name}, step {number}: {worst}"
