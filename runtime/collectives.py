@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
 
 import torch
 from torch import distributed
 
+from ..plans.schema import Manifest
 from .mesh import Rank
 
 Backend = Literal["gloo", "nccl"]
@@ -19,6 +21,7 @@ STEP_SECONDS = 60.0
 _IDLE = timedelta(days=365)
 _AT_ONCE = 16384
 _SIZE_BYTES = 8
+_STEP = "step"
 
 
 class Collectives:
@@ -29,21 +32,41 @@ class Collectives:
 
     def __init__(self, rank: Rank, backend: Backend, address: str) -> None:
         limit = timedelta(seconds=STEP_SECONDS)
-        distributed.init_process_group(backend, f"tcp://{address}", limit, rank.count, rank.number)
+        host, _, port = address.rpartition(":")
+        serves = rank.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has its own
+        self._store = distributed.TCPStore(host, int(port), rank.count, serves, timeout=limit)
+        distributed.init_process_group(backend, store=self._store, timeout=limit, world_size=rank.count, rank=rank.number)
         self.rank = rank
         self._groups: dict[str, distributed.ProcessGroup] = {}
         for axis in rank.mesh:
             for members in rank.peers(axis.name):
-                group = distributed.new_group(members, limit, backend)
+                group = _group(members, limit, backend)
                 if rank.number in members and axis.size > 1:
                     self._groups[axis.name] = group
         # ranks wait here as long as no request comes
-        self._messages = distributed.new_group(list(range(rank.count)), _IDLE, "gloo")
+        self._messages = _group(list(range(rank.count)), _IDLE, "gloo")
 
     @property
     def groups(self) -> Mapping[str, distributed.ProcessGroup]:
         """This rank's group along each axis of several ranks."""
         return self._groups
+
+    def meet(self) -> None:
+        """Wait until all ranks are here, however long that takes."""
+        distributed.barrier(self._messages)
+
+    def began(self, step: int) -> None:
+        """Let the others know which step this rank is at."""
+        self._store.set(f"{_STEP}/{self.rank.number}", str(step))
+
+    def steps(self) -> dict[int, int]:
+        """The step that each other rank began last, -1: none yet."""
+        found: dict[int, int] = {}
+        for number in range(self.rank.count):
+            key = f"{_STEP}/{number}"
+            if number != self.rank.number:
+                found[number] = int(self._store.get(key)) if self._store.check([key]) else -1
+        return found
 
     def send(self, message: bytes) -> None:
         """From rank 0 to all the others."""
@@ -70,3 +93,14 @@ class Collectives:
 
     def close(self) -> None:
         distributed.destroy_process_group()
+
+
+def backend_of(manifest: Manifest) -> Backend:
+    """What the ranks of a plan meet through: their devices' own library, or the hosts' network."""
+    return "gloo" if manifest.device is None else "nccl"
+
+
+def _group(members: Sequence[int], limit: timedelta, backend: Backend) -> distributed.ProcessGroup:
+    """For those that are no members it is one of which they can do nothing."""
+    made = distributed.new_group(list(members), limit, backend)
+    return made  # pyright: ignore[reportReturnType]

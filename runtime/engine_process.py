@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ..plans.errors import PlanError, TokenspeedError
+from ..plans.integrity import ranks
 from ..plans.reader import Plan
 from .engine_channel import EngineChannel
 from .openmp import bound_spinning
@@ -21,6 +22,10 @@ from .startup_clock import StartupClock
 if TYPE_CHECKING:  # imported once a device's driver is at work
     from .engine import EngineLoop
     from .executor_interface import Executor, Report
+
+
+RANK_LOST = 9
+"""Exit code, as of a lost device."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,20 +70,18 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
     clock.finish("engine start")
     try:
         with Plan.open(options.plan) as plan:
-            _check_same_plan(plan, options)
+            check_same_plan(plan, options.plan, options.plan_id)
             clock.finish("plan checks")
             if plan.manifest.device is not None:
                 from .device.opening import begin_to_open
 
                 begin_to_open(plan.manifest.device.vendor)
             bound_spinning()  # before torch is loaded
-            from .executor import load_executor
-
             clock.finish("imports")
             if options.verify:  # before the weights are there: goldens have their own, and both may not fit
                 _verify(plan, options.weights, clock.finish)
                 clock.finish("verification")
-            executor = load_executor(plan, options.weights, options.threads, clock.finish, pin_threads=options.pin_threads)
+            executor = _executor(plan, options, clock.finish)
             try:
                 clock.finish("weights")
                 loop = _loop(plan, executor, channel, overlap=options.overlap)
@@ -94,12 +97,33 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
         return 1
 
 
-def _check_same_plan(plan: Plan, options: EngineOptions) -> None:
-    if plan.plan_id != options.plan_id:
+def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor:
+    """This process's own, or that of all ranks."""
+    if ranks(plan.manifest) == 1:
+        from .executor import load_executor
+
+        return load_executor(plan, options.weights, options.threads, report, pin_threads=options.pin_threads)
+    from .first_rank import FirstRank
+
+    told: dict[str, object] = {"plan": options.plan, "plan_id": options.plan_id, "weights": options.weights}
+
+    def lost(what: str) -> None:
+        """From another thread: this one may wait for that rank for ever."""
+        channel = EngineChannel(options.commands, options.news)
+        channel.send(EngineFailed(f"a rank is gone: {what}", RANK_LOST))
+        channel.close()
+        os._exit(RANK_LOST)
+
+    return FirstRank(plan, told, options.weights, options.threads, report, lost)
+
+
+def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:
+    """Raises PlanError when the file is not the plan that was checked."""
+    if plan.plan_id != plan_id:
         raise PlanError(
             "the plan changed while it was being loaded",
-            where=options.plan,
-            expected=options.plan_id,
+            where=path,
+            expected=plan_id,
             got=plan.plan_id,
             fix="start again",
         )
@@ -133,7 +157,7 @@ def _verify(plan: Plan, weights: str | None, report: Report) -> None:
         )
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
     """The entrypoint holds our standard input open and never writes: its end means that the entrypoint is gone."""
 
     def watch() -> None:
@@ -148,7 +172,7 @@ def main() -> int:
     # The entrypoint drains on these signals and needs the engine for it; it ends the engine by its own means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _exit_with_parent()
+    exit_with_parent()
     options = msgspec.json.decode(sys.argv[1], type=EngineOptions)
     channel = EngineChannel(options.commands, options.news)
     try:

@@ -119,7 +119,7 @@ class _Problem:
             np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary),
             integrality=np.array(self.binary, dtype=int),
             bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, self.lower, self.upper),
+            constraints=LinearConstraint(matrix, np.array(self.lower), np.array(self.upper)),  # pyright: ignore[reportArgumentType]
             options={"node_limit": _NODES, "mip_rel_gap": 0.0},
         )
         if found.x is None:

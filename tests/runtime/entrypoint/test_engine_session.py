@@ -59,7 +59,7 @@ def test_a_killed_engine_is_noticed(tmp_path: Path) -> None:
 def test_the_engine_ends_with_its_parent() -> None:
     code = """
 from tokenspeed.runtime import engine_process
-engine_process._exit_with_parent()
+engine_process.exit_with_parent()
 print("on", flush=True)
 engine_process.threading.Event().wait()
 """
