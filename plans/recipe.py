@@ -121,13 +121,16 @@ def decoded(recipe: Recipe) -> Recipe:
     return msgspec.structs.replace(recipe, of=decoded(recipe.of))
 
 
+def inputs_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipes whose values a step takes."""
+    if isinstance(recipe, Source):
+        return ()
+    return recipe.parts if isinstance(recipe, Concat | Stack) else (recipe.of,)
+
+
 def sources(recipe: Recipe) -> tuple[str, ...]:
     """Names of the checkpoint tensors a recipe reads, in order of reading."""
-    if isinstance(recipe, Source):
-        return (recipe.name,)
-    if isinstance(recipe, Concat | Stack):
-        return tuple(name for part in recipe.parts for name in sources(part))
-    return sources(recipe.of)
+    return (recipe.name,) if isinstance(recipe, Source) else tuple(name for part in inputs_of(recipe) for name in sources(part))
 
 
 def map_sources(recipe: Recipe, change: Callable[[Source], Source | Dequantize]) -> Recipe:

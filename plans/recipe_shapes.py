@@ -22,6 +22,7 @@ from .recipe import (
     Stack,
     Transpose,
     UnpermuteRope,
+    inputs_of,
 )
 from .schema import SourceTensor, Weight
 from .template import instantiate
@@ -40,11 +41,7 @@ def count_nodes(recipe: Recipe, depth: int = 1) -> int:
     """Steps in a recipe. Raises `ValueError` when it is nested more than `MAX_DEPTH` deep."""
     if depth > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} steps deep")
-    if isinstance(recipe, Source):
-        return 1
-    if isinstance(recipe, Concat | Stack):
-        return 1 + sum(count_nodes(part, depth + 1) for part in recipe.parts)
-    return 1 + count_nodes(recipe.of, depth + 1)
+    return 1 + sum(count_nodes(part, depth + 1) for part in inputs_of(recipe))
 
 
 def infer(recipe: Recipe, lookup: SourceLookup) -> Result:

@@ -8,6 +8,7 @@ from .container import WEIGHTS_PREFIX
 from .findings import HEX_DIGEST, require, require_entry, require_number, require_shape, require_unique
 from .names import weight_instances
 from .program import DTYPE_BYTES
+from .recipe import Addend, Part, Recipe, inputs_of
 from .recipe_shapes import SourceLookup, count_nodes, infer
 from .schema import Manifest, SourceTensor, Weight
 from .template import instantiate
@@ -109,6 +110,7 @@ def _check_weight_recipes(manifest: Manifest, sources: dict[str, SourceTensor]) 
         require(steps <= MAX_RECIPE_STEPS, "weights", f"at most {MAX_RECIPE_STEPS} recipe steps", "more")
     for weight in manifest.weights:
         _check_recipe(weight, sources)
+        _check_parts(weight.recipe, {axis.name: axis.size for axis in manifest.mesh}, f"weights, {weight.name}: recipe")
 
 
 def _check_recipe(weight: Weight, sources: dict[str, SourceTensor]) -> None:
@@ -122,6 +124,19 @@ def _check_recipe(weight: Weight, sources: dict[str, SourceTensor]) -> None:
             require(False, where, "steps that can be done on its sources", error)
         else:
             require(found == promised, where, f"{weight.dtype}{list(weight.shape)}", f"{found[1]}{list(found[0])}")
+
+
+def _check_parts(recipe: Recipe, mesh: dict[str, int], where: str) -> None:
+    """The parts that the ranks have of a dimension are all of it, each once or once for every copy, none larger than needed."""
+    if isinstance(recipe, Part | Addend):
+        require(recipe.axis in mesh, where, f"an axis of the mesh: {', '.join(mesh)}", repr(recipe.axis))
+    for stretch in recipe.stretches if isinstance(recipe, Part) else ():
+        ranks, size = mesh[recipe.axis], stretch.stop - stretch.start
+        require(ranks % stretch.copies == 0, where, f"copies that divide {ranks} ranks", stretch.copies)
+        expected = -(-size * stretch.copies // ranks)
+        require(stretch.size == expected, where, f"{expected} of {size} entries for each of {ranks} ranks", stretch.size)
+    for inner in inputs_of(recipe):
+        _check_parts(inner, mesh, where)
 
 
 def _lookup(sources: dict[str, SourceTensor], layer: int | None) -> SourceLookup:

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from ..plans.errors import MemoryPlanError, TargetMismatch
+from ..plans.integrity import ranks
 from ..plans.schema import Manifest
 from ..plans.units import format_bytes
 
@@ -76,7 +77,7 @@ def _check_features(manifest: Manifest, present: frozenset[str], recompile: str)
 
 
 def _check_memory(manifest: Manifest, available: int) -> None:
-    needed = manifest.memory.total
+    needed = manifest.memory.total * int(os.environ.get("LOCAL_WORLD_SIZE", ranks(manifest)))  # of all ranks on this host
     if needed > available:
         raise MemoryPlanError(
             f"The plan needs {format_bytes(needed - available)} more memory than this machine has.",

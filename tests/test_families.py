@@ -32,6 +32,7 @@ from tokenspeed.runtime.goldens import replay_goldens
 from transformers import PreTrainedModel
 
 from .compiler.frontends.tiny_gguf import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAYERS, Tiny
+from .mesh import mesh, mesh_difference
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
 
 TOLERANCE = 1e-4
@@ -145,6 +146,12 @@ def test_logits_are_those_of_transformers(family: Compiled, run: str) -> None:
     check(family, RUNS[run])
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_compute_what_one_does(family: Compiled, ranks: int) -> None:
+    with context():
+        assert mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(tp=ranks)) <= TOLERANCE
+
+
 def test_the_check_can_fail(family: Compiled) -> None:
     """Rows at positions one too high, which rope must notice."""
     shifted = Rows(0, 1, family.tokens[0, :6].tolist())
@@ -171,6 +178,8 @@ def test_more_families(name: str, tmp_path: Path) -> None:
     found = compiled(directory, directory, model)
     assert "ts.aten" not in str(found.state.module)
     check(found, ALL_PAST_THE_ORIGINAL_MAXIMUM if "longrope" in name else ALL_KINDS)
+    with context():
+        assert mesh_difference(found.state.traced, found.state.ir_texts["raise"], mesh(tp=4)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("encodings", ["F32", "Q8_0"])

@@ -100,6 +100,6 @@ def test_cost_and_placement() -> None:
         operation = recurrence_of(held)
         assert cost_of(operation, 8).flops == 8 * (3 + 3)
         assert cost_of(operation, 8).activation_bytes > cost_of(operation, 4).activation_bytes > 4 * 3 * 4 * 4
-        assert results_on_axis(operation, [REPLICATE, REPLICATE]) == [REPLICATE]
+        assert results_on_axis(operation, [REPLICATE, REPLICATE], "tp") == [REPLICATE]
         with pytest.raises(PlacementConflict):
-            results_on_axis(operation, ["shard(1)", REPLICATE])
+            results_on_axis(operation, ["shard(1)", REPLICATE], "tp")

@@ -14,8 +14,8 @@ from .test_dialect import operation_names
 CONTROL = {"ts.repeat", "ts.step", "ts.yield"}
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
 VIEWS = {"ts.reshape", "ts.slice"}
-COLLECTIVES = {"ts.all_reduce"}
-"""Inserted by the partitioner for more than one rank, which no target has yet."""
+COLLECTIVES = sharding.COLLECTIVES
+"""Inserted by the partitioner for more than one rank: bytes over links."""
 MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
 """Bytes, no floating-point operations."""
 READ_WEIGHTS = {"ts.linear", "ts.embedding", "ts.moe_experts"}
@@ -39,7 +39,8 @@ def test_sharding_rules() -> None:
 
 
 def test_reference_implementations() -> None:
-    assert {*reference.REFERENCE, *reference._STATEFUL, *READ_WEIGHTS, *OWN_REFERENCE} == OPERATIONS - LEAVES
+    assert {*reference.REFERENCE, *reference._STATEFUL, *READ_WEIGHTS, *OWN_REFERENCE, *COLLECTIVES} == OPERATIONS - LEAVES
+    assert set(reference._COLLECTIVES) == COLLECTIVES
     assert not set(reference.REFERENCE) & set(reference._STATEFUL)
 
 
@@ -50,7 +51,7 @@ def test_cost_rules() -> None:
 
 def test_every_target_has_a_kernel_for_every_operation() -> None:
     for machine in TARGETS.values():
-        assert {kernel.operation for kernel in machine.kernels} == OPERATIONS - cost.FREE - COLLECTIVES, machine.name
+        assert {kernel.operation for kernel in machine.kernels} == OPERATIONS - cost.FREE, machine.name
 
 
 def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None:
@@ -58,5 +59,5 @@ def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None
 
     structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "operandSegmentSizes"}
     attributed = {sample.name for sample in SOUND if set(re.findall(r"(\w+) =", sample.attributes)) - structural}
-    assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS
+    assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS | COLLECTIVES
     assert set(lower._CALLS) == {*reference._STATEFUL, *OF_REGIONS}

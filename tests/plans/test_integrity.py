@@ -7,12 +7,29 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.integrity import check_manifest, check_program, ranks
 from tokenspeed.plans.program import Bucket, Buffer, Call, Program, Repeat, View
-from tokenspeed.plans.recipe import Blocks, Cast, Concat, Dequantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
+from tokenspeed.plans.recipe import (
+    Addend,
+    Blocks,
+    Cast,
+    Concat,
+    Dequantize,
+    Part,
+    Recipe,
+    Slice,
+    Source,
+    Stack,
+    Stretch,
+    Transpose,
+    UnpermuteRope,
+)
 from tokenspeed.plans.recipe_shapes import infer
 from tokenspeed.plans.schema import Entry, KernelLibrary, KvGroup, Manifest
+from tokenspeed.plans.weight_integrity import _check_parts
 from tokenspeed.tests.plans.sample_plan import HIDDEN, sample_entries, sample_manifest, sample_program, sample_sampler
 
 replace = msgspec.structs.replace
@@ -60,6 +77,8 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("model.begin_token", None, "model.add_begin_token"),
     ("programs.0.entry", "programs/absent", "programs, step: entry"),
     ("programs.0.rank", 1, "programs, step: rank"),
+    ("programs.0.others", (1,), "programs, step: rank"),
+    ("programs.0.others", (0,), "programs, step: others"),
     ("programs.0.role", "sample", "programs"),
     ("programs.0.max_rows", 4, "programs, step, rank 0: max_rows"),
     ("programs.1.name", "step", "programs"),
@@ -313,6 +332,10 @@ def lookup(name: str) -> tuple[tuple[int, ...], str]:
         (Transpose(Source("a"), (1, 0)), ((6, 4), "f32")),
         (UnpermuteRope(Source("a"), 2), ((4, 6), "f32")),
         (Dequantize(Source("e")), ((4, 32), "f32")),
+        (Part(Source("a"), "tp", 1, (Stretch(0, 6, 3),)), ((4, 3), "f32")),
+        (Part(Source("a"), "tp", 0, (Stretch(0, 1, 1), Stretch(1, 4, 2, 2))), ((3, 6), "f32")),
+        (Part(Blocks(Source("e")), "tp", 0, (Stretch(0, 4, 2),)), ((2, 32), "q4_1")),
+        (Addend(Source("a"), "tp"), ((4, 6), "f32")),
     ],
 )
 def test_recipes_that_can_be_done(recipe: Recipe, result: Any) -> None:
@@ -341,11 +364,46 @@ def test_recipes_that_can_be_done(recipe: Recipe, result: Any) -> None:
         Transpose(Source("a"), (0, 0)),
         UnpermuteRope(Source("a"), 3),
         UnpermuteRope(Source("a"), 0),
+        Part(Source("a"), "tp", 2, (Stretch(0, 6, 3),)),
+        Part(Source("a"), "tp", 1, (Stretch(0, 5, 3),)),
+        Part(Source("a"), "tp", 1, (Stretch(0, 4, 2), Stretch(3, 6, 2))),
+        Part(Source("a"), "tp", 1, (Stretch(0, 6, 0),)),
+        Part(Source("a"), "tp", 1, (Stretch(0, 6, 3, 0),)),
+        Part(Source("a"), "tp", 1, ()),
+        Part(Blocks(Source("e")), "tp", 1, (Stretch(0, 32, 16),)),
+        Addend(Blocks(Source("e")), "tp"),
     ],
 )
 def test_recipes_that_cannot_be_done(recipe: Recipe) -> None:
     with pytest.raises(ValueError):
         infer(recipe, lookup)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Part(Source("embed.weight"), "ep", 0, (Stretch(0, 96, 96),)), "an axis of the mesh: tp"),
+        (Addend(Source("embed.weight"), "dp"), "an axis of the mesh: tp"),
+        (Part(Source("embed.weight"), "tp", 0, (Stretch(0, 96, 96, 2),)), "copies that divide 1 ranks"),
+        (Part(Source("embed.weight"), "tp", 0, (Stretch(0, 48, 48), Stretch(48, 96, 49))), "48 of 48 entries"),
+    ],
+)
+def test_parts_that_are_not_the_whole(recipe: Recipe, expected: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        _check_parts(recipe, {"tp": 1}, "weights")
+    assert expected in refused.value.expected
+
+
+@given(size=st.integers(1, 60), ranks=st.integers(1, 9), copies=st.integers(1, 3))
+def test_parts_of_all_ranks_are_the_whole(size: int, ranks: int, copies: int) -> None:
+    """Each entry as often as there are copies, in order, whatever does not divide."""
+    ranks *= copies
+    stretch = Stretch(7, 7 + size, -(-size * copies // ranks), copies)
+    _check_parts(Part(Source("a"), "tp", 0, (stretch,)), {"tp": ranks}, "weights")
+    parts = [range(*stretch.of_rank(coordinate)) for coordinate in range(ranks)]
+    assert all(len(part) <= stretch.size for part in parts)
+    for copy in range(copies):
+        assert [entry for part in parts[copy::copies] for entry in part] == list(range(7, 7 + size))
 
 
 def test_a_recipe_too_deep_is_refused() -> None:

@@ -42,9 +42,12 @@ def test_another_kind_of_device() -> None:
         check_host(sample_manifest(target=target), features=FEATURES, memory_bytes=1 << 30)
 
 
-def test_several_ranks() -> None:
-    with pytest.raises(TargetMismatch, match="tp 8"):
-        check_host(sample_manifest(mesh=(MeshAxis(name="tp", size=8),)), features=FEATURES, memory_bytes=1 << 30)
+def test_the_memory_of_all_ranks_on_this_host_counts() -> None:
+    manifest = sample_manifest(mesh=(MeshAxis(name="tp", size=8),))
+    total = manifest.memory.total
+    check_host(manifest, features=FEATURES, memory_bytes=8 * total)
+    with pytest.raises(MemoryPlanError, match=r"needs 1\.00 KiB more"):
+        check_host(manifest, features=FEATURES, memory_bytes=8 * total - 1024)
 
 
 def test_too_little_memory_says_by_how_much() -> None:

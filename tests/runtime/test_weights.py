@@ -15,7 +15,21 @@ from gguf.quants import quantize
 from tokenspeed.plans.counter_weights import counter_weight
 from tokenspeed.plans.digests import tensor_digest
 from tokenspeed.plans.errors import PlanError, WeightsError
-from tokenspeed.plans.recipe import Cast, Concat, Dequantize, Quantize, Recipe, Slice, Source, Stack, Transpose, UnpermuteRope
+from tokenspeed.plans.recipe import (
+    Addend,
+    Cast,
+    Concat,
+    Dequantize,
+    Part,
+    Quantize,
+    Recipe,
+    Slice,
+    Source,
+    Stack,
+    Stretch,
+    Transpose,
+    UnpermuteRope,
+)
 from tokenspeed.plans.schema import SourceTensor, Weight
 from tokenspeed.runtime import dummy_weights
 from tokenspeed.runtime.dummy_weights import counter_array, dummy_array
@@ -231,3 +245,24 @@ def test_packing_takes_values_as_they_are(checkpoint: Path, recipe: Recipe, dtyp
         load_weights(plan, str(checkpoint))
     made = panel.call_args.args[0]
     assert (made.dtype, made.data.shape) == (dtype, shape)
+
+
+def test_the_parts_of_a_rank() -> None:
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    sources = {"a": stored("a", values, "F32")}
+    # two ranks share each part of the first stretch; the last part of the second ends in zeros
+    cut = Part(Source("a"), "tp", 0, (Stretch(0, 4, 2, 2), Stretch(4, 10, 2)))
+    expected = {0: [0, 1, 4, 5], 1: [0, 1, 6, 7], 2: [2, 3, 8, 9]}
+    for coordinate, rows in expected.items():
+        found = evaluate(cut, sources, None, "a", {"tp": coordinate})
+        np.testing.assert_array_equal(found.data, values[rows])
+    found = evaluate(cut, sources, None, "a", {"tp": 3})
+    np.testing.assert_array_equal(found.data, np.concatenate([values[[2, 3]], np.zeros((2, 2), np.float32)]))
+
+
+def test_a_part_of_a_sum_is_on_the_first_rank() -> None:
+    values = np.arange(3, dtype=np.float32)
+    sources = {"a": stored("a", values, "F32")}
+    for coordinate, expected in enumerate((values, np.zeros(3, np.float32))):
+        found = evaluate(Cast(Addend(Source("a"), "tp"), "f32"), sources, None, "a", {"tp": coordinate, "ep": 1})
+        np.testing.assert_array_equal(found.data, expected)

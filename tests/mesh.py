@@ -1,0 +1,125 @@
+"""Modules laid out over a mesh, interpreted on all of its ranks in one process: do they compute what one rank computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import torch
+from tokenspeed.compiler.frontends.trace import TracedModel
+from tokenspeed.compiler.pipeline import fused, on_one_rank
+from tokenspeed.compiler.proof import _random_parameters, _TensorWeights, weight_parts
+from tokenspeed.ir import module as modules
+from tokenspeed.ir.arrangement import arranged_shape, arrangement_of
+from tokenspeed.ir.mlir import ir
+from tokenspeed.ir.reference import Interpreter, StepRows
+from tokenspeed.ir.spmd_reference import Coordinates, MeshInterpreter
+from tokenspeed.passes.choose_weight_types import layers_of
+from tokenspeed.passes.partition import partition
+from tokenspeed.passes.placing.costs import Prices
+from tokenspeed.passes.placing.pins import Pin, Pins
+from tokenspeed.passes.select import Workload
+from tokenspeed.passes.store_weights import _arranged, _joined
+from tokenspeed.passes.weight_parts import part_of_rank
+from tokenspeed.plans.recipe import Recipe, Source
+from tokenspeed.plans.schema import MeshAxis, SourceTensor
+from tokenspeed.plans.template import instantiate
+from tokenspeed.runtime.recipe_evaluation import Stored, evaluate
+from tokenspeed.targets.registry import find_target
+from torch import Tensor
+
+WHATEVER_CAN_BE = Pins((Pin("*", "cut"),))
+"""Cut: models this small would be replicated."""
+
+
+def mesh(**sizes: int) -> tuple[MeshAxis, ...]:
+    return tuple(MeshAxis(name=name, size=size) for name, size in sizes.items())
+
+
+def prices(target: str = "h200") -> Prices:
+    return Prices(find_target(target), (Workload(4, 4, 0.9), Workload(512, 1, 0.1)), 4096.0)
+
+
+def laid_out(raised: ir.Module, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> ir.Module:
+    """A raised module partitioned, in place, and fused."""
+    partition(raised, axes, prices(), pins)
+    return fused(raised)
+
+
+class RankWeights(_TensorWeights):
+    """A rank's part of random parameters, made by the recipes that plans carry."""
+
+    def __init__(
+        self, module: ir.Module, parameters: Mapping[str, Tensor], axes: Sequence[MeshAxis], coordinates: Coordinates
+    ) -> None:
+        stored = {name: _stored(name, value) for name, value in parameters.items()}
+        self.made: dict[str, Tensor] = {}
+        for operation in modules.walk(modules.step_block(module)):
+            if operation.name == "ts.weight":
+                for layer in layers_of(operation) or (0,):
+                    recipe = rank_recipe(operation, layer, parameters, axes)
+                    name = instantiate(modules.text_attribute(operation, "sym"), layer)
+                    made = evaluate(recipe, stored, None, name, coordinates)
+                    self.made[name] = torch.from_numpy(np.array(made.data))
+
+    def full(self, name: str) -> Tensor:
+        return self.made[name]
+
+    def part(self, name: str, index: int) -> Tensor:
+        return self.made[name][index]
+
+
+def rank_recipe(operation: ir.Operation, layer: int, parameters: Mapping[str, Tensor], axes: Sequence[MeshAxis]) -> Recipe:
+    steps = arrangement_of(operation)
+    names = [instantiate(name, layer) for name in modules.text_list(operation, "parameters")]
+    shapes = [tuple(parameters[name].shape) for name in names]
+    whole = _joined([_arranged(Source(name), shape, steps) for name, shape in zip(names, shapes, strict=True)])
+    arranged = [[size or 0 for size in arranged_shape(shape, steps)] for shape in shapes]
+    return part_of_rank(operation.results[0], whole, arranged, axes)
+
+
+def _stored(name: str, value: Tensor) -> Stored:
+    source = SourceTensor(name=name, encoding="F32", shape=tuple(value.shape), bytes=value.numel() * 4)
+    return Stored(source, memoryview(value.contiguous().numpy().tobytes()))
+
+
+def mesh_difference(traced: TracedModel, raised: str, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> float:
+    """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32."""
+    parameters = _random_parameters(traced)
+    whole = on_one_rank(modules.parse(raised))
+    placed = laid_out(modules.parse(raised), axes, pins)
+    one = Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
+    every = MeshInterpreter(
+        [(axis.name, axis.size) for axis in axes],
+        lambda coordinates: RankWeights(placed, parameters, axes, coordinates),
+        traced.constants,
+        instantiate,
+        torch.float32,
+    )
+    worst = 0.0
+    for rows in _steps(int(traced.config["vocab_size"])):
+        expected = one.step(whole, rows)
+        worst = max(worst, *(float((expected - found).abs().max()) for found in every.step(placed, rows)))
+    return worst
+
+
+def _steps(vocabulary: int) -> list[StepRows]:
+    """A prompt and a chunk of another; its rest beside a decode row."""
+    ids = torch.randint(3, vocabulary, (2, 16), generator=torch.Generator().manual_seed(5))
+    first = torch.cat([ids[0, :9], ids[1, :4]])
+    second = torch.cat([ids[0, 9:10], ids[1, 4:11]])
+    return [
+        StepRows(first, torch.cat([torch.arange(9), torch.arange(4)]), [(0, 0, 9), (1, 9, 13)], torch.arange(13)),
+        StepRows(second, torch.cat([torch.arange(9, 10), torch.arange(4, 11)]), [(0, 0, 1), (1, 1, 8)], torch.arange(8)),
+    ]
+
+
+def cheap_links(found: Prices) -> Prices:
+    """Links so fast that cutting always pays."""
+    rates = dict(found.machine.rates)
+    for name, rate in rates.items():
+        if name.startswith(("compute", "bandwidth")):
+            rates[name] = msgspec.structs.replace(rate, value=rate.value / 1e7)
+    return replace(found, machine=replace(found.machine, rates=rates))

@@ -1,0 +1,118 @@
+"""Mutations of modules laid out over several ranks: every one of them must be caught."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+from tokenspeed.ir import dialect, module
+from tokenspeed.ir.mlir import ir
+from tokenspeed.ir.module import IrError
+from tokenspeed.ir.sharding import PlacementConflict
+from tokenspeed.ir.types import dtype_of, placement_of, shape_of, tensor, with_placement
+from tokenspeed.passes.verify_spmd import verify_spmd
+
+from ..ir.modules import decoder
+from ..mesh import laid_out, mesh
+
+Mutation = Callable[[ir.Module, random.Random], None]
+
+TEXTS = {
+    "plain": lambda: decoder(bias=True),
+    "tied, two kinds of layers": lambda: decoder(layers=4, pattern=2, tied=True),
+    "sinks": lambda: decoder(sinks=True, rope=False),
+}
+
+
+def named(parsed: ir.Module, *names: str) -> list[ir.Operation]:
+    return [item for item in module.walk(module.step_block(parsed)) if item.name in names]
+
+
+def drop_collective(parsed: ir.Module, chosen: random.Random) -> None:
+    item = chosen.choice(named(parsed, "ts.all_reduce"))
+    with_placement(item.operands[0], placement_of(item.results[0]))
+    item.results[0].replace_all_uses_with(item.operands[0])
+    item.erase()
+
+
+def drop_collective_alone(parsed: ir.Module, chosen: random.Random) -> None:
+    """Its reader gets the partial sum."""
+    item = chosen.choice(named(parsed, "ts.all_reduce"))
+    item.results[0].replace_all_uses_with(item.operands[0])
+    item.erase()
+
+
+def double_collective(parsed: ir.Module, chosen: random.Random) -> None:
+    item = chosen.choice(named(parsed, "ts.all_reduce"))
+    result = item.results[0]
+    readers = module.readers_of(result)
+    with ir.InsertionPoint(readers[0][0]):
+        again = dialect.AllReduce(result.type, result, module.text("tp")).res
+    readers[0][0].operands[readers[0][1]] = again
+
+
+def other_axis(parsed: ir.Module, chosen: random.Random) -> None:
+    item = chosen.choice(named(parsed, "ts.all_reduce", "ts.all_gather"))
+    item.attributes["axis"] = module.text("ep")
+
+
+def other_placement(parsed: ir.Module, chosen: random.Random) -> None:
+    """Of any one value."""
+    items = [item for item in module.walk(module.step_block(parsed)) if list(item.results)]
+    value = chosen.choice(list(chosen.choice(items).results))
+    known = placement_of(value)["tp"]
+    choices = {"replicate", "partial", "shard(0)", "shard(1)", "shard(1, copies=2)", "shard(1, segments=2+2)"} - {known}
+    value.set_type(tensor(dtype_of(value), shape_of(value), {"tp": chosen.choice(sorted(choices))}))
+
+
+def bias_on_every_rank(parsed: ir.Module, chosen: random.Random) -> None:
+    item = chosen.choice([item for item in named(parsed, "ts.weight") if placement_of(item.results[0])["tp"] != "replicate"])
+    with_placement(item.results[0], {"tp": "replicate"})
+
+
+def skewed_window(parsed: ir.Module, chosen: random.Random) -> None:
+    cut = [item for item in named(parsed, "ts.slice") if placement_of(item.operands[0])["tp"] != "replicate"]
+    item = chosen.choice(cut)
+    item.attributes["start"] = module.integer(module.int_attribute(item, "start") + chosen.choice([-1, 1]))
+
+
+def gather_of_fewer_ranks(parsed: ir.Module, chosen: random.Random) -> None:
+    item = chosen.choice(named(parsed, "ts.all_gather"))
+    item.attributes["ranks"] = module.integer(module.int_attribute(item, "ranks") + chosen.choice([-1, 1]))
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    drop_collective,
+    drop_collective_alone,
+    double_collective,
+    other_axis,
+    other_placement,
+    bias_on_every_rank,
+    skewed_window,
+    gather_of_fewer_ranks,
+)
+EACH = 6
+
+
+@pytest.fixture(autouse=True)
+def in_context() -> Iterator[None]:
+    with module.context():
+        yield
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_mutation_is_caught(text: str, ranks: int) -> None:
+    sound = str(laid_out(module.parse(TEXTS[text]()), mesh(tp=ranks)))
+    verify_spmd(module.parse(sound))
+    chosen = random.Random(20261128)
+    for mutate in MUTATIONS:
+        for _ in range(EACH):
+            parsed = module.parse(sound)
+            mutate(parsed, chosen)
+            if str(parsed) == sound:
+                continue
+            with pytest.raises((PlacementConflict, IrError)):
+                module.verify(parsed)
+                verify_spmd(parsed)
