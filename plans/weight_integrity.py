@@ -130,11 +130,13 @@ def _check_parts(recipe: Recipe, mesh: dict[str, int], where: str) -> None:
     """The parts that the ranks have of a dimension are all of it, each once or once for every copy, none larger than needed."""
     if isinstance(recipe, Part | Addend):
         require(recipe.axis in mesh, where, f"an axis of the mesh: {', '.join(mesh)}", repr(recipe.axis))
-    for stretch in recipe.stretches if isinstance(recipe, Part) else ():
-        ranks, size = mesh[recipe.axis], stretch.stop - stretch.start
-        require(ranks % stretch.copies == 0, where, f"copies that divide {ranks} ranks", stretch.copies)
-        expected = -(-size * stretch.copies // ranks)
-        require(stretch.size == expected, where, f"{expected} of {size} entries for each of {ranks} ranks", stretch.size)
+    if isinstance(recipe, Part):
+        ranks = mesh[recipe.axis]
+        for stretch in recipe.stretches:
+            size = stretch.stop - stretch.start
+            require(ranks % stretch.copies == 0, where, f"copies that divide {ranks} ranks", stretch.copies)
+            expected = -(-size * stretch.copies // ranks)
+            require(stretch.size == expected, where, f"{expected} of {size} entries for each of {ranks} ranks", stretch.size)
     for inner in inputs_of(recipe):
         _check_parts(inner, mesh, where)
 

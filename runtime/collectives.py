@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import TCPStore
 
 from ..plans.schema import Manifest
 from .mesh import Rank
@@ -34,7 +35,7 @@ class Collectives:
         limit = timedelta(seconds=STEP_SECONDS)
         host, _, port = address.rpartition(":")
         serves = rank.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has its own
-        self._store = distributed.TCPStore(host, int(port), rank.count, serves, timeout=limit)
+        self._store = TCPStore(host, int(port), rank.count, serves, timeout=limit)
         distributed.init_process_group(backend, store=self._store, timeout=limit, world_size=rank.count, rank=rank.number)
         self.rank = rank
         self._groups: dict[str, distributed.ProcessGroup] = {}
