@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import distributed
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..plans.schema import Manifest
 from .mesh import Rank
