@@ -102,7 +102,7 @@ def test_the_plan(plan: Plan) -> None:
     assert manifest.memory.total <= device.memory_bytes < manifest.memory.total + manifest.kv.bytes_per_block
     assert {group.block_order for group in manifest.kv.groups} == {"head_major"}
     step, sample = plan.program("step"), plan.program("sample")
-    assert [(bucket.rows, bucket.logit_rows) for bucket in step.buckets] == [(1, 1), (2, 2), (4, 4), (6, 6), (64, 6), (106, 6)]
+    assert [(bucket.rows, bucket.logit_rows) for bucket in step.buckets] == [(1, 1), (2, 2), (4, 4), (6, 6), (64, 6), (100, 6)]
     assert [bucket.rows for bucket in sample.buckets] == [1, 2, 4, 6]
     assert all(call.function.startswith("device.") and not call.attributes for call in (*step.calls, *sample.calls))
     assert len(manifest.goldens) == 1
