@@ -63,6 +63,13 @@ def parse_bytes(text: str) -> int:
     help="Type that matrices are stored in; auto keeps those of a quantised GGUF file as they are.",
 )
 @click.option(
+    "--kv-dtype",
+    type=click.Choice(["auto", "f8e4m3"]),
+    default="auto",
+    show_default=True,
+    help="Type that keys and values are kept in, on accelerators; auto is the model's.",
+)
+@click.option(
     "--kernels",
     type=click.Choice(["auto", "library"]),
     default="auto",

@@ -112,7 +112,8 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     entries: dict[str, Any] = {}
     constants = _constants(state, entries)
     programs = (state.step, state.sample)
-    groups, states = ordered(kv_groups(state.module), programs), state_groups(state.module, state.limits.max_sequences)
+    kept = None if state.device is None else state.device.setting.kv_dtype
+    groups, states = ordered(kv_groups(state.module, kept), programs), state_groups(state.module, state.limits.max_sequences)
     bound = _sources(state, entries)
     inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
     native = all(program.is_native for program in programs)

@@ -16,22 +16,28 @@ from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments
 from ..ir.types import dtype_of, shape_of
 from ..plans.digests import bound_compatibility
-from ..plans.errors import ModelError
+from ..plans.errors import ModelError, UsageError
 from ..plans.kv_caches import cache_names, caches_of_libraries
-from ..plans.program import Program
+from ..plans.program import DType, Program
 from ..plans.schema import KvGroup, SourceTensor, StateGroup
 from ..plans.template import instantiate
 
 ATTENTION = {"ts.attention", "ts.cached_attention", "ts.latent_attention"}
 
 
-def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
-    """Layers with equal geometry and window, in one group each, ordered by first layer."""
+def kv_groups(module: ir.Module, kv_dtype: DType | None = None) -> tuple[KvGroup, ...]:
+    """Layers with equal geometry and window, in one group each, ordered by first layer; keys and values are kept as `kv_dtype`
+    (None: the attention's own type).
+
+    Raises UsageError where layers keep latents, which are of the model's type.
+    """
     found: dict[_Geometry, set[int]] = {}
     for operation in modules.walk(modules.step_block(module)):
         if operation.name not in ATTENTION:
             continue
         found.setdefault(_geometry(operation), set()).update(_layers(operation))  # one cache may be read by several
+    if kv_dtype is not None and any(geometry.kind == "latent" for geometry in found):
+        raise UsageError("latents are kept in the model's type", where="--kv-dtype", expected="auto", got=kv_dtype)
     groups = []
     for geometry, layers in sorted(found.items(), key=lambda item: min(item[1])):
         window = geometry.window
@@ -42,7 +48,7 @@ def kv_groups(module: ir.Module) -> tuple[KvGroup, ...]:
                 layers=tuple(sorted(layers)),
                 heads=geometry.heads,
                 head_dim=geometry.head_dim,
-                dtype=geometry.dtype,  # pyright: ignore[reportArgumentType]
+                dtype=kv_dtype or geometry.dtype,  # pyright: ignore[reportArgumentType]
                 window=window or None,
             )
         )

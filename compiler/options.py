@@ -24,6 +24,7 @@ class CompileOptions:
     prefill_chunk: int | None = None
     bundle_weights: bool = False
     quantize: Quantization = "auto"
+    kv_dtype: Literal["auto", "f8e4m3"] = "auto"
     kernels: Literal["auto", "library"] = "auto"
     parallel: str = "auto"
     placement: tuple[Pin, ...] = ()

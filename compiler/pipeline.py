@@ -30,6 +30,7 @@ from ..passes.select import select
 from ..passes.share_kv_caches import share_kv_caches
 from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
+from ..plans.errors import UsageError
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
@@ -153,6 +154,10 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     machine, mesh = find_target(options.target), mesh_of(options.target, options.parallel)
     if isinstance(machine, Accelerator):
         require_triton()
+    elif options.kv_dtype != "auto":
+        raise UsageError(
+            "kernels of CPUs keep keys and values in the model's type", where="--kv-dtype", expected="auto", got=options.kv_dtype
+        )
     dtype = emit.choose_dtype(source, options, machine)
     max_context = emit.choose_context(source, options)
     options = options.with_limits(*(DEVICE_LIMITS if isinstance(machine, Accelerator) else HOST_LIMITS))
@@ -168,7 +173,8 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     source = replace(source, names=traced.names)
     module = import_model(traced)
     if isinstance(machine, Accelerator):
-        device = DeviceCalls(device_setting(machine, limits, BLOCK_TOKENS, max_context))
+        kept = None if options.kv_dtype == "auto" else options.kv_dtype
+        device = DeviceCalls(device_setting(machine, limits, BLOCK_TOKENS, max_context, kept))
         return Compilation(source, options, machine, dtype, max_context, limits, traced, module, None, device, mesh)
     no_native = why_not_native(machine, dtype) if options.kernels == "auto" else "--kernels library"
     return Compilation(source, options, machine, dtype, max_context, limits, traced, module, no_native, None, mesh)

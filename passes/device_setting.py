@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..plans.program import DType
 from ..plans.schema import Schedule
 from ..targets.accelerator import Accelerator
 from ..targets.triton.kernel import DeviceSetting
@@ -10,8 +11,11 @@ from .schedule import BucketSize
 _LEAST_MIXED_ROWS = 64
 
 
-def device_setting(accelerator: Accelerator, limits: Schedule, block_tokens: int, max_context: int) -> DeviceSetting:
-    """The setting of steps within `limits`, sequences of up to `max_context` tokens in blocks of `block_tokens`."""
+def device_setting(
+    accelerator: Accelerator, limits: Schedule, block_tokens: int, max_context: int, kv_dtype: DType | None = None
+) -> DeviceSetting:
+    """The setting of steps within `limits`, sequences of up to `max_context` tokens in blocks of `block_tokens`, keys and values
+    kept as `kv_dtype` (None: the attention's own)."""
     return DeviceSetting(
         accelerator=accelerator,
         max_rows=limits.max_rows,
@@ -19,6 +23,7 @@ def device_setting(accelerator: Accelerator, limits: Schedule, block_tokens: int
         max_sequences=limits.max_sequences,
         block_tokens=block_tokens,
         blocks_per_sequence=-(-max_context // block_tokens),
+        kv_dtype=kv_dtype,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 Dimension = int | Literal["rows", "logit_rows"]
-DType = Literal["f64", "f32", "bf16", "f16", "i32", "i64", "u8", "i8", "i1"]
+DType = Literal["f64", "f32", "bf16", "f16", "i32", "i64", "u8", "i8", "i1", "f8e4m3"]
 Attribute = bool | int | float | str | tuple[int, ...]
 
 FUNCTIONS_VERSION = 1
@@ -21,6 +21,7 @@ NATIVE = "native."
 """Functions whose names begin so are kernels of the plan's own library (`Manifest.kernels`), the rest of the allow-list."""
 
 DTYPE_BYTES: dict[str, int] = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "u8": 1, "i8": 1, "i1": 1}
+DTYPE_BYTES["f8e4m3"] = 1
 
 
 class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

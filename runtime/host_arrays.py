@@ -28,6 +28,7 @@ NUMPY_TYPES: dict[str, Any] = {
     "u8": np.uint8,
     "i8": np.int8,
     "i1": np.bool_,
+    "f8e4m3": np.uint8,  # its bits
 }
 _HUGE_PAGE = 2 << 20
 _LINE = 64

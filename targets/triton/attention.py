@@ -10,7 +10,7 @@ from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
 from ..machine import Figure, Machine
-from .attention_tiles import Tiles, chunk_tiles, hopper_chunk_tiles, split_tiles
+from .attention_tiles import Tiles, chunk_tiles, float8_chunk_tiles, hopper_chunk_tiles, split_tiles
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -27,7 +27,7 @@ from .measured_tiles import SplitTiles, described, find_split
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .rope import kv_write
 from .templates import function_name, number
-from .tiles import power_of_two_above, waits_for_inputs
+from .tiles import float8_means, power_of_two_above, waits_for_inputs
 
 _PARTIAL, _WEIGHT = "partial", "weight"
 _SHARES_AT_ONCE = 32
@@ -85,6 +85,11 @@ class _Heads:
     kv_heads: int
     sinks: bool
     tiles_of: TilesOf | None = None
+
+    @property
+    def kept(self) -> DType:
+        """What keys and values are kept as."""
+        return self.setting.kv_dtype or self.q.dtype
 
     @property
     def group(self) -> int:
@@ -159,6 +164,8 @@ class _Heads:
         def launch(rows: int | None) -> Launch | None:
             if rows is not None:
                 return None
+            if self.kept != self.q.dtype:
+                return self._float8_chunks(parameters)
             made = self._plain_chunks(parameters)
             for tiles in reversed(hopper):
                 made = replace(self._hopper_chunks(parameters, tiles), otherwise=made)
@@ -173,6 +180,11 @@ class _Heads:
         constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described}
         grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
         return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
+
+    def _float8_chunks(self, parameters: list[Parameter]) -> Launch:
+        tiles = float8_chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
+        return self._launch("chunks", self._of_chunks(tiles) | self._tile_constants(tiles), parameters, grid, tiles)
 
     def _hopper_chunks(self, parameters: list[Parameter], tiles: Tiles) -> Launch:
         """Programs that stay, with descriptors in scratch, which kernels that overlap would share: it waits for the one ahead."""
@@ -223,7 +235,12 @@ class _Heads:
         dependent = waits_for_inputs(self.setting.accelerator) and not alone
         absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
         everything = constants | absent | {"DEPENDENT": dependent}
-        return Launch(f"attention.{source}", everything, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
+        file = "attention"
+        if self.kept != self.q.dtype and source != "merge":
+            file = "float8_attention"
+            means = float8_means(self.setting.accelerator, self.q.dtype)
+            everything |= {"MEANS": means, "FACTOR": 1.0 if means == "instruction" else 256.0}
+        return Launch(f"{file}.{source}", everything, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
 
     @property
     def _padded_group(self) -> int:
@@ -248,14 +265,14 @@ class _Heads:
         return constants | {"STAGES": tiles.stages}
 
     def _caches(self, first: int) -> list[Parameter]:
-        return [Pointer(first + at, self.q.dtype, MOST_ALIGNMENT) for at in (0, 1)]
+        return [Pointer(first + at, self.kept, MOST_ALIGNMENT) for at in (0, 1)]
 
     def _integers(self, first: int, count: int) -> list[Parameter]:
         return [Pointer(first + at, "i32", MOST_ALIGNMENT) for at in range(count)]
 
     def _types(self, integers: int) -> tuple[DType, ...]:
         """Of q, both caches and so many step inputs."""
-        types: list[DType] = [self.q.dtype] * 3
+        types: list[DType] = [self.q.dtype, self.kept, self.kept]
         return (*types, *(["i32"] * integers))  # pyright: ignore[reportReturnType]
 
     def _sink_types(self) -> tuple[DType, ...]:

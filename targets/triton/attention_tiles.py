@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from msgspec import structs
@@ -61,6 +61,16 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
     if accelerator.arch == "sm_90a" and block_tokens % tokens == 0:
         return Tiles(128, tokens, 8, 3, described=True)
     return Tiles(64, tokens, 4, 2)
+
+
+def float8_chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: int) -> Tiles:
+    """Of chunks over keys and values kept as 8-bit floats, which take more registers."""
+    tiles = chunk_tiles(accelerator, dtype, width, block_tokens)
+    if dtype == "f32" or accelerator.kind == "hip":
+        return tiles
+    if width > 128:
+        return replace(tiles, rows=32, warps=8, stages=1)
+    return replace(tiles, rows=64, warps=4 if accelerator.arch == "sm_90a" else 8)
 
 
 def hopper_chunk_tiles(setting: DeviceSetting, dtype: str, width: int, group: int, aligned: bool) -> tuple[Tiles, ...]:

@@ -34,7 +34,8 @@ _POINTERS = {
     "i64": "*i64",
     "u8": "*u8",
     "i8": "*i8",
-    **dict.fromkeys(WEIGHT_BLOCKS, "*u8"),
+    # by their bits
+    **dict.fromkeys((*WEIGHT_BLOCKS, "f8e4m3"), "*u8"),
 }
 _SCALARS = {"i32": "i32", "i64": "i64", "f32": "fp32"}
 _DIVISIBILITY = 16

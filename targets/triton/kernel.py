@@ -32,6 +32,8 @@ class DeviceSetting:
     max_sequences: int
     block_tokens: int
     blocks_per_sequence: int
+    kv_dtype: DType | None = None
+    """Of paged keys and values; None: the attention's own."""
 
     @property
     def max_context(self) -> int:

@@ -46,11 +46,12 @@ def rope_kv_write(operation: ir.Operation, setting: DeviceSetting) -> DeviceOper
     constants |= {"BLOCK_D": power_of_two_above(q.shape[2] or 1), "DEPENDENT": dependent}
     together = _number(constants, "BLOCK_HEADS")
     inputs = [*pointers((q, k, v, cos, sin)), Pointer(5, "i64", MOST_ALIGNMENT)]
-    outputs = [out.pointer(6), Pointer(7, q.dtype, MOST_ALIGNMENT), Pointer(8, q.dtype, MOST_ALIGNMENT)]
+    kept = setting.kv_dtype or q.dtype
+    outputs = [out.pointer(6), Pointer(7, kept, MOST_ALIGNMENT), Pointer(8, kept, MOST_ALIGNMENT)]
     grid = ("rows", -(-heads // together) + -(-kv_heads // together), 1)
     launch = Launch("rope.rope_kv_write", constants, (*inputs, *outputs), grid, 2, dependent_launch=dependent)
     types = (*(item.dtype for item in (q, k, v, cos, sin)), "i64")
-    function = one_function("rope_kv_write", launch, types, (q.dtype,) * 3)
+    function = one_function("rope_kv_write", launch, types, (q.dtype, kept, kept))
     return DeviceOperation((DeviceStep(function, tuple(range(6)), (6, 7, 8)),))
 
 
@@ -63,10 +64,11 @@ def kv_write(k: Layout, v: Layout, setting: DeviceSetting) -> FunctionTemplate:
     for name, layout in (("K", k), ("V", v)):
         constants |= {f"{name}_ROW": layout.row_stride, f"{name}_HEAD": layout.strides[1]}
     constants |= {"BLOCK_HEADS": together, "BLOCK_D": block, "DEPENDENT": dependent}
-    caches = [Pointer(index, k.dtype, MOST_ALIGNMENT) for index in (3, 4)]
+    kept = setting.kv_dtype or k.dtype
+    caches = [Pointer(index, kept, MOST_ALIGNMENT) for index in (3, 4)]
     parameters = (*pointers((k, v)), Pointer(2, "i64", MOST_ALIGNMENT), *caches)
     launch = Launch("rope.kv_write", constants, parameters, ("rows", -(-kv_heads // together), 1), 2, dependent_launch=dependent)
-    return one_function("kv_write", launch, (k.dtype, v.dtype, "i64"), (k.dtype, v.dtype))
+    return one_function("kv_write", launch, (k.dtype, v.dtype, "i64"), (kept, kept))
 
 
 def _turn(operation: ir.Operation, x: Layout, cos: Layout, heads: int) -> dict[str, Constexpr]:

@@ -18,3 +18,10 @@ def waits_for_inputs(accelerator: Accelerator) -> bool:
 def paired_codes(accelerator: Accelerator, dtype: str) -> bool:
     """Whether codes of weights become values of `dtype` two at a time, by NVIDIA's instructions."""
     return accelerator.kind == "cuda" and dtype == "bf16"
+
+
+def float8_means(accelerator: Accelerator, dtype: str) -> str:
+    """How 8-bit floats become numbers for attention of `dtype` (sources/float8.py)."""
+    if accelerator.kind != "cuda" or dtype == "f32":
+        return "bits"
+    return "instruction" if "fp8-e4m3" in accelerator.instructions else "paired bits"

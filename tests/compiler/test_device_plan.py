@@ -21,7 +21,7 @@ from tokenspeed.ir.module import context
 from tokenspeed.passes.device_setting import device_setting
 from tokenspeed.passes.schedule import TrafficProfile, schedule
 from tokenspeed.plans.device_kernels import Constant, DeviceKernel, KernelReceipt, Pointer
-from tokenspeed.plans.errors import MemoryPlanError, ModelError
+from tokenspeed.plans.errors import MemoryPlanError, ModelError, UsageError
 from tokenspeed.plans.program import Bucket, Call, Program
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.writer import write_plan
@@ -125,6 +125,26 @@ def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> No
     executor.run(fixed_batch([Rows(0, 3, [-1]), Rows(1, 0, [4]), Rows(2, 0, [5])], 4, size))
     assert [line.split()[1] for line in fake.log() if line.startswith("launch")] == ["graph", "graph"]
     executor.close()
+
+
+def test_keys_and_values_as_8_bit_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the bytes of a block, caches of that type in every call, and no such thing on CPUs."""
+    monkeypatch.setattr(device_section, "build", headers_alone)
+    with Plan.open(compiled(tmp_path, "mi300x", kv_dtype="f8e4m3")) as plan:
+        plan.verify_all()
+        manifest = plan.manifest
+        assert manifest.device is not None
+        assert {group.dtype for group in manifest.kv.groups} == {"f8e4m3"}
+        assert manifest.kv.bytes_per_block == sum(
+            2 * len(group.layers) * manifest.kv.block_tokens * group.heads * group.head_dim for group in manifest.kv.groups
+        )
+        kinds = {kind for function in manifest.device.functions for kind in (*function.inputs, *function.outputs)}
+        assert "f8e4m3" in kinds
+        assert {"float8_attention.split", "float8_attention.chunks"} < {
+            kernel.name.rpartition(".")[0] for kernel in manifest.device.kernels
+        }
+    with pytest.raises(UsageError, match="--kv-dtype"):
+        compiled(tmp_path, "cpu-avx2", kv_dtype="f8e4m3")
 
 
 def test_settings_read_the_same_in_every_process() -> None:

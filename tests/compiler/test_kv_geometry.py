@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenspeed.compiler.kv_geometry import compatibility, kv_groups, ordered
 from tokenspeed.ir import module
+from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.kv_caches import block_bytes, cache_names
 from tokenspeed.plans.program import Call, Program, Repeat
 from tokenspeed.plans.schema import KvGroup, SourceTensor
@@ -51,6 +52,14 @@ def test_latents_are_a_group_of_one_cache() -> None:
     assert [*cache_names(group)] == ["kv.latent.0"] and block_bytes(group, 16) == 16 * 7 * 4
 
 
+def test_keys_and_values_as_8_bit_floats() -> None:
+    (group,) = kv_groups(fused(decoder(layers=2, dtype="bf16")), "f8e4m3")
+    assert group.dtype == "f8e4m3" and block_bytes(group, 16) == 2 * 2 * 16 * KV_HEADS * HEAD_DIM
+    sample = next(item for item in SOUND if item.name == "ts.latent_attention")
+    with pytest.raises(UsageError, match="--kv-dtype"):
+        kv_groups(module.parse(sample.module()), "f8e4m3")
+
+
 GROUP = KvGroup(name="full", kind="paged", layers=(0,), heads=2, head_dim=8, dtype="f32", window=None)
 SOURCE = SourceTensor(name="a", encoding="F32", shape=(2, 3), bytes=24)
 FREQUENCIES = {"inv_freq": torch.tensor([1.0, 0.5])}
@@ -61,6 +70,7 @@ def test_compatibility_changes_with_what_keys_and_values_depend_on_and_with_noth
     assert base == compatibility([GROUP], [SOURCE], {"inv_freq": torch.tensor([1.0, 0.5])}, "LlamaForCausalLM")
     other = [
         compatibility([msgspec.structs.replace(GROUP, dtype="bf16")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
+        compatibility([msgspec.structs.replace(GROUP, dtype="f8e4m3")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([msgspec.structs.replace(GROUP, block_order="head_major")], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([msgspec.structs.replace(GROUP, window=4)], [SOURCE], FREQUENCIES, "LlamaForCausalLM"),
         compatibility([GROUP], [msgspec.structs.replace(SOURCE, shape=(3, 2))], FREQUENCIES, "LlamaForCausalLM"),

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .dependence import let_next_begin, wait_for_inputs
+from .float8 import stored
 
 
 @triton.jit
@@ -44,13 +45,13 @@ def _turn_heads(
     source, target = x + heads[:, None] * X_HEAD, out + heads[:, None] * OUT_HEAD
     first = tl.load(source + left[None, :], mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + right[None, :], mask=mask, other=0.0).to(tl.float32)
-    dtype = out.dtype.element_ty
-    tl.store(target + left[None, :], (first * cosine[None, :] - second * sine[None, :]).to(dtype), mask=mask)
-    tl.store(target + right[None, :], (second * cosine[None, :] + first * sine[None, :]).to(dtype), mask=mask)
+    dtype: tl.constexpr = out.dtype.element_ty
+    tl.store(target + left[None, :], stored(first * cosine[None, :] - second * sine[None, :], dtype), mask=mask)
+    tl.store(target + right[None, :], stored(second * cosine[None, :] + first * sine[None, :], dtype), mask=mask)
     if REST > 0:
         columns = TURNED + tl.arange(0, REST)
         mask = (heads < limit)[:, None] & (columns < D)[None, :]
-        tl.store(target + columns[None, :], tl.load(source + columns[None, :], mask=mask), mask=mask)
+        tl.store(target + columns[None, :], stored(tl.load(source + columns[None, :], mask=mask), dtype), mask=mask)
 
 
 @triton.jit
@@ -79,7 +80,7 @@ def rope(
 def _copy_heads(x, out, heads, limit, columns, D: tl.constexpr, X_HEAD: tl.constexpr, OUT_HEAD: tl.constexpr):
     mask = (heads < limit)[:, None] & (columns < D)[None, :]
     values = tl.load(x + heads[:, None] * X_HEAD + columns[None, :], mask=mask)
-    tl.store(out + heads[:, None] * OUT_HEAD + columns[None, :], values, mask=mask)
+    tl.store(out + heads[:, None] * OUT_HEAD + columns[None, :], stored(values, out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

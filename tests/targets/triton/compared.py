@@ -57,6 +57,8 @@ class Case:
     rows: int = ROWS
     logit_rows: int = ROWS
     tolerance: float = 2e-6
+    kept: Mapping[int, Array] = field(default_factory=dict)
+    """What kernels have in place of items of `more`, by number."""
 
     def body(self) -> list[str]:
         inputs = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(self.types)]
@@ -78,7 +80,8 @@ def compare(interpreter: Interpreter, case: Case, setting: DeviceSetting = SETTI
     results = [np.full(_shape(layout, case.rows), 77, _NUMPY[layout.dtype]) for layout in outs]
     states = [state.copy() for state in case.states]
     given = [flat[layout.offset :] for flat, layout in zip(flats, ins, strict=True)]
-    interpreter.run(template, [*_with(given, case.more, case.before), *results, *states], symbols)
+    theirs = [case.kept.get(at, item) for at, item in enumerate(case.more)]
+    interpreter.run(template, [*_with(given, theirs, case.before), *results, *states], symbols)
     views = [_view(flat, layout, case.rows) for flat, layout in zip(flats, ins, strict=True)]
     wanted = [torch.from_numpy(np.full_like(result, 77)) for result in results]
     kept = [torch.from_numpy(state.swapaxes(1, 2).copy()) for state in case.states]
