@@ -59,9 +59,7 @@ def _hopper_bytes(rows: int, columns: int) -> Tiles:
         return Tiles(8, 128, 256, 8, 4)
     if rows <= 32:
         return Tiles(16 if rows <= 16 else 32, 128, 128, 8, 4)
-    if rows <= 64:
-        return Tiles(64, 256 if columns >= _LONG else 128, 128, 8, 3)
-    return Tiles(128, 256, 128, 8, 3)
+    return Tiles(64 if rows <= 64 else 128, 128, 128, 8, 3)
 
 
 def _hopper_nibbles(rows: int, columns: int, inner: int, stored: str) -> Tiles:
@@ -71,7 +69,8 @@ def _hopper_nibbles(rows: int, columns: int, inner: int, stored: str) -> Tiles:
         return Tiles(8, 64, 512, 4, 4)
     if rows <= 32:
         return Tiles(16, 128, 256, 8, 4) if rows <= 16 else Tiles(32, 128, 256, 8, 3)
-    return Tiles(64 if rows <= 64 else 128, 256, 128, 8, 3)
+    # the minimums want the registers of the wider tile
+    return Tiles(64 if rows <= 64 else 128, 128 if stored == "q4_1" and rows > 64 else 256, 128, 8, 3)
 
 
 def _shares(accelerator: Accelerator, tiles: Tiles, rows: int, columns: int, inner: int) -> int:
