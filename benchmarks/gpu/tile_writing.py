@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,12 @@ _SIZES: dict[Kind, tuple[str, ...]] = {
     "experts": ("experts", "top_k", "hidden", "inner"),
 }
 _DIGITS = 4
+_AS_GOOD = 1.015
+"""How much longer tiles may take that count as as good as the best: what repeats of a run differ by."""
+
+Sizes = tuple[tuple[str, int], ...]
+"""Fields of a row that say what it is of."""
+
 Known = dict[tuple[object, ...], tuple[Receipt, Any]]
 """Rows by what they are of, each with its receipt."""
 
@@ -64,41 +72,74 @@ def write_table(files: Sequence[Path], folder: Path = FOLDER) -> str:
 
 
 def _rows(run: Measurements, known: Sequence[TuningCase]) -> list[tuple[Kind, Row]]:
-    """The rows that a run speaks for. Tiles of cases that are judged together are those that lose least, all told."""
+    """The rows that a run speaks for."""
     of_case = {item.case: item for item in run.cases}
-    groups: dict[tuple[Kind, tuple[tuple[str, int], ...]], list[TuningCase]] = {}
+    groups: dict[tuple[Kind, Sizes], list[TuningCase]] = {}
     for tuned in known:
         groups.setdefault((tuned.kind, tuple(tuned.key.items())), []).append(tuned)
     found: list[tuple[Kind, Row]] = []
-    for (kind, key), members in groups.items():
-        cases = [of_case[item.case.name] for item in members if item.case.name in of_case]
-        if len(cases) == len(members) and all(case.measurements for case in cases):
-            contexts = tuple(item.context for item in members)
-            found.append((kind, _row(kind, dict(key), cases, contexts)))
+    for kind in _KINDS:
+        judged: dict[Sizes, _Judged] = {}
+        for (of_kind, key), members in groups.items():
+            cases = [of_case[item.case.name] for item in members if item.case.name in of_case]
+            if of_kind == kind and len(cases) == len(members) and all(case.measurements for case in cases):
+                judged[key] = _judged(cases, tuple(item.context for item in members))
+        shared = _shared({key: item.lost for key, item in judged.items()})
+        found.extend((kind, _row(kind, dict(key), item, shared[key])) for key, item in judged.items())
     return found
 
 
-def _row(kind: Kind, key: dict[str, int], cases: Sequence[MeasuredCase], contexts: tuple[int, ...]) -> Row:
-    seconds: dict[str, list[float]] = {}
+@dataclass(frozen=True)
+class _Judged:
+    """Cases that are judged together: by tiles (in JSON) all their seconds, and what they lose to the best of each case, 1 in
+    each for none; what the device allows at least; contexts."""
+
+    seconds: dict[str, float]
+    lost: dict[str, float]
+    bound: float
+    contexts: tuple[int, ...]
+
+
+def _judged(cases: Sequence[MeasuredCase], contexts: tuple[int, ...]) -> _Judged:
+    times: dict[str, list[float]] = {}
     for case in cases:
         for item in case.measurements:
-            seconds.setdefault(msgspec.json.encode(item.tiles).decode(), []).append(item.seconds)
+            times.setdefault(msgspec.json.encode(item.tiles).decode(), []).append(item.seconds)
+    everywhere = {tiles: made for tiles, made in times.items() if len(made) == len(cases)}
     fastest = [case.measurements[0].seconds for case in cases]
     lost = {
-        tiles: sum(made / best for made, best in zip(times, fastest, strict=True))
-        for tiles, times in seconds.items()
-        if len(times) == len(cases)
+        tiles: sum(seconds / best for seconds, best in zip(made, fastest, strict=True)) / len(cases)
+        for tiles, made in everywhere.items()
     }
-    best, *others = sorted(lost, key=lambda tiles: (lost[tiles], tiles))
+    seconds = {tiles: sum(made) for tiles, made in everywhere.items()}
+    return _Judged(seconds, lost, sum(case.bound for case in cases), contexts)
+
+
+def _shared(lost: dict[Sizes, dict[str, float]]) -> dict[Sizes, str]:
+    """Tiles for each key: of those that are as good as the best, few for all keys together, since each is a kernel to compile."""
+    good = {
+        key: {tiles for tiles, loss in of_key.items() if loss <= min(of_key.values()) * _AS_GOOD} for key, of_key in lost.items()
+    }
+    left, kept = set(good), set[str]()
+    while left:
+        count = Counter(tiles for key in left for tiles in good[key])
+        best = min(count, key=lambda tiles: (-count[tiles], sum(lost[key].get(tiles, 2.0) for key in left), tiles))
+        kept.add(best)
+        left = {key for key in left if best not in good[key]}
+    return {key: min(kept & good[key], key=lambda tiles: (lost[key][tiles], tiles)) for key in good}
+
+
+def _row(kind: Kind, key: dict[str, int], judged: _Judged, chosen: str) -> Row:
     row, tiles = _KINDS[kind]
+    others = [other for other in sorted(judged.lost, key=lambda other: (judged.lost[other], other)) if other != chosen]
     second = others[0] if others else None
     fields: dict[str, Any] = {**key, "receipt": 0, "dtype": "bf16"}
-    fields |= {"bound_seconds": _rounded(sum(case.bound for case in cases)), "seconds": _rounded(sum(seconds[best]))}
-    fields["runner_up_seconds"] = None if second is None else _rounded(sum(seconds[second]))
-    fields["tiles"] = msgspec.json.decode(best, type=tiles)
+    fields |= {"bound_seconds": _rounded(judged.bound), "seconds": _rounded(judged.seconds[chosen])}
+    fields["runner_up_seconds"] = None if second is None else _rounded(judged.seconds[second])
+    fields["tiles"] = msgspec.json.decode(chosen, type=tiles)
     fields["runner_up"] = None if second is None else msgspec.json.decode(second, type=tiles)
     if kind == "attention":
-        fields["contexts"] = contexts
+        fields["contexts"] = judged.contexts
     return row(**fields)
 
 
