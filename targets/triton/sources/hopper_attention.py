@@ -154,9 +154,8 @@ def _weigh(
         columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, scores.type.layout))
         # rows of other sequences may see what is not theirs: what they get is not kept
         distance = positions[:, None] - (token + columns)[None, :]
-        seen = distance >= 0
-        if WINDOW > 0:
-            seen = seen & (distance < WINDOW)
+        # what lies ahead is, without a sign, further than any window
+        seen = distance.to(gl.uint32) < WINDOW if WINDOW > 0 else distance >= 0
         scores = gl.where(seen, scores, float("-inf"))
     higher = gl.maximum(best, gl.max(scores, axis=1) * power)
     # a row that has seen nothing yet has no largest score: minus infinity less itself is no number
@@ -214,14 +213,15 @@ def _attend(
     of_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
     lanes: gl.constexpr = D // 4
     out_layout: gl.constexpr = gl.BlockedLayout([height * lanes // 128, 4], [32 // lanes, lanes], [4, 1], [1, 0])
-    rows, decoding, sequences = gl.load(counts), gl.load(counts + 1), gl.load(counts + 2)
+    rows = gl.load(counts)
     items, used = 0, 0
     if HALF == 1:
         _pass_turn(HALF)
     for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
         number = _of_round(first, UNITS)
+        # read again rather than kept: registers are few
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
-            number, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
+            number, gl.load(counts), gl.load(counts + 1), gl.load(counts + 2), starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
         my_row = first_row + HALF * (BLOCK_Q // 2)
         flat = gl.arange(0, height, layout=of_rows)
