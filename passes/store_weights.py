@@ -91,7 +91,9 @@ def _owner(value: ir.Value) -> ir.Operation:
 def _wanted(user: ir.Operation, operand: int, machine: Machine) -> Prepack:
     """The layout that the user's kernel packs this operand into."""
     kernel = kernel_named(machine, user)
-    return kernel.prepack if operand in kernel.packs else "none"
+    # planes are of blocks alone, whatever else the kernel reads beside them
+    left = kernel.prepack == "planes" and STORED not in _owner(user.operands[operand]).attributes
+    return kernel.prepack if operand in kernel.packs and not left else "none"
 
 
 def _weight(

@@ -48,14 +48,15 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
 """What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs."""
 
 
-def _of_blocks(row: Kernel, operand: int) -> Kernel:
-    """The row's twin for weights in blocks, which alone it takes."""
+def _of_blocks(row: Kernel, *operands: int) -> Kernel:
+    """The row's twin for operands in blocks, one of which at least must be."""
 
     def refuses(operation: ir.Operation, _machine: Machine) -> str | None:
-        return None if layout_of(operation.operands[operand]).dtype in WEIGHT_BLOCKS else "reads weights in blocks only"
+        some = any(layout_of(operation.operands[at]).dtype in WEIGHT_BLOCKS for at in operands)
+        return None if some else "reads weights in blocks only"
 
     return replace(
-        row, name=f"{row.name}_blocks", refuses=refuses, prepack="planes", packs=(operand,), reads=("planes",), blocks=True
+        row, name=f"{row.name}_blocks", refuses=refuses, prepack="planes", packs=operands, reads=("planes",), blocks=True
     )
 
 
@@ -84,4 +85,5 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.cast", cast),
     _row("ts.moe_route", moe_route),
     replace(_row("ts.moe_experts", moe_experts), measured=measured_experts),
+    _of_blocks(_row("ts.moe_experts", moe_experts), 3, 4),
 )

@@ -9,6 +9,7 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...plans.device_kernels import Computed, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
+from ...plans.weight_layout import WEIGHT_BLOCKS, chunk_of
 from ..machine import Figure, Machine
 from .kernel import (
     Constexpr,
@@ -24,7 +25,7 @@ from .kernel import (
 from .measured_tiles import ExpertTiles, described, find_experts
 from .operand import MOST_ALIGNMENT, Layout
 from .templates import flag, function_name, layouts, number, one_function, one_launch, pointers, rows_of
-from .tiles import power_of_two_above, waits_for_inputs
+from .tiles import paired_codes, power_of_two_above, waits_for_inputs
 
 _SCAN = 1024
 _COLUMNS = 1024
@@ -106,6 +107,8 @@ class _Experts:
         if self.tiles_of is not None:
             return self.tiles_of(rows)
         experts, hidden, inner = self.sizes
+        if any(self.inputs[at].dtype in WEIGHT_BLOCKS for at in (3, 4)):
+            return self._tiles_of_blocks(rows)
         sizes = (experts, self.top_k, hidden, inner)
         if (row := find_experts(self.setting.accelerator.arch, self.inputs[0].dtype, rows, sizes)) is not None:
             return row.tiles
@@ -119,6 +122,12 @@ class _Experts:
         if self.setting.accelerator.arch == "sm_80":  # its sums of gate and of up are all in registers
             return _tiles(128, 64, 64, 8, 3)
         return _tiles(128, 128, 64, 8, 3)
+
+    def _tiles_of_blocks(self, rows: int) -> ExpertTiles:
+        stages = 3 if self.setting.accelerator.kind == "cuda" else 2
+        if self.inputs[0].dtype == "f32":
+            return _tiles(16, 16, 128, 4, 2)
+        return _tiles(16, 64, 128, 4, stages) if rows * self.top_k <= 16 * self.sizes[0] else _tiles(64, 64, 128, 4, stages)
 
     def blocks(self, rows: int) -> int:
         """The most blocks of pairs that there can be."""
@@ -171,7 +180,8 @@ class _Experts:
         """gate_up over rows x, or down over what that made (x is None)."""
         dependent, dtype = waits_for_inputs(self.setting.accelerator), self.inputs[0].dtype
         _, hidden, inner = self.sizes
-        types: list[DType] = [dtype, dtype, *([dtype] if biased else []), "i32", "i32"]
+        kept = self.inputs[weight].dtype
+        types: list[DType] = [dtype, kept, *([dtype] if biased else []), "i32", "i32"]
 
         def launch(rows: int) -> Launch:
             tiles = self.tiles(rows)
@@ -183,6 +193,9 @@ class _Experts:
                 constants |= {"K": self.top_k, "X_ROW": x.row_stride}
                 constants["ACTIVATION"] = modules.text_attribute(self.operation, "activation")
                 constants |= {"ALPHA": number(self.operation, "alpha"), "LIMIT": number(self.operation, "limit")}
+            if kept in WEIGHT_BLOCKS:
+                constants |= {"E": self.sizes[0], "FORMAT": kept, "PAIRED": paired_codes(self.setting.accelerator, dtype)}
+                constants["CHUNK"] = chunk_of(self.inputs[weight].shape[-1] or 1, kept)
             source = x.pointer(0) if x is not None else Pointer(0, dtype, MOST_ALIGNMENT)
             parameters: list[Parameter] = [source, self.inputs[weight].pointer(1)]
             parameters += [self.inputs[weight + 2].pointer(2)] if biased else []
@@ -190,7 +203,8 @@ class _Experts:
             parameters.append(Pointer(len(types), dtype, MOST_ALIGNMENT))
             columns = hidden if x is None else inner
             grid: tuple[Size, Size, Size] = (-(-columns // tiles.columns), self.blocks(rows), 1)
-            return Launch(f"mixture.{name}", constants, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
+            file = "block_mixture" if kept in WEIGHT_BLOCKS else "mixture"
+            return Launch(f"{file}.{name}", constants, tuple(parameters), grid, tiles.warps, tiles.stages, dependent)
 
         return self._function(f"moe_{name}", tuple(types), (dtype,), launch)
 

@@ -15,6 +15,7 @@ from tokenspeed.plans.weight_layout import chunk_of, planes, stored_bytes
 from tokenspeed.targets.triton import block_linear, block_tiles
 from tokenspeed.targets.triton.block_rows import block_embedding
 from tokenspeed.targets.triton.kernel import DeviceOperation
+from tokenspeed.targets.triton.mixture import moe_experts
 from tokenspeed.targets.triton.packing import BOUNDS, packing
 
 from ...ir.modules import step
@@ -110,6 +111,43 @@ def test_rows_of_a_table(interpreter: Interpreter, stored: str, shape: tuple[int
     table = packed(interpreter, data, "f32", stored, shape)
     interpreter.run(operation_of(EMBEDDING, stored, shape, block_embedding), [tokens, table, rows], {"rows": 3, "logit_rows": 3})
     np.testing.assert_allclose(rows, expected[tokens], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stored", "inner", "rows"), [("q8_0", 32, 3), ("q4_0", 64, 40), ("q4_0", 24, 3)])
+def test_experts(interpreter: Interpreter, stored: str, inner: int, rows: int) -> None:
+    """Both weights in blocks, or the first alone, where rows of the other are not made of whole ones."""
+    experts, hidden, top = 3, 64, 2
+    generator = np.random.default_rng(4)
+    gate_up, down = (
+        generator.standard_normal(shape).astype(np.float32)
+        for shape in ((experts * 2 * inner, hidden), (experts * hidden, inner))
+    )
+    in_blocks = f', stored = "{stored}"'
+    types = f"tensor<?x{hidden}xf32>", f"tensor<?x{top}xi32>", f"tensor<?x{top}xf32>"
+    weights = f"tensor<{experts}x{2 * inner}x{hidden}xf32>", f"tensor<{experts}x{hidden}x{inner}xf32>"
+    body = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(types)]
+    for at, kept in ((3, in_blocks), (4, in_blocks if inner % 32 == 0 else "")):
+        body.append(f'%a{at} = "ts.weight"() {{sym = "w{at}", parameters = ["w{at}"]{kept}}} : () -> {weights[at - 3]}')
+    more = 'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>'
+    body.append(f'%r = "ts.moe_experts"(%a0, %a1, %a2, %a3, %a4) {{{more}}} : ({", ".join((*types, *weights))}) -> {types[0]}')
+    with modules.context():
+        module = modules.parse(step([*body, "return"]))
+        template = moe_experts([view.operation for view in modules.step_block(module).operations][-2], SETTING)
+    x = generator.standard_normal((rows, hidden)).astype(np.float32)
+    indices = np.argsort(generator.random((rows, experts)), axis=1)[:, :top].astype(np.int32)
+    shares = generator.random((rows, top)).astype(np.float32)
+    out = np.full((rows, hidden), np.nan, np.float32)
+    planes_of = packed(interpreter, gate_up, "f32", stored, gate_up.shape)
+    others = packed(interpreter, down, "f32", stored, down.shape) if inner % 32 == 0 else down
+    interpreter.run(template, [x, indices, shares, planes_of, others, out], {"rows": rows, "logit_rows": rows})
+    first = quantized(gate_up, stored)[1].reshape(experts, 2 * inner, hidden)
+    second = (quantized(down, stored)[1] if inner % 32 == 0 else down).reshape(experts, hidden, inner)
+    expected = np.zeros_like(out)
+    for row, place in np.ndindex(rows, top):
+        both = first[indices[row, place]] @ x[row]
+        gate, up = both[:inner], both[inner:]
+        expected[row] += shares[row, place] * (second[indices[row, place]] @ (gate / (1 + np.exp(-gate)) * up))
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("rows", "shares"), [(3, 1), (3, 3), (9, 1)])
