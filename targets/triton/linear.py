@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Symbol
 from ..machine import Figure, Machine
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, FunctionTemplate, Launch, Variants, merged, single
-from .linear_tiles import tiles_for
+from .linear_tiles import modest_tiles, tiles_for
 from .measured_tiles import LinearTiles, Way, described, find_linear
 from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import function_name, pointers, rows_of
@@ -79,8 +79,13 @@ def dense_linear(inputs: Sequence[Layout], out: Layout, setting: DeviceSetting, 
 def _function(
     layer: _Linear, setting: DeviceSetting, tiles_of: Callable[[int], LinearTiles], by: Symbol, above: int
 ) -> FunctionTemplate:
+    def launch(most: int) -> Launch:
+        modest = modest_tiles(most)
+        made, otherwise = (_launch(layer, setting, tiles, by) for tiles in (tiles_of(most), modest))
+        return made if made.key == otherwise.key else replace(made, otherwise=otherwise)
+
     def variants(bounds: Sequence[int]) -> Variants:
-        return merged([(most, _launch(layer, setting, tiles_of(most), by) if most > above else None) for most in bounds])
+        return merged([(most, launch(most) if most > above else None) for most in bounds])
 
     x, bias = layer.x, [] if layer.bias is None else [layer.bias]
     inputs = (x, layer.weight, *bias)

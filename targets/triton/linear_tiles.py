@@ -40,6 +40,11 @@ def tiles_for(accelerator: Accelerator, dtype: str, rows: int, columns: int, inn
     return _common(rows, columns)
 
 
+def modest_tiles(rows: int) -> LinearTiles:
+    """Tiles that fit every device, whatever the types and what else a function does."""
+    return _unaligned(rows)
+
+
 def _hopper(accelerator: Accelerator, rows: int, columns: int, inner: int) -> LinearTiles:
     one_wave = columns <= 32 * accelerator.units
     if rows == 1:

@@ -56,6 +56,8 @@ def test_the_tiles_of_a_row_build(row: LinearRow, cache: str) -> None:
     (step,) = linear(made, SETTING).steps
     ((_, launch),) = step.function.variants([row.rows])
     assert launch is not None and launch.source.endswith(f".{row.tiles.way}") and launch.warps == row.tiles.warps
+    # what might not fit with other types of results has tiles that do
+    assert launch.otherwise is not None and launch.otherwise.parameters == launch.parameters
     kernel, _ = build(launch, H200, cache)
     assert kernel.receipt.spills == 0
     figure = measured(made, H200, row.rows)
