@@ -9,7 +9,7 @@ from tokenspeed.ir import module
 from tokenspeed.passes.select import Workload, kernel_named, select
 from tokenspeed.plans.errors import ModelError
 from tokenspeed.plans.schema import Decision
-from tokenspeed.targets.machine import Machine
+from tokenspeed.targets.machine import Figure, Machine
 from tokenspeed.targets.registry import TARGETS, find_target
 
 from ..ir.modules import decoder
@@ -125,3 +125,22 @@ def test_traffic_decides_between_kernels() -> None:
         return next(item.kernel for item in select(fused(decoder()), both, loads, NO_NATIVE) if item.operation == "ts.linear")
 
     assert chosen(0.99999) == "a.small" and chosen(0.1) == "b.large"
+
+
+def test_what_was_measured_goes_before_a_kernels_efficiency() -> None:
+    machine = find_target("cpu-avx2")
+    linear = next(kernel for kernel in machine.kernels if kernel.name == "aten.linear")
+    figures = {"fast": Figure(0.9, "measured: fast"), "slow": Figure(0.1, "measured: slow"), "told": Figure(None, "a receipt")}
+
+    def chosen(*names: str) -> Decision:
+        kernels = [replace(linear, name=name, measured=lambda *_, at=name: figures[at]) for name in names]
+        others = [kernel for kernel in machine.kernels if kernel.operation != "ts.linear"]
+        found = select(fused(decoder()), replace(machine, kernels=(*kernels, *others)), LOADS, NO_NATIVE)
+        return next(item for item in found if item.operation == "ts.linear")
+
+    best = chosen("slow", "fast")
+    assert best.kernel == "fast" and best.runner_up == "slow" and best.reason.endswith("; measured: fast")
+    assert best.roofline_share == pytest.approx(0.9)
+    # a receipt without a share leaves the cost as it is
+    assert chosen("told").predicted_seconds == chosen("told", "slow").predicted_seconds != best.predicted_seconds
+    assert chosen("told").reason.endswith("; a receipt")
