@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..passes.schedule import BucketSize
 from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Variant, Vendor
@@ -47,6 +47,13 @@ def device_section(
     return plan, kernels.entries
 
 
+def every_launch(templates: Mapping[str, FunctionTemplate], programs: Sequence[Program]) -> Iterator[Launch]:
+    """What a plan's machine code is built from: the launches of every bucket, nothing of them built. `templates` as above."""
+    for name in sorted(templates):
+        for variants in _launches(templates[name], _sizes(name, programs)):
+            yield from (launch for _, launch in variants if launch is not None)
+
+
 class _Kernels:
     """Compiles launches, each once; what the compiler of one made is used for others of the same code."""
 
@@ -84,16 +91,13 @@ def _sizes(name: str, programs: Sequence[Program]) -> list[BucketSize]:
 
 
 def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: _Kernels) -> DeviceFunction:
-    decode = [size for size in sizes if size.rows == size.logit_rows]
-    others = sizes if template.decode is None else [size for size in sizes if size.rows != size.logit_rows]
-    of_decode = () if template.decode is None else _variants(template.decode(_bounds(template, decode)), kernels)
-    of_others = _variants(template.variants(_bounds(template, others)), kernels)
+    of_others, of_decode = _launches(template, sizes)
     return DeviceFunction(
         name=template.name,
         inputs=template.inputs,
         outputs=template.outputs,
-        variants=of_others,
-        decode=of_decode,
+        variants=_variants(of_others, kernels),
+        decode=_variants(of_decode, kernels),
         by=template.by,
         decoding_only=template.decoding_only,
     )
@@ -102,6 +106,14 @@ def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: 
 def _loading(template: FunctionTemplate, kernels: _Kernels) -> DeviceFunction:
     variants = _variants(template.variants(BOUNDS), kernels)
     return DeviceFunction(name=template.name, inputs=template.inputs, outputs=template.outputs, variants=variants)
+
+
+def _launches(template: FunctionTemplate, sizes: Sequence[BucketSize]) -> tuple[Variants, Variants]:
+    """Those of `variants` and of `decode`."""
+    decode = [size for size in sizes if size.rows == size.logit_rows]
+    others = sizes if template.decode is None else [size for size in sizes if size.rows != size.logit_rows]
+    of_decode = () if template.decode is None else template.decode(_bounds(template, decode))
+    return template.variants(_bounds(template, others)), of_decode
 
 
 def _bounds(template: FunctionTemplate, sizes: Iterable[BucketSize]) -> list[int]:

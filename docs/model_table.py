@@ -75,11 +75,11 @@ def compile_one(model_type: str) -> Row:
     try:
         config = tiny_configuration(model_type)
     except Exception as error:  # whatever the class raises
-        return "refused", f"its default configuration cannot be made: {_one_line(error)}"
+        return "refused", f"its default configuration cannot be made: {one_line(error)}"
     try:
         return _compiled(config)
     except TokenspeedError as error:
-        return "refused", _short("; ".join(part for part in (error.what, error.got) if part))
+        return "refused", shortened("; ".join(part for part in (error.what, error.got) if part))
 
 
 def _compiled(config: dict[str, Any]) -> Row:
@@ -106,14 +106,14 @@ def _compiled(config: dict[str, Any]) -> Row:
             for operation in modules.walk(modules.step_block(state.module))
             if operation.name == "ts.aten"
         )
-    return ("fallback", _short("by ATen: " + ", ".join(sorted(kept)))) if kept else ("raised", "")
+    return ("fallback", shortened("by ATen: " + ", ".join(sorted(kept)))) if kept else ("raised", "")
 
 
-def _one_line(error: BaseException) -> str:
-    return _short(f"{type(error).__name__}: {error}")
+def one_line(error: BaseException) -> str:
+    return shortened(f"{type(error).__name__}: {error}")
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
 
@@ -131,7 +131,7 @@ def _in_a_process(model_type: str, log: Path | None) -> Row:
         status, reason = json.loads(ended.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         last = (ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"])[-1]
-        return "refused", _short(f"the compiler failed: {last}")
+        return "refused", shortened(f"the compiler failed: {last}")
     return status, reason
 
 
@@ -168,7 +168,7 @@ def write_table(rows: dict[str, Row], version: str, date: str) -> str:
 
 
 @contextmanager
-def _only_results_on_stdout() -> Iterator[None]:
+def only_results_on_stdout() -> Iterator[None]:
     """What models print while they are built goes to the error stream."""
     kept, sys.stdout = sys.stdout, sys.stderr
     try:
@@ -180,7 +180,7 @@ def _only_results_on_stdout() -> Iterator[None]:
 def _run_in_this_process(model_type: str) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         row = compile_one(model_type)
     print(json.dumps(row))
 
