@@ -121,7 +121,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     device = _device(state, memory, bound, entries)
     scratch = None if device is None else scratch_needed(device, programs) + library_memory(programs, state.weights)
-    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch)
+    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch, ranks_of(state.mesh))
     block_bytes = bytes_per_block(groups)
     blocks = kv_blocks(fixed, block_bytes, memory, state.limits, state.max_context)
     manifest = Manifest(

@@ -16,6 +16,8 @@ from ..plans.units import format_bytes
 from .function_scratch import function_scratch
 
 BLOCK_TOKENS = 64
+COMMUNICATION = 768 << 20
+"""What a rank's communication library takes on its device beside others. Set, not measured."""
 ATTENTION_SCRATCH = 32 << 20
 LIBRARY_SCRATCH = 32 << 20
 
@@ -34,6 +36,7 @@ def fixed_memory(
     overhead: int,
     states: Sequence[StateGroup] = (),
     device_scratch: int | None = None,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Everything but the KV pool. `device_scratch` is what kernels and library functions of a device want beside their operands;
     there, each array counts rounded up to the alignment of arrays. None: the programs run on the host."""
@@ -46,7 +49,7 @@ def fixed_memory(
         inputs=sum(round_up(_bytes(item.shape, item.dtype)) for item in inputs),
         slots=sum(round_up(_bytes(item.shape, item.dtype)) for item in slots),
         kv=0,
-        communication=0,
+        communication=0 if ranks == 1 or device_scratch is None else COMMUNICATION,
         workspace=_workspace(programs, weights) if device_scratch is None else device_scratch,
         overhead=overhead,
         states=sum(state_bytes(group, 1 if device_scratch is None else ALIGNMENT) for group in states),

@@ -1,7 +1,7 @@
 """What a plan for an accelerator calls beside its own kernels: functions of the allow-list that torch runs on the device.
 
-Operations for which there is no kernel run so. They are launched one by one and never captured; the memory that torch takes for
-them is part of the plan's workspace.
+Operations for which there is no kernel run so. They are launched one by one and never captured, but for collectives; the memory
+that torch takes for them is part of the plan's workspace.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from .aten_functions import ATEN_FUNCTIONS
 from .program import Program
 from .recurrence_integrity import RECURRENCE
 
+COLLECTIVES = frozenset({"all_reduce", "all_gather"})
+"""Functions in which the ranks of a plan meet; a graph may hold them."""
+
 
 def runs_in_library(function: str) -> bool:
     """Whether a program for an accelerator may call the function although it is none of the plan's own."""
-    return function == RECURRENCE or function in ATEN_FUNCTIONS
+    return function == RECURRENCE or function in ATEN_FUNCTIONS or function in COLLECTIVES
 
 
 def library_functions(programs: Iterable[Program]) -> tuple[str, ...]:

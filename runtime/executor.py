@@ -69,6 +69,7 @@ def load_executor(
     _check_functions(manifest.functions_version)
     check_slot_buffers(manifest)
     rank = Rank(manifest.mesh) if collectives is None else collectives.rank
+    groups = None if collectives is None else collectives.groups
     programs = read_programs(plan, rank.number)
     needed = None
     if truncate_repeats:
@@ -77,7 +78,9 @@ def load_executor(
         from .device.placement import place_on_device
 
         every = (*programs.steps, programs.sample)
-        placement: Placement = place_on_device(plan, every, weights, report, needed, exact_weights=exact_weights, driver=driver)
+        placement: Placement = place_on_device(
+            plan, every, weights, report, needed, exact_weights=exact_weights, driver=driver, rank=rank, groups=groups
+        )
     else:
         placement = place_on_host(
             plan,
@@ -89,7 +92,7 @@ def load_executor(
             pin_threads=pin_threads,
             exact_weights=exact_weights,
             rank=rank,
-            groups=None if collectives is None else collectives.groups,
+            groups=groups,
         )
     try:
         with placement.running():

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..plans.device_kernels import DEVICE
-from ..plans.device_library import runs_in_library
+from ..plans.device_library import COLLECTIVES, runs_in_library
 from ..plans.errors import PlanError
 from ..plans.program import NATIVE, Bucket, Call, Program, Repeat
 from ..plans.template import instantiate
@@ -114,7 +114,8 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             continue
         if around.device is not None:
             of_library = _in_library(call, index, arrays, around, around.device)
-            loose.add(of_library)
+            if call.function not in COLLECTIVES:
+                loose.add(of_library)
             launches += [native.cut(), of_library]
             continue
         launches += [native.cut(), _bound(call, index, arrays, around.context)]

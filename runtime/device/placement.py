@@ -19,6 +19,7 @@ from ..dummy_weights import DUMMY
 from ..executor_interface import Report
 from ..functions.context import Context
 from ..host_arrays import HostArray, from_bytes
+from ..mesh import Rank
 from ..operands import Addressed, Surroundings
 from ..weights import Make, PlanSource, Wanted, load_weights, wanted_weights
 from .arrays import DeviceArena, DeviceArray
@@ -33,6 +34,8 @@ from .runtime import DeviceRuntime
 from .uploading import WeightsOnTheirWay, upload_all
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from .library import DeviceLibrary
 
 
@@ -100,8 +103,11 @@ def place_on_device(
     *,
     exact_weights: bool = False,
     driver: Driver | None = None,
+    rank: Rank,
+    groups: Mapping[str, ProcessGroup] | None,
 ) -> DevicePlacement:
-    """Allocate on the first device, load weights and kernels; `driver` is the vendor's own unless given.
+    """Allocate on the first device, load weights and kernels; `driver` is the vendor's own unless given, `rank` which of the
+    plan's ranks this is, `groups` are its by mesh axis.
 
     Raises a TokenspeedError saying what does not fit.
     """
@@ -112,7 +118,7 @@ def place_on_device(
     device = Device(driver or Driver.open(wanted.vendor), 0)
     try:
         _check_device(device, plan.manifest, wanted)
-        return _placed(device, plan, wanted, programs, weights, report, needed, exact_weights)
+        return _placed(device, plan, wanted, programs, weights, report, needed, exact_weights, rank, groups or {})
     except BaseException:
         device.close()
         raise
@@ -127,6 +133,8 @@ def _placed(
     report: Report,
     needed: set[str] | None,
     exact_weights: bool,
+    rank: Rank,
+    groups: Mapping[str, ProcessGroup],
 ) -> DevicePlacement:
     manifest = plan.manifest
     arena = DeviceArena(device, arena_bytes(manifest), "weights, caches and buffers")
@@ -144,10 +152,10 @@ def _placed(
     if weights == DUMMY:
         loading = WeightsOnTheirWay(dummy_weights(manifest, needed, device, arena, kernels), lambda: None)
     else:
-        loading = _load(plan, weights, needed, exact_weights, device, arena, kernels)
+        loading = _load(plan, weights, needed, exact_weights, device, arena, kernels, rank)
         if library is not None:
             loading.settle()  # functions may look at weights when they are bound
-    around = Surroundings(activations, {**inputs.arrays, **constants, **loading.arrays}, state, Context(), device=runtime)
+    around = Surroundings(activations, {**inputs.arrays, **constants, **loading.arrays}, state, Context(groups), device=runtime)
     return DevicePlacement(device, inputs, slots, results, around, scratch, loading, report)
 
 
@@ -169,6 +177,7 @@ def _load(
     device: Device,
     arena: DeviceArena,
     kernels: DeviceKernels,
+    rank: Rank,
 ) -> WeightsOnTheirWay:
     """Where they will lie is known before any is read."""
     arrays = {name: arena.take(weight.shape, weight.dtype) for weight, name, _ in wanted_weights(plan.manifest, needed, exact)}
@@ -180,7 +189,7 @@ def _load(
 
     def load() -> None:
         device.make_current()
-        load_weights(plan, weights, needed, exact=exact, upload=upload)
+        load_weights(plan, weights, needed, exact=exact, upload=upload, coordinates=rank.coordinates)
 
     return WeightsOnTheirWay(arrays, load)
 

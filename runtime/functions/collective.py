@@ -39,9 +39,10 @@ def all_gather(operands: Operands) -> Launch:
     operands.require(x.dtype == out.dtype and 0 < dimension < x.dim(), "operands of one type, and one of x's columns")
     operands.require(distributed.get_world_size(group) == ranks, f"{ranks} ranks")
     operands.shaped(out, *(size * ranks if at == dimension else size for at, size in enumerate(x.shape)))
-    joined = operands.context.scratch("all_gather", x.dtype, x.numel() * ranks).view(ranks * x.shape[0], *x.shape[1:])
+    scratch = operands.context.scratch
+    joined = scratch("all_gather", x.dtype, x.numel() * ranks, x.device).view(ranks * x.shape[0], *x.shape[1:])
     parts = joined.view(ranks, *x.shape)
-    own = operands.context.scratch("all_gather.own", x.dtype, x.numel()).view(x.shape)
+    own = scratch("all_gather.own", x.dtype, x.numel(), x.device).view(x.shape)
     target = out.unflatten(dimension, (ranks, x.shape[dimension])).movedim(dimension, 0)
 
     def run() -> None:

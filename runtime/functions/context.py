@@ -24,7 +24,7 @@ class Context:
         self.step = 0
         self.groups: Mapping[str, distributed.ProcessGroup] = groups or {}
         self._shared: dict[Hashable, object] = {}
-        self._scratch: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._scratch: dict[tuple[str, torch.dtype, torch.device | None], torch.Tensor] = {}
 
     def shared(self, key: Hashable, kind: type[T], make: Callable[[], T]) -> T:
         """The one object under `key`, made on first use; `kind` is its type."""
@@ -33,15 +33,16 @@ class Context:
             found = self._shared[key] = make()
         return found
 
-    def scratch(self, purpose: str, dtype: torch.dtype, elements: int) -> torch.Tensor:
-        """A flat tensor that any launch may overwrite. Grows at preparation only, never during a step."""
-        found = self._scratch.get((purpose, dtype))
+    def scratch(self, purpose: str, dtype: torch.dtype, elements: int, device: torch.device | None = None) -> torch.Tensor:
+        """A flat tensor that any launch may overwrite, on the host unless a device is given. Grows at preparation only, never
+        during a step."""
+        found = self._scratch.get((purpose, dtype, device))
         if found is None or found.numel() < elements:
             import torch
 
-            found = self._scratch[purpose, dtype] = torch.empty(elements, dtype=dtype)
+            found = self._scratch[purpose, dtype, device] = torch.empty(elements, dtype=dtype, device=device)
         return found[:elements]
 
     @property
     def scratch_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._scratch.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._scratch.values() if tensor.device.type == "cpu")

@@ -44,8 +44,10 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
+    Kernel("nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 0.5, "set, not measured"),
+    Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 0.5, "set, not measured"),
 )
-"""What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs."""
+"""What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs or, collectives, in them."""
 
 
 def _of_blocks(row: Kernel, *operands: int) -> Kernel:
