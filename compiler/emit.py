@@ -34,6 +34,7 @@ from ..plans.schema import (
     Manifest,
     Model,
     Performance,
+    PlacementDecision,
     ProgramReference,
     Provenance,
     SourceTensor,
@@ -42,6 +43,7 @@ from ..plans.schema import (
 )
 from ..plans.template import instantiate
 from ..targets.accelerator import Accelerator
+from ..targets.collective import seconds_of
 from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
@@ -159,6 +161,8 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     if manifest.kernels is not None:
         entries[manifest.kernels.entry] = _build(state)[1]
     entries["decisions.json"] = msgspec.json.encode(state.decisions)
+    if state.layout:
+        entries["placements.json"] = msgspec.json.encode(_layout(state))
     entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
     return manifest, entries
 
@@ -381,7 +385,7 @@ def _counted(state: Compilation) -> list[tuple[Any, int]]:
 
 
 def _cost_row(state: Compilation, rows: int, logit_rows: int) -> CostRow:
-    flops = weights = activations = 0.0
+    flops = weights = activations = communication = 0.0
     instructions = 0
     gathered = False
     for operation, times in _counted(state):
@@ -391,4 +395,30 @@ def _cost_row(state: Compilation, rows: int, logit_rows: int) -> CostRow:
         weights += cost.weight_bytes * times
         activations += cost.activation_bytes * times
         instructions += times if cost.bytes or cost.flops else 0
-    return CostRow(rows=rows, flops=flops, weight_bytes=weights, activation_bytes=activations, instructions=instructions)
+        communication += times * seconds_of(operation, logit_rows if gathered else rows, state.machine)
+    return CostRow(
+        rows=rows,
+        flops=flops,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        instructions=instructions,
+        communication=communication,
+    )
+
+
+def _layout(state: Compilation) -> tuple[PlacementDecision, ...]:
+    """What the partitioner chose, for people."""
+    return tuple(
+        PlacementDecision(
+            operation=choice.operation,
+            label=choice.label,
+            axis=choice.axis,
+            cut=choice.strategy.cut,
+            operands=choice.strategy.operands,
+            results=choice.strategy.results,
+            seconds=choice.seconds,
+            runner_up="" if choice.runner_up is None else choice.runner_up.summary,
+            runner_up_seconds=choice.runner_up_seconds,
+        )
+        for choice in state.layout
+    )

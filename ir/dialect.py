@@ -410,12 +410,13 @@ class GatherRows(TsDialect.Operation, name="gather_rows", traits=[ext.Pure]):
 
 
 class AllReduce(TsDialect.Operation, name="all_reduce", traits=[ext.Pure]):
-    """Sum over the ranks of mesh axis `axis`: partial -> replicate."""
+    """Sum over the `ranks` ranks of mesh axis `axis`: partial -> replicate."""
 
     verify_invariants = _verify
     res: Result
     x: Operand
     axis: ir.StringAttr
+    ranks: ir.IntegerAttr
 
 
 class AllGather(TsDialect.Operation, name="all_gather", traits=[ext.Pure]):

@@ -305,7 +305,7 @@ _ATTRIBUTES = {
     "ts.attention": _ATTENTION,
     "ts.cached_attention": _ATTENTION,
     "ts.latent_attention": {"scale": modules.float_attribute},
-    "ts.all_reduce": {"axis": modules.text_attribute},
+    "ts.all_reduce": {"axis": modules.text_attribute, "ranks": modules.int_attribute},
     "ts.all_gather": {"axis": modules.text_attribute, "dimension": modules.int_attribute, "ranks": modules.int_attribute},
     "ts.recurrence": {"body": lambda operation, _name: encode_body(body_of_recurrence(operation))},
 }

@@ -32,9 +32,9 @@ def partition(
             apply(module, axis.name, 1, {operation: strategies(operation, 1)[0] for operation in _operations(module)})
             continue
         assert prices is not None
-        found = search(module, replace(prices, ranks=axis.size), pins or Pins())
-        apply(module, axis.name, axis.size, {choice.operation: choice.strategy for choice in found})
-        chosen += found
+        found = search(module, axis.name, replace(prices, ranks=axis.size), pins or Pins())
+        apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
+        chosen += found.values()
     verify_spmd(module)
     return tuple(chosen)
 

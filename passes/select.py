@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.sharding import COLLECTIVES
 from ..ir.storage import STORED
 from ..ir.types import dtype_of
 from ..plans.errors import ModelError
 from ..plans.schema import Decision
+from ..targets.collective import seconds_of
 from ..targets.cost import FREE, cost_of
 from ..targets.machine import Kernel, Machine
 from ..targets.roofline import Roofline, roofline
@@ -131,6 +133,8 @@ def _seconds(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: in
 
 
 def _roofline(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: int) -> Roofline:
+    if operation.name in COLLECTIVES:
+        return Roofline(0.0, seconds_of(operation, rows, machine), 0.0)
     return roofline(cost_of(operation, rows), machine, map(dtype_of, operation.results), kernel.native)
 
 

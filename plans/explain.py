@@ -1,4 +1,4 @@
-"""Why each operation of a plan runs as it does: its decisions, filtered, with totals."""
+"""Why each operation of a plan runs as it does and lies where it does: its decisions, filtered, with totals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,34 @@ import msgspec
 from rich.console import RenderableType
 from rich.table import Table
 
-from .schema import Decision
+from .schema import Decision, PlacementDecision
 from .tables import shown
 from .units import format_seconds
+
+
+def select_placements(placements: Sequence[PlacementDecision], text: str | None) -> list[PlacementDecision]:
+    """Those whose operation or label contains `text` (any case); all of them without one."""
+    wanted = (text or "").lower()
+    return [item for item in placements if any(wanted in field.lower() for field in (item.operation, item.label))]
+
+
+def layout(placements: Sequence[PlacementDecision], text: str | None = None) -> Table:
+    """The same as a rich table."""
+    table = Table(
+        "operation", "axis", "cut", "operands", "results", "in a step", "runner-up", title="Layout over the mesh", box=None
+    )
+    for item in select_placements(placements, text):
+        seconds = item.runner_up_seconds
+        table.add_row(
+            shown(f"{item.operation}\n{item.label}" if item.label else item.operation),
+            shown(item.axis),
+            shown(item.cut or "nothing"),
+            shown("\n".join(item.operands)),
+            shown("\n".join(item.results)),
+            format_seconds(item.seconds),
+            "none" if seconds is None else shown(f"{item.runner_up} ({format_seconds(seconds)})"),
+        )
+    return table
 
 
 def select(decisions: Sequence[Decision], text: str | None) -> list[Decision]:

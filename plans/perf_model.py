@@ -16,12 +16,14 @@ from .schema import CostRow, Performance, Schedule
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Work of a step at some number of rows: floating-point operations, bytes and instructions (may be fractional)."""
+    """Work of a step at some number of rows: floating-point operations, bytes, instructions (may be fractional), and seconds of
+    collectives."""
 
     flops: float
     weight_bytes: float
     activation_bytes: float
     instructions: float
+    communication: float = 0.0
 
 
 def step_cost(performance: Performance, rows: float) -> StepCost:
@@ -35,9 +37,9 @@ def step_cost(performance: Performance, rows: float) -> StepCost:
         return _between(costs[0], costs[0], 0.0)
     if at == len(costs):
         if len(costs) == 1:
-            factor = rows / costs[0].rows
-            only = costs[0]
-            return StepCost(only.flops * factor, only.weight_bytes, only.activation_bytes * factor, only.instructions)
+            factor, only = rows / costs[0].rows, costs[0]
+            work = only.flops * factor, only.weight_bytes, only.activation_bytes * factor
+            return StepCost(*work, only.instructions, only.communication * factor)
         at -= 1
     low, high = costs[at - 1], costs[at]
     return _between(low, high, (rows - low.rows) / (high.rows - low.rows))
@@ -48,7 +50,7 @@ def step_seconds(performance: Performance, rows: float, attention_token_pairs: f
 
         compute = (flops(rows) + attention_flops_per_token_pair * attention_token_pairs) / compute rate
         memory  = (weight_bytes(rows) + activation_bytes(rows) + kv_bytes_per_token * context_tokens) / bandwidth
-        seconds = max(compute, memory) + instructions(rows) * dispatch
+        seconds = max(compute, memory) + instructions(rows) * dispatch + communication(rows)
 
     `attention_token_pairs` counts (query, key) pairs over all rows; `context_tokens` counts tokens whose K and V are read.
     """
@@ -57,7 +59,7 @@ def step_seconds(performance: Performance, rows: float, attention_token_pairs: f
     flops = cost.flops + performance.attention_flops_per_token_pair * attention_token_pairs
     moved = cost.weight_bytes + cost.activation_bytes + performance.kv_bytes_per_token * context_tokens
     roofline = max(flops / rates["compute"].value, moved / rates["bandwidth"].value)
-    return roofline + cost.instructions * rates["dispatch"].value
+    return roofline + cost.instructions * rates["dispatch"].value + cost.communication
 
 
 def prefill_chunks(prompt_tokens: int, cached_tokens: int, chunk: int) -> list[tuple[int, int]]:
@@ -122,4 +124,5 @@ def _between(low: CostRow, high: CostRow, share: float) -> StepCost:
         mix(low.weight_bytes, high.weight_bytes),
         mix(low.activation_bytes, high.activation_bytes),
         mix(low.instructions, high.instructions),
+        mix(low.communication, high.communication),
     )

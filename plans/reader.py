@@ -22,13 +22,14 @@ from .directory import FETCH_AGAIN, read_directory, refusal
 from .errors import PlanError
 from .integrity import check_manifest, check_program
 from .program import Program
-from .schema import FORMAT_MAJOR, FORMAT_MINOR, Decision, Manifest
+from .schema import FORMAT_MAJOR, FORMAT_MINOR, Decision, Manifest, PlacementDecision
 
 if TYPE_CHECKING:
     from .signing import TrustStore
 
 MAX_MANIFEST_BYTES = 64 << 20
 DECISIONS_NAME = "decisions.json"
+PLACEMENTS_NAME = "placements.json"
 _HASH_BYTES = 8 << 20
 
 Progress = Callable[[str, int, int], None]
@@ -141,6 +142,12 @@ class Plan:
             return ()
         return _decode(msgspec.json.Decoder(tuple[Decision, ...]), self.entry(DECISIONS_NAME), DECISIONS_NAME)
 
+    def placements(self) -> tuple[PlacementDecision, ...]:
+        """How each operation lies on the mesh; empty for one rank. Raises `PlanError`."""
+        if PLACEMENTS_NAME not in self._digests:
+            return ()
+        return _decode(msgspec.json.Decoder(tuple[PlacementDecision, ...]), self.entry(PLACEMENTS_NAME), PLACEMENTS_NAME)
+
     def verify_all(self, progress: Progress | None = None) -> None:
         """Check every entry's SHA-256 and CRC, every program, the device kernels and the decisions.
 
@@ -161,6 +168,7 @@ class Plan:
             for kernel in self.manifest.device.kernels:
                 check_binary(kernel, self.manifest.device.vendor, self.entry(kernel.entry))
         self.decisions()
+        self.placements()
 
     def _data(self, name: str) -> memoryview:
         member = self._members[name]

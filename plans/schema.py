@@ -216,13 +216,15 @@ class ProgramReference(_Part, frozen=True, kw_only=True):
 
 
 class CostRow(_Part, frozen=True, kw_only=True):
-    """Work of one step at a bucket: floating-point operations, bytes moved, instructions launched (plans/perf_model.py)."""
+    """Work of one step at a bucket, of each rank: floating-point operations, bytes moved, instructions launched, and the seconds
+    that ranks meet in collectives (plans/perf_model.py)."""
 
     rows: int
     flops: float
     weight_bytes: float
     activation_bytes: float
     instructions: int
+    communication: float = 0.0
 
 
 class Rate(_Part, frozen=True, kw_only=True):
@@ -297,6 +299,23 @@ class Manifest(_Part, frozen=True, kw_only=True):
     kernels: KernelLibrary | None = None
     device: DevicePlan | None = None
     entries: tuple[Entry, ...]
+
+
+class PlacementDecision(_Part, frozen=True, kw_only=True):
+    """How one operation lies on a mesh axis; entry `placements.json` holds a tuple of these. `cut` names the factor of its rule
+    (ir/sharding.py) that is cut, "" for none; `operands` and `results` are their placements. Seconds are of all its runs in an
+    expected step, changes of placement around it included; the runner-up is the best other way, all else being as it is.
+    """
+
+    operation: str
+    label: str
+    axis: str
+    cut: str
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    seconds: float
+    runner_up: str
+    runner_up_seconds: float | None
 
 
 class Decision(_Part, frozen=True, kw_only=True):

@@ -82,16 +82,18 @@ def verify(
 def explain(plan: Path, operation: str | None, as_json: bool) -> None:
     """Show, for each operation: its kernel, why, the runner-up, the predicted time and the roofline share.
 
-    Says too whether equal prefixes are computed once, and why not.
+    Of a plan for several ranks also how each operation lies on the mesh. Says too whether equal prefixes are computed once, and
+    why not.
     """
-    from ..plans.explain import explanation, pages
+    from ..plans.explain import explanation, layout, pages, select_placements
 
     with Plan.open(plan) as opened:
-        decisions, kv = opened.decisions(), opened.manifest.kv
+        decisions, placements, kv = opened.decisions(), opened.placements(), opened.manifest.kv
     if as_json:
-        _print_json(explanation(decisions, operation) | {"prefix_reuse": kv.prefix_reuse})
+        chosen = msgspec.to_builtins(select_placements(placements, operation))
+        _print_json(explanation(decisions, operation) | {"placements": chosen, "prefix_reuse": kv.prefix_reuse})
     elif decisions:
-        _print_pages(pages(decisions, operation))
+        _print_pages([*pages(decisions, operation), *([layout(placements, operation)] if placements else [])])
     else:
         click.echo("The plan records no decisions.")
     if not as_json:

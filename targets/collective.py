@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
+from ..ir import attributes
+from ..ir.mlir import ir
+from ..ir.sharding import COLLECTIVES
+from ..ir.types import dtype_of, shape_of
+from ..plans.program import DTYPE_BYTES
 from .machine import Machine
 
 Collective = Literal["all_reduce", "all_gather"]
+
+LINKS = "alpha-beta model of the links: nominal rates, latencies set, not measured"
+"""How the seconds of collectives are known."""
 
 _HOST_LATENCY, _HOST_SHARE = 50e-6, 0.1
 """Of ranks that are processes of one host: seconds, and the share of the memory's bandwidth. Set, not measured."""
@@ -25,3 +34,13 @@ def collective_seconds(collective: Collective, size: float, ranks: int, machine:
         latency, bandwidth = _HOST_LATENCY, machine.rates["bandwidth"].value * _HOST_SHARE
     rounds = 2 if collective == "all_reduce" else 1
     return latency + rounds * (ranks - 1) / ranks * size / bandwidth
+
+
+def seconds_of(operation: ir.Operation, rows: int, machine: Machine) -> float:
+    """Seconds of a collective operation at a number of rows; 0 for all other operations."""
+    if operation.name not in COLLECTIVES:
+        return 0.0
+    whole = operation.results[0]
+    size = prod(rows if extent is None else extent for extent in shape_of(whole)) * DTYPE_BYTES[dtype_of(whole)]
+    collective: Collective = "all_reduce" if operation.name == "ts.all_reduce" else "all_gather"
+    return collective_seconds(collective, size, attributes.int_attribute(operation, "ranks"), machine)

@@ -108,25 +108,39 @@ class _Application:
             assert maker is not None, f"{value} is an argument, which is replicated"
             with _behind(maker):
                 made = self._collective(value, before, placement)
+            for operation in _makers_between(made, value):
+                modules.set_label(operation, modules.label_of(maker))
             self.changed[value, placement] = made
         return self.changed[value, placement]
 
     def _collective(self, value: ir.Value, before: str, after: str) -> ir.Value:
-        axis, placements = modules.text(self.axis), {**placement_of(value), self.axis: after}
+        axis, ranks = modules.text(self.axis), modules.integer(self.ranks)
+        placements = {**placement_of(value), self.axis: after}
         cut = parse_shard(before)
         assert after == REPLICATE and (before == PARTIAL or isinstance(cut, Shard)), f"no collective from {before} to {after}"
         if cut is None:
-            return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis).res
+            return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis, ranks).res
         shape = list(shape_of(value))
         true_size = self.whole[value][cut.dimension]
         shape[cut.dimension] = (shape[cut.dimension] or 0) * self.ranks
-        dimension, ranks = modules.integer(cut.dimension), modules.integer(self.ranks)
+        dimension = modules.integer(cut.dimension)
         gathered = dialect.AllGather(tensor(dtype_of(value), shape, placements), value, axis, dimension, ranks).res
         if shape[cut.dimension] == true_size:
             return gathered
         # what filled up the last parts goes
         kind = tensor(dtype_of(value), self.whole[value], placements)
         return dialect.Slice(kind, gathered, modules.integer(0)).res
+
+
+def _makers_between(made: ir.Value, value: ir.Value) -> list[ir.Operation]:
+    """What makes one value of another, a chain of operations of one operand."""
+    found: list[ir.Operation] = []
+    while made != value:
+        maker = modules.maker_of(made)
+        assert maker is not None
+        found.append(maker)
+        made = maker.operands[0]
+    return found
 
 
 def _move_window(operation: ir.Operation, cut: Shard, ranks: int) -> None:

@@ -31,19 +31,21 @@ _NODES = 10_000
 class Choice:
     """What was chosen for an operation, with the seconds of a step it takes, and the best other way, all else being as it is."""
 
-    operation: ir.Operation
+    operation: str
+    label: str
+    axis: str
     strategy: Strategy
     seconds: float
     runner_up: Strategy | None
     runner_up_seconds: float | None
 
 
-def search(module: ir.Module, prices: Prices, pins: Pins, budget: int | None = None) -> list[Choice]:
+def search(module: ir.Module, axis: str, prices: Prices, pins: Pins, budget: int | None = None) -> dict[ir.Operation, Choice]:
     """A choice for every operation of the step, in program order. `budget`: bytes that a rank's weights may take.
 
     Raises UsageError when nothing satisfies the pins and the budget.
     """
-    problem = _Problem(prices, pins)
+    problem = _Problem(axis, prices, pins)
     block = modules.step_block(module)
     after_gather = logit_operations(block)
     for operation in modules.walk(block):
@@ -57,6 +59,7 @@ def search(module: ir.Module, prices: Prices, pins: Pins, budget: int | None = N
 
 @dataclass
 class _Problem:
+    axis: str
     prices: Prices
     pins: Pins
     costs: list[float] = field(default_factory=list)
@@ -106,7 +109,7 @@ class _Problem:
         if budget is not None and sizes:
             self._constrain(sizes, -np.inf, float(budget))
 
-    def solve(self) -> list[Choice]:
+    def solve(self) -> dict[ir.Operation, Choice]:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
@@ -131,7 +134,7 @@ class _Problem:
             )
         taken = {variable for variable, value in enumerate(found.x) if value > 0.5}
         chosen = {operation: next(way for way in ways if way[0] in taken)[1] for operation, ways in self.ways.items()}
-        return [self._choice(operation, chosen) for operation in self.ways]
+        return {operation: self._choice(operation, chosen) for operation in self.ways}
 
     def _choice(self, operation: ir.Operation, chosen: Mapping[ir.Operation, Strategy]) -> Choice:
         """With the runner-up: the best other strategy where all other operations stay as they are."""
@@ -143,7 +146,8 @@ class _Problem:
         ways = [strategy for _, strategy in self.ways[operation]]
         own = next(cost for cost, at in ranked if ways[at] == chosen[operation])
         other = next(((cost, ways[at]) for cost, at in ranked if ways[at] != chosen[operation] and np.isfinite(cost)), None)
-        return Choice(operation, chosen[operation], own, other and other[1], other and other[0])
+        label = modules.label_of(operation)
+        return Choice(operation.name, label, self.axis, chosen[operation], own, other and other[1], other and other[0])
 
     def _changes_around(self, operation: ir.Operation, strategy: Strategy, chosen: Mapping[ir.Operation, Strategy]) -> float:
         total = 0.0

@@ -23,6 +23,11 @@ class Strategy:
     operands: tuple[str, ...]
     results: tuple[str, ...]
 
+    @property
+    def summary(self) -> str:
+        """In words: what is cut, and what comes out."""
+        return f"{self.cut or 'nothing'} cut: {', '.join(self.results)}"
+
 
 def strategies(operation: ir.Operation, ranks: int) -> list[Strategy]:
     """The ways that the operation's rule and sizes allow, replicated first."""

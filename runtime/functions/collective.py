@@ -11,10 +11,11 @@ _gather = getattr(distributed, "all_gather_single", None) or distributed.all_gat
 
 
 def _group(operands: Operands) -> distributed.ProcessGroup:
-    axis = operands.text("axis")
+    axis, ranks = operands.text("axis"), operands.integer("ranks")
     group = operands.context.groups.get(axis)
     if group is None:
         operands.refuse(f"a mesh axis of several ranks that run together: {', '.join(operands.context.groups) or 'none'}", axis)
+    operands.require(distributed.get_world_size(group) == ranks, f"{ranks} ranks along {axis}")
     return group
 
 
@@ -37,7 +38,6 @@ def all_gather(operands: Operands) -> Launch:
     (x,), (out,) = operands.take(1, 1)
     group, ranks, dimension = _group(operands), operands.integer("ranks"), operands.integer("dimension")
     operands.require(x.dtype == out.dtype and 0 < dimension < x.dim(), "operands of one type, and one of x's columns")
-    operands.require(distributed.get_world_size(group) == ranks, f"{ranks} ranks")
     operands.shaped(out, *(size * ranks if at == dimension else size for at, size in enumerate(x.shape)))
     scratch = operands.context.scratch
     joined = scratch("all_gather", x.dtype, x.numel() * ranks, x.device).view(ranks * x.shape[0], *x.shape[1:])

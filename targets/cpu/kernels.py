@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ...ir.mlir import ir
 from ...ir.types import dtype_of
+from ..collective import LINKS
 from ..machine import Kernel, Machine
 from .native_kernels import NATIVE_KERNELS
 
@@ -47,8 +48,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     ),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
-    _simple("ts.all_reduce"),
-    _simple("ts.all_gather"),
+    Kernel("gloo.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS),
+    Kernel("gloo.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
 from ...plans.weight_layout import WEIGHT_BLOCKS
+from ..collective import LINKS
 from ..machine import Kernel, Machine
 from .attention import attention, cached_attention
 from .attention import measured as measured_attention
@@ -44,10 +45,10 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
-    Kernel("nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 0.5, "set, not measured"),
-    Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 0.5, "set, not measured"),
+    Kernel("nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS),
+    Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
 )
-"""What has no kernel of its own: torch runs it on the device, call by call, beside the captured graphs or, collectives, in them."""
+"""What has no kernel of its own: torch runs it on the device, call by call beside the captured graphs; collectives in them."""
 
 
 def _of_blocks(row: Kernel, *operands: int) -> Kernel:

@@ -79,7 +79,7 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.reshape", ("tensor<?x32xf32>",), (X3,)),
     Sample("ts.slice", (X,), ("tensor<?x3xf32>",), "start = 5 : i64"),
     Sample("ts.gather_rows", (X, "tensor<?xi32>"), (X,)),
-    Sample("ts.all_reduce", (X,), (X,), 'axis = "tp"'),
+    Sample("ts.all_reduce", (X,), (X,), 'axis = "tp", ranks = 3 : i64'),
     Sample("ts.all_gather", (X,), ("tensor<?x24xf32>",), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'),
 )
 
@@ -170,7 +170,7 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.slice", (X,), ("tensor<?x9xf32>",), "start = 0 : i64"), "not a window of the columns"),
     (Sample("ts.slice", (X,), ("tensor<?x3xf32>",), "start = 6 : i64"), "columns from 6 on do not hold 3 of 8"),
     (Sample("ts.gather_rows", (X, "tensor<?x1xi32>"), (X,)), "for x"),
-    (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp"'), "one shape"),
+    (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp", ranks = 3 : i64'), "one shape"),
     (Sample("ts.all_gather", (X,), (X3,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "only one dimension grows"),
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'), "rows are not gathered"),

@@ -74,7 +74,9 @@ def test_a_consistent_cut_is_accepted_and_its_partial_result_is_not_returned() -
     missing = step([*body, f"return %z : tensor<?x8xf32, {partial}>"], f"tensor<?x8xf32, {partial}>")
     with pytest.raises(PlacementConflict, match="every rank needs it whole"):
         verify_spmd(module.parse(missing))
-    summed = f'%s = "ts.all_reduce"(%z) {{axis = "tp"}} : (tensor<?x8xf32, {partial}>) -> tensor<?x8xf32, {whole}>'
+    summed = (
+        f'%s = "ts.all_reduce"(%z) {{axis = "tp", ranks = 2 : i64}} : (tensor<?x8xf32, {partial}>) -> tensor<?x8xf32, {whole}>'
+    )
     verify_spmd(module.parse(step([*body, summed, f"return %s : tensor<?x8xf32, {whole}>"], f"tensor<?x8xf32, {whole}>")))
 
 

@@ -48,7 +48,7 @@ def double_collective(parsed: ir.Module, chosen: random.Random) -> None:
     result = item.results[0]
     readers = module.readers_of(result)
     with ir.InsertionPoint(readers[0][0]):
-        again = dialect.AllReduce(result.type, result, module.text("tp")).res
+        again = dialect.AllReduce(result.type, result, module.text("tp"), module.integer(2)).res
     readers[0][0].operands[readers[0][1]] = again
 
 

@@ -91,7 +91,7 @@ def test_a_pin_that_cannot_be_is_refused() -> None:
 def test_the_budget_of_memory_is_kept() -> None:
     parsed = module.parse(decoder())
     ranks = replace(prices(), ranks=2)
-    every = search(parsed, ranks, WHATEVER_CAN_BE)
+    every = search(parsed, "tp", ranks, WHATEVER_CAN_BE)
     assert every
     with pytest.raises(UsageError, match="no layout of the model"):
-        search(parsed, ranks, Pins(), budget=1000)
+        search(parsed, "tp", ranks, Pins(), budget=1000)
