@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -24,6 +30,8 @@ from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_trac
 
 CHOSEN = {2: ("phi3", "deepseek_v3"), 4: ("llama", "gpt_oss")}
 """By ranks: packed projections, latents; tied embeddings, biases and sinks and experts, heads in copies."""
+
+SERVE = "from tokenspeed.runtime.run_cli import main; main()"
 
 
 def compiled(directory: Path, ranks: int) -> Path:
@@ -49,6 +57,50 @@ def free_address() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def test_a_rank_that_is_gone_ends_all(tmp_path: Path) -> None:
+    """Requests are answered over HTTP until then; the message names the rank, and no process stays behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        remember_traces(patch)
+        directory = save(build(FAMILIES["llama"]), tmp_path / "model")
+        plan = compiled(directory, 2)
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", SERVE, str(plan), "--weights", str(directory), "--port", "0", "--json"]
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    try:
+        until(lambda: '"url"' in log.read_text())
+        told = json.loads(next(line for line in log.read_text().splitlines() if '"url"' in line))
+        url, asked = told["url"], {"model": told["model"], "prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0}
+        answer = httpx.post(f"{url}/completions", json=asked, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] == 4, answer.text
+        (rank,) = rank_processes(plan)
+        os.kill(rank, signal.SIGKILL)
+        until(lambda: "rank 1 ended with exit code -9" in log.read_text())
+        assert httpx.get(f"{url.removesuffix('/v1')}/health").status_code == 503
+        until(lambda: not rank_processes(plan))
+    finally:
+        server.kill()
+        server.wait()
+
+
+def rank_processes(plan: Path) -> list[int]:
+    """Processes of ranks other than the first that run a plan."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (folder / "cmdline").read_bytes()
+            if b"rank_process" in line and str(plan).encode() in line:
+                found.append(int(folder.name))
+    return found
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("ranks", CHOSEN)
