@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from tokenspeed.plans.schema import MeshAxis
 from tokenspeed.runtime.collectives import Collectives
+from tokenspeed.runtime.executor_interface import Started, StepResult
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.mesh import Rank
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.ranked_executor import RankedExecutor, RanksLost, follow, step_batch, step_message
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
 
 from .fake_executor import EchoExecutor
 
@@ -51,16 +52,20 @@ def test_a_step_arrives_as_it_was_sent() -> None:
 
 
 class Recording(EchoExecutor):
+    """Notes what it is told."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[object, ...]] = []
 
-    def admit(self, slot, sampling, end_tokens, prompt, output):  # pyright: ignore
+    def admit(
+        self, slot: int, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray, output: IntArray
+    ) -> None:
         self.calls.append((slot, sampling, end_tokens, prompt.tolist(), output.tolist()))
 
-    def start(self, batch):  # pyright: ignore
+    def start(self, batch: StepBatch) -> Started:
         self.calls.append(("step", batch.token_ids.tolist()))
-        return lambda: None  # pyright: ignore
+        return lambda: StepResult(np.zeros(len(batch.logit_rows), np.int32), ())
 
 
 def test_the_others_do_what_the_first_does() -> None:
