@@ -16,6 +16,7 @@ from tokenspeed.targets.triton.library import TRITON_KERNELS
 from tokenspeed.targets.triton.release import VERSION
 
 from . import cases as known
+from .block_cases import block_cases
 from .bundle import BuiltCase, Bundle, Step, write
 from .cases import Case
 
@@ -32,7 +33,7 @@ def build_bundle(target: str, folder: Path) -> int:
         binaries[kernel.entry] = binary
         return kernel
 
-    built = tuple(build_case(case, setting, make) for case in known.cases())
+    built = tuple(build_case(case, setting, make) for case in (*known.cases(), *block_cases()))
     write(folder, Bundle(target, f"triton {VERSION}", built), binaries)
     return len(built)
 
@@ -47,12 +48,13 @@ def build_case(
     case: Case, setting: DeviceSetting, make: Callable[[Launch], DeviceKernel], template: Template | None = None
 ) -> BuiltCase:
     """A case's kernels, each made by `make`: as `template` has them, else as the library does."""
-    inputs = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(case.types)]
+    inputs = [f"%a{at} = {_made(at, case)} : () -> {kind}" for at, kind in enumerate(case.types)]
     lines = "\n".join([*inputs, case.line, "return"])
     with modules.context():
         module = modules.parse(f"module {{ func.func @step() {{\n{lines}\n}} }}")
         operation = [view.operation for view in modules.step_block(module).operations][-2]
-        device = template or next(kernel.device for kernel in TRITON_KERNELS if kernel.operation == operation.name)
+        kernels = (kernel for kernel in TRITON_KERNELS if kernel.operation == operation.name)
+        device = template or next(kernel.device for kernel in kernels if kernel.blocks == bool(case.stored))
         assert device is not None
         made = device(operation, setting)
     steps = []
@@ -69,6 +71,12 @@ def build_case(
             elements *= symbols[size] if isinstance(size, str) else size
         buffers.append((item.name, item.dtype, elements))
     return BuiltCase(case.name, tuple(steps), tuple(buffers))
+
+
+def _made(operand: int, case: Case) -> str:
+    if operand not in case.stored:
+        return f'"ts.input"() {{sym = "a{operand}"}}'
+    return f'"ts.weight"() {{sym = "a{operand}", parameters = ["a{operand}"], stored = "{case.stored[operand]}"}}'
 
 
 def _chosen(function: FunctionTemplate, case: Case) -> Launch | None:

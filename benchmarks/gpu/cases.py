@@ -20,7 +20,7 @@ class Case:
 
     `types` and `line` are the dialect's text (inputs are %a0, %a1, ...). `operands` makes inputs and outputs as the operation's
     call has them (`places`: of a number there, the number here), on the default device; those numbered `cold` are read from
-    memory, so that several copies take turns.
+    memory, so that several copies take turns. Those numbered `stored` are weights in planes of a block type.
     `reference` gives the outputs in float64; `rival` does the same with a library. `bytes` are moved at least, `operations` done.
     """
 
@@ -37,6 +37,7 @@ class Case:
     bytes: float
     operations: float = 0.0
     places: Mapping[int, int] = field(default_factory=dict)
+    stored: Mapping[int, str] = field(default_factory=dict)
 
     def again(self, operands: list[Tensor]) -> list[Tensor]:
         """The operands of another turn: what is read from memory is a copy."""

@@ -1,0 +1,74 @@
+"""Layers whose weights are in blocks, as cases: made-up planes, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from tokenspeed.plans.weight_layout import chunk_of, planes, stored_bytes
+from torch import Tensor
+
+from .cases import HIDDEN, LAYERS, VOCABULARY, Case, linear_case
+
+TYPES = ("q8_0", "q4_0", "q4_1")
+
+
+def block_cases() -> Iterator[Case]:
+    """Layers of Llama 3.1 8B in each block type."""
+    for stored in TYPES:
+        for rows in (1, 16, 64, 128, 2048):
+            for name, (columns, inner) in LAYERS.items():
+                yield _linear(name, rows, columns, inner, stored)
+        yield _linear("lm_head", 64, VOCABULARY, HIDDEN, stored)
+
+
+def _linear(name: str, rows: int, columns: int, inner: int, stored: str) -> Case:
+    plain = linear_case(name, rows, columns, inner)
+    size = stored_bytes((columns, inner), stored, "planes")
+
+    def operands() -> list[Tensor]:
+        x, _, out = plain.operands()
+        return [x, _made_up(columns, inner, stored), out]
+
+    def reference(given: list[Tensor]) -> list[Tensor]:
+        return [given[0].double() @ decoded(given[1], columns, inner, stored).T]
+
+    return Case(
+        f"{plain.name}, blocks of {stored}",
+        rows,
+        rows,
+        plain.types,
+        plain.line,
+        operands,
+        1,
+        (1,),
+        reference,
+        None,
+        size + 2.0 * rows * (columns + inner),
+        plain.operations,
+        stored={1: stored},
+    )
+
+
+def _made_up(columns: int, inner: int, stored: str) -> Tensor:
+    """Any codes, scales up to 0.01."""
+    shape, blocks = (columns, inner), columns * inner // 32
+    data = torch.randint(0, 256, (stored_bytes(shape, stored, "planes"),), dtype=torch.uint8)
+    for _, width, offset in planes(shape, stored)[1:]:
+        data[offset : offset + width * blocks] = (torch.rand(blocks) * 0.01).half().view(torch.uint8)
+    return data
+
+
+def decoded(data: Tensor, columns: int, inner: int, stored: str) -> Tensor:
+    """What planes stand for, in float64."""
+    (_, width, _), *numbers = planes((columns, inner), stored)
+    blocks, chunk = columns * inner // 32, chunk_of(inner, stored)
+    halfwords = data[: width * blocks].view(torch.int16).int()
+    bits = 8 if stored == "q8_0" else 4
+    codes = torch.stack([(halfwords >> shift) & ((1 << bits) - 1) for shift in range(0, 16, bits)])
+    codes = codes.view(len(codes), -1, chunk // len(codes)).transpose(0, 1).reshape(blocks, 32).double()
+    if stored == "q8_0":
+        codes = torch.where(codes > 127, codes - 256, codes)
+    scale, *minimum = (data[at : at + 2 * blocks].view(torch.float16).double()[:, None] for _, _, at in numbers)
+    values = scale * (codes - 8 if stored == "q4_0" else codes)
+    return (values + minimum[0] if minimum else values).view(columns, inner)
