@@ -19,9 +19,9 @@ from pathlib import Path
 import msgspec
 import torch
 from gpu import rates
-from gpu.block_cases import block_cases
+from gpu.all_cases import all_cases
 from gpu.bundle import BuiltCase, read
-from gpu.cases import Case, cases
+from gpu.cases import Case
 from gpu.on_device import Bench, library_seconds
 
 COLD_BYTES = 400_000_000
@@ -70,7 +70,7 @@ def measure(folder: Path, only: str) -> Report:
         bound = max(case.bytes / bandwidth, case.operations / rate)
         return Result(case.name, error, bench.seconds(turns), bound, library)
 
-    results = [result(case, built[case.name]) for case in (*cases(), *block_cases()) if only in case.name]
+    results = [result(case, built[case.name]) for case in all_cases() if only in case.name]
     return Report(bench.name, str(torch.__version__), bundle.compiler, bandwidth, rate, results)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenspeed.ir import module as modules
 from tokenspeed.ir.mlir import ir
 from tokenspeed.plans.device_kernels import DeviceKernel
+from tokenspeed.plans.errors import ModelError
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.build import build
@@ -16,7 +17,7 @@ from tokenspeed.targets.triton.library import TRITON_KERNELS
 from tokenspeed.targets.triton.release import VERSION
 
 from . import cases as known
-from .block_cases import block_cases
+from .all_cases import all_cases
 from .bundle import BuiltCase, Bundle, Step, write
 from .cases import Case
 
@@ -29,11 +30,16 @@ def build_bundle(target: str, folder: Path) -> int:
     binaries: dict[str, bytes] = {}
 
     def make(launch: Launch) -> DeviceKernel:
-        kernel, binary = build(launch, setting.accelerator)
+        try:
+            kernel, binary = build(launch, setting.accelerator)
+        except ModelError:
+            if launch.otherwise is None:
+                raise
+            return make(launch.otherwise)
         binaries[kernel.entry] = binary
         return kernel
 
-    built = tuple(build_case(case, setting, make) for case in (*known.cases(), *block_cases()))
+    built = tuple(build_case(case, setting, make) for case in all_cases())
     write(folder, Bundle(target, f"triton {VERSION}", built), binaries)
     return len(built)
 

@@ -20,8 +20,8 @@ _LEAST_TOKENS = 64
 
 _WIDTHS = (64, 128)
 _STAGES = ((128, 2), (64, 4))
-"""Of Hopper's own chunks: tokens of a tile, and as many stages as shared memory holds beside the queries. 128 tokens may want a
-few registers too many, with few heads together or many blocks of the cache in a tile."""
+"""Of Hopper's own chunks: tokens of a tile, and as many stages as shared memory holds beside the queries. 128 tokens want a few
+registers too many with few wide heads together, or many blocks of the cache in a tile; with soft caps they may."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ def chunk_tiles(accelerator: Accelerator, dtype: str, width: int, block_tokens: 
         return Tiles(64, tokens if width > 32 else min(tokens, 32), 8, 2 if width <= 128 else 1)
     if accelerator.arch == "sm_80":
         return Tiles(64, _tokens(dtype, width, block_tokens, 32 if width <= 128 else 64), 4 if width <= 128 else 8, 2)
+    if accelerator.arch == "sm_90a" and width > 128:
+        # four warps want a few registers too many with some heads
+        return Tiles(64, tokens, 8, 2)
     if accelerator.kind == "hip" or width > 128:
         return Tiles(64, tokens, 4, 2)
     if accelerator.arch == "sm_90a" and block_tokens % tokens == 0:
@@ -83,7 +86,8 @@ def hopper_chunk_tiles(setting: DeviceSetting, dtype: str, width: int, group: in
     fits = dtype in {"bf16", "f16"} and width in _WIDTHS and group <= 64 and block >= 8 and power_of_two_above(block) == block
     if "wgmma" not in setting.accelerator.instructions or not fits or not aligned:
         return ()
-    return tuple(Tiles(128, tokens, 4, stages, described=True) for tokens, stages in _STAGES)
+    sizes = _STAGES if width == 64 or (group >= 4 and block >= 64) else _STAGES[1:]
+    return tuple(Tiles(128, tokens, 4, stages, described=True) for tokens, stages in sizes)
 
 
 def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:

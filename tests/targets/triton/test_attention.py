@@ -79,6 +79,7 @@ def test_chunks_and_decoding_rows(interpreter: Interpreter, style: tuple[int, fl
 def test_chunks_on_hopper_are_for_heads_that_its_copies_take() -> None:
     hopper = replace(SETTING, accelerator=ACCELERATORS["h200"], block_tokens=64)
     assert [tiles.tokens for tiles in hopper_chunk_tiles(hopper, "bf16", 128, 4, True)] == [128, 64]
+    assert [tiles.tokens for tiles in hopper_chunk_tiles(hopper, "f16", 128, 2, True)] == [64]
     for setting, dtype, width, group, aligned in (
         (hopper, "f32", 128, 4, True),
         (hopper, "bf16", 96, 4, True),
