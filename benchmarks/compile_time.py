@@ -1,6 +1,7 @@
 """Compile time and peak memory of shape-only plans, each in a process of its own; and that depth costs little. Table and JSON.
 
     python benchmarks/compile_time.py [--only NAME ...] [--json FILE]
+    python benchmarks/compile_time.py --model llama-3.1-70b qwen3-235b-a22b deepseek-v3 --target h200:8
 
 Wall time is from the start of tokenspeed-compile to its end, imports included; memory is the largest resident set of that
 process (getrusage). The depth series compiles one config with 8, 32 and 80 layers.
@@ -90,6 +91,11 @@ def cases(only: list[str]) -> list[tuple[str, dict[str, object], str]]:
     return [case for case in found if not only or any(word in case[0] for word in only)]
 
 
+def chosen(models: list[str]) -> list[tuple[str, dict[str, object], str]]:
+    """The same for configs by name, in bfloat16."""
+    return [(model, json.loads((CONFIGS / f"{model}.json").read_text()), "bf16") for model in models]
+
+
 def table(results: list[Compiled]) -> Table:
     shown = Table("config", "layers", "dtype", "compile", "peak memory", "plan", "slowest phases")
     for item in results:
@@ -104,15 +110,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="cpu-avx2")
     parser.add_argument("--only", nargs="*", default=[], help="only configs whose name contains one of these")
+    parser.add_argument("--model", nargs="*", default=[], help="these of examples/configs, in bf16, instead of the series")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     options = parser.parse_args()
     surroundings, results = environment(), []
     console = Console(width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory() as folder:
-        for name, config, dtype in cases(options.only):
+        for name, config, dtype in chosen(options.model) or cases(options.only):
             print(f"{name} {dtype}", file=sys.stderr, flush=True)
             results.append(compile_once(name, config, dtype, options.target, Path(folder)))
-    console.print(f"{surroundings.date}, {surroundings.cores} cores of {surroundings.cpu}, load {surroundings.load}")
+    machine = f"{surroundings.cores} cores of {surroundings.cpu}, load {surroundings.load}"
+    console.print(f"{surroundings.date}, {machine}, for {options.target}")
     console.print(table(results))
     if options.json:
         report = {"environment": surroundings, "results": [asdict(item) for item in results]}
