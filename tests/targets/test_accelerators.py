@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from tokenspeed.compiler.target_list import target_row
-from tokenspeed.plans.errors import UsageError
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS, TARGETS, find_target
 
@@ -36,12 +35,9 @@ def test_devices_are_whole(machine: Accelerator) -> None:
     assert all(machine.nominal[name].basis == "nominal" for name in machine.nominal)
 
 
-def test_several_devices_are_refused() -> None:
-    with pytest.raises(UsageError, match="plans for 8 devices cannot be compiled yet"):
-        find_target("cpu-avx2:8")
-    with pytest.raises(UsageError, match="plans for 8 devices cannot be compiled yet"):
-        find_target("h200:8")
-    assert find_target("cpu-avx2:1") == TARGETS["cpu-avx2"]
+def test_a_target_of_several_devices_is_that_machine() -> None:
+    assert find_target("cpu-avx2:8") == TARGETS["cpu-avx2"]
+    assert find_target("h200:8") == find_target("h200")
 
 
 def test_the_page_has_the_figures_of_the_list() -> None:
