@@ -182,9 +182,13 @@ class _Heads:
         return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
 
     def _float8_chunks(self, parameters: list[Parameter]) -> Launch:
+        def launch(tiles: Tiles) -> Launch:
+            grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
+            return self._launch("chunks", self._of_chunks(tiles) | self._tile_constants(tiles), parameters, grid, tiles)
+
         tiles = float8_chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
-        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
-        return self._launch("chunks", self._of_chunks(tiles) | self._tile_constants(tiles), parameters, grid, tiles)
+        least = replace(tiles, rows=16, tokens=min(tiles.tokens, 32), warps=4, stages=1)
+        return replace(launch(tiles), otherwise=launch(least))
 
     def _hopper_chunks(self, parameters: list[Parameter], tiles: Tiles) -> Launch:
         """Programs that stay, with descriptors in scratch, which kernels that overlap would share: it waits for the one ahead."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Pointer, Size, Symbol
 from ...plans.weight_layout import StoredType, chunk_of
-from .block_tiles import MOST_STREAMED, Tiles, tiles_for
+from .block_tiles import MOST_STREAMED, Tiles, smallest_tiles, tiles_for
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -102,6 +102,12 @@ class _Layer:
         return FunctionTemplate(self._name("streamed"), types, outputs, variants, self.by)
 
     def _streamed(self, tiles: Tiles) -> Launch:
+        """With tiles that fit any device where these do not: what sizes and bias add to one is not known before it is built."""
+        x, weight, *_ = self.inputs
+        least = smallest_tiles(tiles, chunk_of(x.columns, weight.dtype))
+        return replace(self._rows(tiles), otherwise=self._rows(least))
+
+    def _rows(self, tiles: Tiles) -> Launch:
         x, weight, *bias = self.inputs
         columns, inner = self.sizes
         share = -(-inner // (tiles.inner * tiles.shares))

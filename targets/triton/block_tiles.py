@@ -52,6 +52,11 @@ def tiles_for(accelerator: Accelerator, dtype: str, stored: str, rows: int, colu
     return replace(sizes, shares=_shares(accelerator, sizes, rows, columns, inner))
 
 
+def smallest_tiles(tiles: Tiles, chunk: int) -> Tiles:
+    """Tiles that want few registers, in as many shares of K as others."""
+    return replace(tiles, rows=min(tiles.rows, 16), columns=32, inner=max(2 * chunk, 64), warps=4, stages=2)
+
+
 def _hopper_bytes(rows: int, columns: int) -> Tiles:
     if rows == 1:
         return Tiles(8, 32, 256, 2, 6 if columns >= _LONG else 4)
