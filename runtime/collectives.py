@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from torch import distributed
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from ..plans.errors import PlanError
 from ..plans.schema import Manifest
 from .mesh import Rank
 
@@ -22,20 +22,20 @@ STEP_SECONDS = 60.0
 _IDLE = timedelta(days=365)
 _AT_ONCE = 16384
 _SIZE_BYTES = 8
-_STEP = "step"
+_STEP, _PLAN = "step", "plan"
 
 
 class Collectives:
     """A rank's groups. Of one thread at a time; `send` and `receive` may be used beside collectives of steps.
 
-    Every rank must make its own, which waits for all the others. `address` is host:port of a store that rank 0 serves.
+    Every rank must make its own, which waits for all the others. `address` is host:port of a store, which rank 0 serves unless
+    `serve` is false.
     """
 
-    def __init__(self, rank: Rank, backend: Backend, address: str) -> None:
+    def __init__(self, rank: Rank, backend: Backend, address: str, *, serve: bool = True) -> None:
         limit = timedelta(seconds=STEP_SECONDS)
         host, _, port = address.rpartition(":")
-        serves = rank.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has its own
-        self._store = TCPStore(host, int(port), rank.count, serves, timeout=limit)
+        self._store = TCPStore(host, int(port), rank.count, serve and rank.number == 0, timeout=limit)
         distributed.init_process_group(backend, store=self._store, timeout=limit, world_size=rank.count, rank=rank.number)
         self.rank = rank
         self._groups: dict[str, distributed.ProcessGroup] = {}
@@ -51,6 +51,21 @@ class Collectives:
     def groups(self) -> Mapping[str, distributed.ProcessGroup]:
         """This rank's group along each axis of several ranks."""
         return self._groups
+
+    def agree(self, plan_id: str) -> None:
+        """Raises PlanError where the first rank has another plan."""
+        if self.rank.number == 0:
+            self._store.set(_PLAN, plan_id)
+            return
+        expected = self._store.get(_PLAN).decode()
+        if plan_id != expected:
+            raise PlanError(
+                "The ranks have different plans.",
+                where=f"rank {self.rank.number}",
+                expected=f"{expected}, the first rank's",
+                got=plan_id,
+                fix="give all hosts the same plan.bin",
+            )
 
     def meet(self) -> None:
         """Wait until all ranks are here, however long that takes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..plans.schema import Manifest
 from .executor_interface import Report
+from .launcher import launched
 from .mesh import Rank
 from .rank_processes import RankProcesses
 
@@ -20,7 +21,7 @@ Lost = Callable[[str], None]
 
 
 class FirstRank:
-    """An `Executor` over all ranks: starts the others, loads its own part meanwhile, waits until all have theirs.
+    """An `Executor` over all ranks: starts the others unless a launcher did, loads its own part, waits until all have theirs.
 
     `options` are those of rank_process.RankOptions but for number, address and threads; those of the host are shared out.
     """
@@ -33,15 +34,19 @@ class FirstRank:
         each = threads or max(1, len(os.sched_getaffinity(0)) // rank.count)
         self._lost = lost
         self._ranked: RankedExecutor | None = None
-        address = launched_address()
-        self._processes = RankProcesses(rank.count, options | {"threads": each}, self._tell) if address is None else None
+        by = launched(manifest)
+        self._processes = RankProcesses(rank.count, options | {"threads": each}, self._tell) if by is None else None
         bind_device(manifest, 0)
         from .collectives import Collectives, backend_of
         from .executor import load_executor
         from .ranked_executor import RankedExecutor
 
-        where = self._processes.address if self._processes is not None else address
-        self._collectives = Collectives(rank, backend_of(manifest), where or "")
+        if self._processes is not None:
+            self._collectives = Collectives(rank, backend_of(manifest), self._processes.address)
+        else:
+            assert by is not None
+            self._collectives = Collectives(rank, backend_of(manifest), by.address, serve=not by.serves_store)
+        self._collectives.agree(str(options["plan_id"]))
         self._ranked = RankedExecutor(
             load_executor(plan, weights, each, report, collectives=self._collectives), self._collectives
         )
@@ -60,13 +65,6 @@ class FirstRank:
         last = -1 if self._ranked is None else self._ranked.last_step
         step = f"the last step that was begun is {last}" if last >= 0 else "no step was begun"
         self._lost(f"rank {number} ended with exit code {code}; {step}")
-
-
-def launched_address() -> str | None:
-    """Where the ranks meet if a launcher such as torchrun started them; None: nobody did."""
-    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
-        return None
-    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
 
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "hip": "HIP_VISIBLE_DEVICES"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
@@ -12,6 +11,7 @@ from ..plans.errors import TokenspeedError
 from ..plans.reader import Plan
 from .engine_process import check_same_plan, exit_with_parent
 from .first_rank import bind_device
+from .mesh import Rank
 from .openmp import bound_spinning
 
 
@@ -31,20 +31,7 @@ def run(options: RankOptions) -> int:
     try:
         with Plan.open(options.plan) as plan:
             check_same_plan(plan, options.plan, options.plan_id)
-            bind_device(plan.manifest, int(os.environ.get("LOCAL_RANK", options.rank)))
-            bound_spinning()  # before torch is loaded
-            from .collectives import Collectives, backend_of
-            from .executor import load_executor
-            from .mesh import Rank
-            from .ranked_executor import follow
-
-            rank = Rank(plan.manifest.mesh, options.rank)
-            collectives = Collectives(rank, backend_of(plan.manifest), options.address)
-            executor = load_executor(plan, options.weights, options.threads, lambda _phase: None, collectives=collectives)
-            collectives.meet()
-            follow(executor, collectives)
-            executor.close()
-            collectives.close()
+            take_part(plan, options.weights, options.threads, options.rank, options.rank, options.address)
             return 0
     except TokenspeedError as error:
         print(f"rank {options.rank}: {error}", file=sys.stderr)
@@ -52,6 +39,26 @@ def run(options: RankOptions) -> int:
     except Exception as error:  # the process boundary
         print(f"rank {options.rank}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def take_part(plan: Plan, weights: str | None, threads: int | None, number: int, local: int, address: str) -> None:
+    """Be rank `number`, the `local`-th of this host, until the first rank says stop.
+
+    Raises a TokenspeedError when the plan cannot be loaded, RuntimeError when the first rank is gone.
+    """
+    bind_device(plan.manifest, local)
+    bound_spinning()  # before torch is loaded
+    from .collectives import Collectives, backend_of
+    from .executor import load_executor
+    from .ranked_executor import follow
+
+    collectives = Collectives(Rank(plan.manifest.mesh, number), backend_of(plan.manifest), address)
+    collectives.agree(plan.plan_id)
+    executor = load_executor(plan, weights, threads, lambda _phase: None, collectives=collectives)
+    collectives.meet()
+    follow(executor, collectives)
+    executor.close()
+    collectives.close()
 
 
 def main() -> int:

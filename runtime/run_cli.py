@@ -11,6 +11,7 @@ from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.reader import Plan
 from .host import check_host
+from .launcher import launched
 from .startup_clock import StartupClock
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def main(
 ) -> None:
     """Serve PLAN over HTTP with OpenAI's API.
 
-    With --prompt or --chat: use it on the terminal instead.
+    With --prompt or --chat: use it on the terminal instead. All ranks of a plan are started on this host; across hosts:
+    torchrun --nnodes N ... -m tokenspeed.runtime PLAN OPTIONS.
     """
     clock = StartupClock()
     clock.finish("imports")
@@ -74,6 +76,12 @@ def main(
     with Plan.open(plan, trust=_trust(trust_store), require_signature=require_signature) as opened:
         check_host(opened.manifest)
         clock.finish("plan checks")
+        by = launched(opened.manifest)
+        if by is not None and by.rank:
+            from .rank_process import take_part
+
+            take_part(opened, weights, threads, by.rank, by.local_rank, by.address)
+            return
         from .entrypoint.launch import LaunchOptions, launch  # only now: a refusal must not wait for these imports
 
         options = LaunchOptions(

@@ -1,0 +1,48 @@
+"""What a launcher such as torchrun says in the environment: which rank this process is, and where the ranks meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..plans.errors import UsageError
+from ..plans.integrity import ranks
+from ..plans.schema import Manifest
+
+_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """`address` is host:port of the store that the ranks meet at; `serves_store` whether the launcher serves it itself."""
+
+    rank: int
+    local_rank: int
+    address: str
+    serves_store: bool
+
+
+def launched(manifest: Manifest, environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """None where no launcher started this process, or the plan is for one rank.
+
+    Raises UsageError when there are not as many processes as the plan has ranks.
+    """
+    count = ranks(manifest)
+    if count == 1 or any(name not in environment for name in _NAMES):
+        return None
+    if environment["WORLD_SIZE"] != str(count):
+        raise UsageError(
+            "the launcher did not start one process for each rank of the plan",
+            where="WORLD_SIZE",
+            expected=str(count),
+            got=environment["WORLD_SIZE"],
+            fix=f"torchrun --nproc-per-node {count} -m tokenspeed.runtime PLAN, or several nodes with {count} processes in all",
+        )
+    rank = int(environment["RANK"])
+    return Launched(
+        rank=rank,
+        local_rank=int(environment.get("LOCAL_RANK", rank)),
+        address=f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
+        serves_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
