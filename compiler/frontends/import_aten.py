@@ -13,7 +13,7 @@ from torch.fx import Node
 from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.types import tensor
+from ...ir.types import dtype_of, tensor
 from ...plans.errors import ModelError
 from ...plans.template import shift
 from .aten_graph import AtenGraph, Segment, clean, module_path, result_of, target_name, value_of
@@ -109,6 +109,14 @@ class _Importer:
                 inner = {**outer, segment.live_in: carried}
                 self._emit(segment, inner, layer=(kind, offset))
                 carried = inner[segment.live_out]
+            if carried.type != hidden.type:
+                raise ModelError(
+                    f"layers of model type {self.traced.config['model_type']!r} give another element type than they take",
+                    where=self.traced.layers_path,
+                    expected=dtype_of(hidden),
+                    got=dtype_of(carried),
+                    fix="compile with --dtype f32",
+                )
             dialect.Yield([carried])
         return repeat.results[0]
 

@@ -10,7 +10,9 @@ from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.passes.raising.pattern import AtenOp
+from tokenspeed.plans.errors import ModelError
 
+from ...recurrent_models import RECURRENT_MODELS
 from ...tiny_models import FAMILIES, family_config, traced
 
 
@@ -68,3 +70,18 @@ def test_an_activation_that_no_rule_takes_is_all_that_is_left() -> None:
     (left,) = (item for item in module.walk(module.step_block(parsed)) if item.name == "ts.aten")
     assert module.text_attribute(left, "target") == "aten.mish.default"
     assert module.label_of(left) == "model.layers.{i}.mlp.act_fn"
+
+
+def test_layers_with_a_float32_residual_are_entered_with_one() -> None:
+    """Of Mamba in bfloat16, whose layers are then all alike; norms' weights are of the other type."""
+    raised = raise_aten(import_model(traced(RECURRENT_MODELS["mamba"], "bf16")), "mamba")
+    (repeat,) = [item for item in module.walk(module.step_block(raised)) if item.name == "ts.repeat"]
+    assert str(repeat.operands[0].type) == "tensor<?x64xf32>"
+    norms = [item for item in module.walk(module.step_block(raised)) if item.name == "ts.rms_norm"]
+    assert norms and all("f32" in str(item.results[0].type) or item.parent == repeat for item in norms)
+
+
+def test_layers_that_change_the_type_are_refused() -> None:
+    config = {"model_type": "xlnet", "attn_type": "uni", "d_model": 64, "n_layer": 3, "n_head": 4, "d_head": 16, "d_inner": 96}
+    with pytest.raises(ModelError, match=r"(?s)give another element type.*expected: bf16.*got: +f32.*--dtype f32"):
+        import_model(traced({**config, "vocab_size": 160}, "bf16"))
