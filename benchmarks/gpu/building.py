@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tokenspeed.ir import module as modules
@@ -54,6 +55,7 @@ def build_case(
     case: Case, setting: DeviceSetting, make: Callable[[Launch], DeviceKernel], template: Template | None = None
 ) -> BuiltCase:
     """A case's kernels, each made by `make`: as `template` has them, else as the library does."""
+    setting = replace(setting, kv_dtype=case.kv_dtype)
     inputs = [f"%a{at} = {_made(at, case)} : () -> {kind}" for at, kind in enumerate(case.types)]
     lines = "\n".join([*inputs, case.line, "return"])
     with modules.context():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from tokenspeed.plans.program import DType
 from torch import Tensor
 
 HIDDEN, INNER, HEADS, KV_HEADS, WIDTH, VOCABULARY = 4096, 14336, 32, 8, 128, 128256
@@ -20,7 +21,8 @@ class Case:
 
     `types` and `line` are the dialect's text (inputs are %a0, %a1, ...). `operands` makes inputs and outputs as the operation's
     call has them (`places`: of a number there, the number here), on the default device; those numbered `cold` are read from
-    memory, so that several copies take turns. Those numbered `stored` are weights in planes of a block type.
+    memory, so that several copies take turns. Those numbered `stored` are weights in planes of a block type;
+    `kv_dtype` is what keys and values are kept as, None: the attention's own.
     `reference` gives the outputs in float64; `rival` does the same with a library. `bytes` are moved at least, `operations` done.
     """
 
@@ -38,6 +40,7 @@ class Case:
     operations: float = 0.0
     places: Mapping[int, int] = field(default_factory=dict)
     stored: Mapping[int, str] = field(default_factory=dict)
+    kv_dtype: DType | None = None
 
     def again(self, operands: list[Tensor]) -> list[Tensor]:
         """The operands of another turn: what is read from memory is a copy."""
