@@ -89,7 +89,8 @@ def raise_operations(state: Compilation) -> None:
 
 
 def place(state: Compilation) -> None:
-    prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"])
+    memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
+    prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"], memory)
     state.layout = partition(state.module, state.mesh, prices, Pins(state.options.placement))
 
 

@@ -24,11 +24,13 @@ _CHANGES: dict[tuple[str, str], Collective] = {(PARTIAL, REPLICATE): "all_reduce
 
 @dataclass(frozen=True)
 class Prices:
-    """What strategies are judged by: a machine, the expected steps, a sequence's tokens of context, `ranks` on the axis."""
+    """What strategies are judged by: a machine, the expected steps, a sequence's tokens of context, bytes of memory of a rank
+    (None: no limit), `ranks` on the axis."""
 
     machine: Machine
     workloads: Sequence[Workload]
     context: float
+    memory: int | None = None
     ranks: int = 1
 
     def of_operation(self, operation: ir.Operation, strategy: Strategy, after_gather: bool) -> float:
@@ -51,7 +53,7 @@ class Prices:
 
     def of_memory(self, step_seconds: float, size: float) -> float:
         """Seconds that bytes of weights are worth: they are missed by sequences that could run at the same time."""
-        return step_seconds * size / self.machine.memory_bytes if self.machine.memory_bytes else 0.0
+        return step_seconds * size / self.memory if self.memory else 0.0
 
     def _seconds(self, operation: ir.Operation, strategy: Strategy, load: Workload, after_gather: bool) -> float:
         rows = load.logit_rows if after_gather else load.rows

@@ -40,10 +40,10 @@ class Choice:
     runner_up_seconds: float | None
 
 
-def search(module: ir.Module, axis: str, prices: Prices, pins: Pins, budget: int | None = None) -> dict[ir.Operation, Choice]:
-    """A choice for every operation of the step, in program order. `budget`: bytes that a rank's weights may take.
+def search(module: ir.Module, axis: str, prices: Prices, pins: Pins) -> dict[ir.Operation, Choice]:
+    """A choice for every operation of the step, in program order.
 
-    Raises UsageError when nothing satisfies the pins and the budget.
+    Raises UsageError when nothing satisfies the pins, or no rank's part of the weights fits in its memory.
     """
     problem = _Problem(axis, prices, pins)
     block = modules.step_block(module)
@@ -53,7 +53,7 @@ def search(module: ir.Module, axis: str, prices: Prices, pins: Pins, budget: int
             problem.add(operation, operation in after_gather)
     for operation in modules.walk(block):
         problem.connect(operation)
-    problem.weigh(budget)
+    problem.weigh()
     return problem.solve()
 
 
@@ -96,7 +96,7 @@ class _Problem:
                     if before != after:
                         self._change(operation, value, before, after, makers, users)
 
-    def weigh(self, budget: int | None) -> None:
+    def weigh(self) -> None:
         """A price on memory, and its limit."""
         step = sum(min(self.costs[variable] for variable, _ in found) for found in self.ways.values() if found)
         sizes: dict[int, float] = {}
@@ -106,8 +106,8 @@ class _Problem:
             size = weight_bytes(value, placement, self.prices.ranks) * times_of(maker)
             self.costs[variable] += self.prices.of_memory(step, size)
             sizes[variable] = size
-        if budget is not None and sizes:
-            self._constrain(sizes, -np.inf, float(budget))
+        if self.prices.memory is not None and sizes:
+            self._constrain(sizes, -np.inf, float(self.prices.memory))
 
     def solve(self) -> dict[ir.Operation, Choice]:
         from scipy.optimize import Bounds, LinearConstraint, milp

@@ -15,7 +15,7 @@ from tokenspeed.passes.placing.search import search
 from tokenspeed.plans.errors import UsageError
 
 from ...ir.modules import decoder
-from ...mesh import WHATEVER_CAN_BE, cheap_links, laid_out, mesh, prices
+from ...mesh import cheap_links, laid_out, mesh, prices
 
 
 def collectives(parsed: ir.Module) -> Counter[str]:
@@ -88,10 +88,12 @@ def test_a_pin_that_cannot_be_is_refused() -> None:
     assert refused.value.expected == "replicate, shard(0), shard(1)" and "o_proj" in refused.value.where
 
 
-def test_the_budget_of_memory_is_kept() -> None:
+def test_weights_fit_in_a_ranks_memory() -> None:
     parsed = module.parse(decoder())
     ranks = replace(prices(), ranks=2)
-    every = search(parsed, "tp", ranks, WHATEVER_CAN_BE)
-    assert every
+    whole = search(parsed, "tp", ranks, Pins())
+    assert not any(choice.strategy.cut for choice in whole.values())
+    parts = search(parsed, "tp", replace(ranks, memory=50_000), Pins())  # of 78,208 bytes
+    assert any(choice.strategy.cut for choice in parts.values())
     with pytest.raises(UsageError, match="no layout of the model"):
-        search(parsed, "tp", ranks, Pins(), budget=1000)
+        search(parsed, "tp", replace(ranks, memory=1000), Pins())
