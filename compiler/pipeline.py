@@ -12,7 +12,7 @@ from typing import Any
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..passes.allocate import allocate
-from ..passes.choose_weight_types import choose_weight_types
+from ..passes.choose_weight_types import choose_weight_types, stored_share
 from ..passes.device_setting import decode_rows, device_bucket_sizes, device_setting
 from ..passes.fuse_add_norm import fuse_add_norm
 from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
@@ -90,6 +90,8 @@ def raise_operations(state: Compilation) -> None:
 
 def place(state: Compilation) -> None:
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
+    if memory is not None:
+        memory = int(memory / stored_share(state.options.quantize))  # weights are still in the model's own type here
     prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"], memory)
     state.layout = partition(state.module, state.mesh, prices, Pins(state.options.placement))
 

@@ -53,6 +53,14 @@ def choose_weight_types(
     return module
 
 
+def stored_share(wanted: Quantization) -> float:
+    """What rounded matrices take of what they take in 16 bits; 1 where nothing is rounded."""
+    if wanted not in _ROUNDED:
+        return 1.0
+    elements, size = BLOCKS[_ROUNDED[wanted]]
+    return size / (2 * elements)
+
+
 def layers_of(operation: ir.Operation) -> tuple[int, ...]:
     """The layer indices that a weight in a repeat stands for; () outside, and for one that all layers share."""
     parent = operation.parent

@@ -24,7 +24,8 @@ def partition(
 ) -> tuple[Choice, ...]:
     """Placements for all values, in place; gives back what was chosen along axes of several ranks.
 
-    `prices` judge the layouts of such axes; `pins` say what the user wants of them. Raises UsageError when none is.
+    `prices` judge the layouts of such axes; `pins` say what the user wants of them. Raises UsageError or MemoryPlanError when
+    there is none.
     """
     chosen: list[Choice] = []
     for axis in mesh:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.placements import REPLICATE
-from ...plans.errors import UsageError
+from ...plans.errors import MemoryPlanError, UsageError
+from ...plans.units import format_bytes
 from ..select import logit_operations, times_of
 from .costs import Prices, weight_bytes
 from .pins import Pins
@@ -43,7 +46,7 @@ class Choice:
 def search(module: ir.Module, axis: str, prices: Prices, pins: Pins) -> dict[ir.Operation, Choice]:
     """A choice for every operation of the step, in program order.
 
-    Raises UsageError when nothing satisfies the pins, or no rank's part of the weights fits in its memory.
+    Raises UsageError when nothing satisfies the pins, MemoryPlanError when no rank's part of the weights fits in its memory.
     """
     problem = _Problem(axis, prices, pins)
     block = modules.step_block(module)
@@ -71,6 +74,8 @@ class _Problem:
     gathered: dict[ir.Operation, bool] = field(default_factory=dict)
     changes: dict[tuple[ir.Value, str, str], int | None] = field(default_factory=dict)
     stored: dict[tuple[ir.Value, str], int] = field(default_factory=dict)
+    sizes: dict[int, float] = field(default_factory=dict)
+    """Bytes of a rank's part of a weight, by the variable that says that it lies so."""
 
     def add(self, operation: ir.Operation, after_gather: bool) -> None:
         """An operation with its strategies, one of which is taken."""
@@ -97,44 +102,63 @@ class _Problem:
                         self._change(operation, value, before, after, makers, users)
 
     def weigh(self) -> None:
-        """A price on memory, and its limit."""
+        """A price on memory."""
         step = sum(min(self.costs[variable] for variable, _ in found) for found in self.ways.values() if found)
-        sizes: dict[int, float] = {}
         for (value, placement), variable in self.stored.items():
             maker = modules.maker_of(value)
             assert maker is not None
-            size = weight_bytes(value, placement, self.prices.ranks) * times_of(maker)
-            self.costs[variable] += self.prices.of_memory(step, size)
-            sizes[variable] = size
-        if self.prices.memory is not None and sizes:
-            self._constrain(sizes, -np.inf, float(self.prices.memory))
+            self.sizes[variable] = weight_bytes(value, placement, self.prices.ranks) * times_of(maker)
+            self.costs[variable] += self.prices.of_memory(step, self.sizes[variable])
 
     def solve(self) -> dict[ir.Operation, Choice]:
+        # of two ways that cost the same, the one that is named first
+        scale = max(self.costs, default=1.0) or 1.0
+        costs = np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary)
+        values = self._solution(costs, self.prices.memory)
+        if values is None:
+            self._refuse()
+        taken = {variable for variable, value in enumerate(values) if value > 0.5}
+        chosen = {operation: next(way for way in ways if way[0] in taken)[1] for operation, ways in self.ways.items()}
+        return {operation: self._choice(operation, chosen) for operation in self.ways}
+
+    def _solution(self, costs: NDArray[np.float64], memory: int | None) -> NDArray[np.float64] | None:
+        """Values of the variables at the least costs, weights within `memory` bytes; None where there are none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
-        scale = max(self.costs, default=1.0) or 1.0
-        places = [(row, column, weight) for row, entries in enumerate(self.rows) for column, weight in entries.items()]
+        rows, lower, upper = self.rows, self.lower, self.upper
+        if memory is not None and self.sizes:
+            rows, lower, upper = [*rows, self.sizes], [*lower, -np.inf], [*upper, float(memory)]
+        places = [(row, column, weight) for row, entries in enumerate(rows) for column, weight in entries.items()]
         at, columns, weights = (list(part) for part in zip(*places, strict=True))
-        matrix = csr_array((weights, (at, columns)), shape=(len(self.rows), len(self.costs)))
+        matrix = csr_array((weights, (at, columns)), shape=(len(rows), len(costs)))
         found = milp(
-            # of two ways that cost the same, the one that is named first
-            np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary),
+            costs,
             integrality=np.array(self.binary, dtype=int),
             bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, np.array(self.lower), np.array(self.upper)),  # pyright: ignore[reportArgumentType]
+            constraints=LinearConstraint(matrix, np.array(lower), np.array(upper)),  # pyright: ignore[reportArgumentType]
             options={"node_limit": _NODES, "mip_rel_gap": 0.0},
         )
-        if found.x is None:
-            raise UsageError(
-                "no layout of the model over these ranks satisfies what was asked for",
-                where="--parallel, --placement",
-                got=str(found.message),
-                fix="ask for more ranks or memory, or pin less",
+        return found.x
+
+    def _refuse(self) -> NoReturn:
+        """Is it memory, or what is pinned?"""
+        bytes_of = np.array([self.sizes.get(variable, 0.0) for variable in range(len(self.costs))])
+        least = self._solution(bytes_of, None)
+        if least is not None and self.prices.memory is not None:
+            raise MemoryPlanError(
+                "a rank's part of the weights does not fit in its memory",
+                where="--target, --memory",
+                expected=f"at least {format_bytes(int(bytes_of @ least))}, for weights alone",
+                got=f"{format_bytes(self.prices.memory)}, of each of {self.prices.ranks} ranks",
+                fix="more devices (--target NAME:DEVICES), or smaller weights (--quantize)",
             )
-        taken = {variable for variable, value in enumerate(found.x) if value > 0.5}
-        chosen = {operation: next(way for way in ways if way[0] in taken)[1] for operation, ways in self.ways.items()}
-        return {operation: self._choice(operation, chosen) for operation in self.ways}
+        raise UsageError(
+            "no layout of the model over these ranks satisfies what is pinned",
+            where="--placement",
+            got=f"{self.prices.ranks} ranks along {self.axis}",
+            fix="pin less, or otherwise",
+        )
 
     def _choice(self, operation: ir.Operation, chosen: Mapping[ir.Operation, Strategy]) -> Choice:
         """With the runner-up: the best other strategy where all other operations stay as they are."""

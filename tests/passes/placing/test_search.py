@@ -12,7 +12,7 @@ from tokenspeed.ir.types import placement_of, shape_of
 from tokenspeed.passes.partition import partition
 from tokenspeed.passes.placing.pins import Pin, Pins
 from tokenspeed.passes.placing.search import search
-from tokenspeed.plans.errors import UsageError
+from tokenspeed.plans.errors import MemoryPlanError, UsageError
 
 from ...ir.modules import decoder
 from ...mesh import cheap_links, laid_out, mesh, prices
@@ -95,5 +95,6 @@ def test_weights_fit_in_a_ranks_memory() -> None:
     assert not any(choice.strategy.cut for choice in whole.values())
     parts = search(parsed, "tp", replace(ranks, memory=50_000), Pins())  # of 78,208 bytes
     assert any(choice.strategy.cut for choice in parts.values())
-    with pytest.raises(UsageError, match="no layout of the model"):
+    with pytest.raises(MemoryPlanError, match="does not fit in its memory") as refused:
         search(parsed, "tp", replace(ranks, memory=1000), Pins())
+    assert refused.value.expected == "at least 38.62 KiB, for weights alone"
