@@ -147,16 +147,10 @@ def _used_elements(weights: Sequence[Weight]) -> int:
 
 def _head(module: ir.Module) -> list[str]:
     """Names of the weight that makes the logits and of its bias, if it has one: only the sampled columns are needed."""
-    head = _maker(list(modules.step_block(module).operations)[-1].operation.operands[0])
+    head = modules.made_by(list(modules.step_block(module).operations)[-1].operation.operands[0])
     while head.name != "ts.linear":  # a scale or a soft cap of logits works on each column by itself
-        head = _maker(head.operands[0])
-    return [modules.text_attribute(_maker(weight), "sym") for weight in list(head.operands)[1:]]
-
-
-def _maker(value: ir.Value) -> ir.Operation:
-    owner = value.owner
-    assert not isinstance(owner, ir.Block)
-    return owner if isinstance(owner, ir.Operation) else owner.operation
+        head = modules.made_by(head.operands[0])
+    return [modules.text_attribute(modules.made_by(weight), "sym") for weight in list(head.operands)[1:]]
 
 
 def _rows(sequences: Sequence[GoldenSequence]) -> StepRows:

@@ -120,6 +120,13 @@ def maker_of(value: ir.Value) -> ir.Operation | None:
     return owner if isinstance(owner, ir.Operation) else owner.operation
 
 
+def made_by(value: ir.Value) -> ir.Operation:
+    """The operation whose result a value is, of one that is no argument."""
+    maker = maker_of(value)
+    assert maker is not None, f"{value} is an argument of a block"
+    return maker
+
+
 def readers_of(value: ir.Value) -> list[tuple[ir.Operation, int]]:
     """Operations that read a value, with the operand's position."""
     uses = value.uses

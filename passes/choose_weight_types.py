@@ -72,8 +72,7 @@ def layers_of(operation: ir.Operation) -> tuple[int, ...]:
 
 def users_of(operation: ir.Operation) -> list[tuple[ir.Operation, int]]:
     """Operations that read the first result, with the operand's position."""
-    uses = operation.results[0].uses
-    return [(use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation, use.operand_number) for use in uses]
+    return modules.readers_of(operation.results[0])
 
 
 def _is_matrix(weight: ir.Operation, readers: Container[str]) -> bool:

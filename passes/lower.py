@@ -213,7 +213,7 @@ class _Lowering:
         if place.name not in self.buffers:
             return False
         aliases = [value for value, known in self.places.items() if known.base == place.base]
-        readers = [use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation for a in aliases for use in a.uses]
+        readers = [reader for alias in aliases for reader, _ in modules.readers_of(alias)]
         return all(reader == repeat or reader in self.lowered for reader in readers)
 
     def _carry(self, carried: str, produced: str, calls: list[Call]) -> None:

@@ -18,7 +18,7 @@ def merge_projections(module: ir.Module) -> ir.Module:
         for view in block.operations:
             operation = view.operation
             if operation.name == "ts.linear" and not _routes(operation):
-                layout = ",".join(arrangement_of(_owner(operation.operands[1]))) + _cut_alike(operation.operands[1])
+                layout = ",".join(arrangement_of(modules.made_by(operation.operands[1]))) + _cut_alike(operation.operands[1])
                 groups.setdefault((operation.operands[0], len(operation.operands), layout), []).append(operation)
         for group in groups.values():
             if len(group) > 1:
@@ -29,9 +29,7 @@ def merge_projections(module: ir.Module) -> ir.Module:
 
 def _routes(linear: ir.Operation) -> bool:
     """Routers of a mixture of experts stay by themselves: some models keep them in another type than what reads the same rows."""
-    uses = linear.results[0].uses
-    users = (use.owner if isinstance(use.owner, ir.Operation) else use.owner.operation for use in uses)
-    return any(user.name == "ts.moe_route" for user in users)
+    return any(user.name == "ts.moe_route" for user, _ in modules.readers_of(linear.results[0]))
 
 
 def _cut_alike(weight: ir.Value) -> str:
@@ -69,13 +67,13 @@ def _merge(group: list[ir.Operation]) -> None:
 
 
 def _join(weights: list[ir.Value]) -> ir.Value:
-    owners = [_owner(weight) for weight in weights]
+    owners = [modules.made_by(weight) for weight in weights]
     rows = sum(shape_of(weight)[0] or 0 for weight in weights)
     kind = tensor(dtype_of(weights[0]), [rows, *shape_of(weights[0])[1:]], _joined_placement(weights))
     parts = [part for owner in owners for part in modules.text_list(owner, "parameters")]
     sym = modules.text(joined_name([modules.text_attribute(owner, "sym") for owner in owners]))
     joined = dialect.Weight(kind, sym, ir.ArrayAttr.get([modules.text(part) for part in parts])).res
-    set_arrangement(_owner(joined), arrangement_of(owners[0]))
+    set_arrangement(modules.made_by(joined), arrangement_of(owners[0]))
     return joined
 
 
@@ -92,12 +90,6 @@ def _joined_placement(weights: list[ir.Value]) -> Placement:
         ]
         joined[axis] = str(Shard(0, segments=tuple(segments))) if segments else placement
     return joined
-
-
-def _owner(value: ir.Value) -> ir.Operation:
-    owner = value.owner
-    assert not isinstance(owner, ir.Block)
-    return owner if isinstance(owner, ir.Operation) else owner.operation
 
 
 def joined_name(names: list[str]) -> str:

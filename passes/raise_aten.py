@@ -156,7 +156,7 @@ class _Driver:
         """Compute the head, and what is done to its logits, on the rows that need logits only: gather them before."""
         tail: list[ir.Operation] = []
         x = logits
-        while (maker := _maker(x)) is not None and maker.name in _ON_EACH_ROW:
+        while (maker := modules.maker_of(x)) is not None and maker.name in _ON_EACH_ROW:
             tail.append(maker)
             x = maker.operands[0]
             if maker.name == "ts.linear":
@@ -173,8 +173,3 @@ class _Driver:
 
 
 _ON_EACH_ROW = {"ts.linear", "ts.scale", "ts.softcap", "ts.activation"}
-
-
-def _maker(value: ir.Value) -> ir.Operation | None:
-    owner = value.owner
-    return None if isinstance(owner, ir.Block) else owner if isinstance(owner, ir.Operation) else owner.operation

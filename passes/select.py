@@ -99,9 +99,8 @@ def _refusals(operation: ir.Operation, machine: Machine, native: str | None) -> 
 
 
 def _weights(operation: ir.Operation) -> list[ir.Operation]:
-    owners = [value.owner for value in operation.operands if not isinstance(value.owner, ir.Block)]
-    operations = [owner if isinstance(owner, ir.Operation) else owner.operation for owner in owners]
-    return [owner for owner in operations if owner.name == "ts.weight"]
+    makers = map(modules.maker_of, operation.operands)
+    return [maker for maker in makers if maker is not None and maker.name == "ts.weight"]
 
 
 def _rank(

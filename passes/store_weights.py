@@ -72,27 +72,21 @@ def split_packed(module: ir.Module, machine: Machine) -> ir.Module:
             with ir.InsertionPoint(operation):
                 sym = modules.text(modules.text_attribute(operation, "sym") + ".packed")
                 packed = dialect.Weight(operation.results[0].type, sym, operation.attributes["parameters"]).res
-            set_arrangement(_owner(packed), arrangement_of(operation))
+            set_arrangement(modules.made_by(packed), arrangement_of(operation))
             for name in (STORED, KEPT):
                 if name in operation.attributes:
-                    _owner(packed).attributes[name] = operation.attributes[name]
+                    modules.made_by(packed).attributes[name] = operation.attributes[name]
                     del operation.attributes[name]
             for user, at in packing:
                 user.operands[at] = packed
     return module
 
 
-def _owner(value: ir.Value) -> ir.Operation:
-    owner = value.owner
-    assert not isinstance(owner, ir.Block)
-    return owner if isinstance(owner, ir.Operation) else owner.operation
-
-
 def _wanted(user: ir.Operation, operand: int, machine: Machine) -> Prepack:
     """The layout that the user's kernel packs this operand into."""
     kernel = kernel_named(machine, user)
     # planes are of blocks alone, whatever else the kernel reads beside them
-    left = kernel.prepack == "planes" and STORED not in _owner(user.operands[operand]).attributes
+    left = kernel.prepack == "planes" and STORED not in modules.made_by(user.operands[operand]).attributes
     return kernel.prepack if operand in kernel.packs and not left else "none"
 
 

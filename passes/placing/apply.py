@@ -85,8 +85,7 @@ class _Application:
             self._place(value, placement)
             self.changed[value, placement] = value
         if (value, placement) not in self.changed:
-            maker = modules.maker_of(value)
-            assert maker is not None
+            maker = modules.made_by(value)
             with ir.InsertionPoint(maker):
                 other = maker.clone()
             others = sum(1 for known, _ in self.changed if known == value)
@@ -104,8 +103,7 @@ class _Application:
         if before == placement:
             return value
         if (value, placement) not in self.changed:
-            maker = modules.maker_of(value)
-            assert maker is not None, f"{value} is an argument, which is replicated"
+            maker = modules.made_by(value)
             with _behind(maker):
                 made = self._collective(value, before, placement)
             for operation in _makers_between(made, value):
@@ -136,8 +134,7 @@ def _makers_between(made: ir.Value, value: ir.Value) -> list[ir.Operation]:
     """What makes one value of another, a chain of operations of one operand."""
     found: list[ir.Operation] = []
     while made != value:
-        maker = modules.maker_of(made)
-        assert maker is not None
+        maker = modules.made_by(made)
         found.append(maker)
         made = maker.operands[0]
     return found

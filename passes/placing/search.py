@@ -105,8 +105,7 @@ class _Problem:
         """A price on memory."""
         step = sum(min(self.costs[variable] for variable, _ in found) for found in self.ways.values() if found)
         for (value, placement), variable in self.stored.items():
-            maker = modules.maker_of(value)
-            assert maker is not None
+            maker = modules.made_by(value)
             self.sizes[variable] = weight_bytes(value, placement, self.prices.ranks) * times_of(maker)
             self.costs[variable] += self.prices.of_memory(step, self.sizes[variable])
 

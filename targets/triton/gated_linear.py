@@ -70,11 +70,11 @@ def _layer_of(gate: ir.Operation) -> ir.Operation | None:
     """The linear layer without bias whose halves an activation has as gate and up, if nothing else reads it."""
     if gate.name != "ts.gated_activation":
         return None
-    parts = [_maker(value) for value in gate.operands]
+    parts = [modules.maker_of(value) for value in gate.operands]
     if any(part is None or part.name != "ts.slice" for part in parts):
         return None
     first, second = (part for part in parts if part is not None)
-    layer, other = _maker(first.operands[0]), _maker(second.operands[0])
+    layer, other = modules.maker_of(first.operands[0]), modules.maker_of(second.operands[0])
     width = shape_of(first.results[0])[1]
     starts = [modules.int_attribute(part, "start") for part in (first, second)]
     if layer is None or other is None or layer != other or layer.name != "ts.linear" or len(layer.operands) != 2:
@@ -137,10 +137,4 @@ def _are_slices(operations: Sequence[ir.Operation]) -> bool:
 
 
 def _readers(value: ir.Value) -> list[ir.Operation]:
-    owners = [use.owner for use in value.uses]
-    return [owner if isinstance(owner, ir.Operation) else owner.operation for owner in owners]
-
-
-def _maker(value: ir.Value) -> ir.Operation | None:
-    owner = value.owner
-    return None if isinstance(owner, ir.Block) else owner if isinstance(owner, ir.Operation) else owner.operation
+    return [reader for reader, _ in modules.readers_of(value)]

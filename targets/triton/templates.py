@@ -35,13 +35,8 @@ def rows_of(operation: ir.Operation) -> Symbol:
     while current is not None:
         if current.name == "ts.gather_rows":
             return "logit_rows"
-        current = next((_maker(value) for value in current.operands if None in shape_of(value)), None)
+        current = next((modules.maker_of(value) for value in current.operands if None in shape_of(value)), None)
     return "rows"
-
-
-def _maker(value: ir.Value) -> ir.Operation | None:
-    owner = value.owner
-    return None if isinstance(owner, ir.Block) else owner if isinstance(owner, ir.Operation) else owner.operation
 
 
 def one_launch(
