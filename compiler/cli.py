@@ -19,6 +19,7 @@ from rich.console import Console
 from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.units import format_bytes, printable
+from .mesh import AXES
 
 if TYPE_CHECKING:
     from .pipeline import Compilation
@@ -48,7 +49,14 @@ def parse_bytes(text: str) -> int:
     show_default=True,
     help="Target machine, e.g. h200 or h200:8; `cpu` is this host's instruction set.",
 )
-@click.option("--parallel", default="auto", show_default=True, help="Layout over several devices: auto, or axes such as tp=4.")
+@click.option(
+    "--parallel",
+    default="auto",
+    show_default=True,
+    help="Layout over several devices: auto, or axes with sizes, e.g. tp=4. "
+    + "; ".join(f"{axis.name} is {axis.meaning}" for axis in AXES if axis.works)
+    + ".",
+)
 @click.option(
     "--placement",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

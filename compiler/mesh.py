@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from ..plans.errors import UsageError
 from ..plans.schema import MeshAxis
 
-AXES = ("tp",)
-"""Axes there are, the outermost first: tensor parallelism."""
+
+@dataclass(frozen=True)
+class Axis:
+    """A way of sharing a model out among ranks. `works`: whether anything lays models out along it yet."""
+
+    name: str
+    meaning: str
+    works: bool
+
+
+AXES = (
+    Axis("pp", "pipeline: consecutive layers on each rank", works=False),
+    Axis("dp", "data-parallel attention: sequences of its own on each rank, experts shared out", works=False),
+    Axis("ep", "experts: whole experts on each rank, the rest cut as along tp", works=False),
+    Axis("tp", "tensors: a part of each matrix and of its heads on each rank", works=True),
+)
+"""Axes there are, the outermost first: ranks along the last one are the closest devices."""
+
+ONE_RANK = (MeshAxis(name="tp", size=1),)
 
 MAX_RANKS = 1024
 
 
 def mesh_of(target: str, parallel: str) -> tuple[MeshAxis, ...]:
-    """The mesh of a plan. "auto" lays the model out over all devices of the target; else axes with sizes, e.g. "tp=4".
+    """The mesh of a plan: axes of several ranks, outermost first; of one rank, tp alone. "auto" lays the model out over all
+    devices of the target; else axes with sizes, e.g. "tp=4".
 
     Raises UsageError for an axis or a size that there is not, and where the sizes multiplied are not the target's devices.
     """
@@ -34,7 +53,8 @@ def mesh_of(target: str, parallel: str) -> tuple[MeshAxis, ...]:
             got=parallel,
             fix=f"--parallel auto, or --target {target.partition(':')[0]}:{ranks}",
         )
-    return tuple(MeshAxis(name=axis, size=sizes.get(axis, 1)) for axis in AXES)
+    found = tuple(MeshAxis(name=axis.name, size=sizes[axis.name]) for axis in AXES if sizes.get(axis.name, 1) > 1)
+    return found or ONE_RANK
 
 
 def ranks_of(mesh: Sequence[MeshAxis]) -> int:
@@ -42,13 +62,17 @@ def ranks_of(mesh: Sequence[MeshAxis]) -> int:
 
 
 def _sizes(parallel: str) -> dict[str, int]:
+    working = [axis.name for axis in AXES if axis.works]
+    expected = f"auto, or each of {', '.join(working)} at most once with its size, e.g. tp=4"
     found: dict[str, int] = {}
     for part in parallel.split(","):
-        axis, _, size = part.strip().partition("=")
-        if axis not in AXES or axis in found:
-            expected = f"auto, or each of {', '.join(AXES)} at most once with its size, e.g. tp=4"
+        name, _, size = part.strip().partition("=")
+        axis = next((axis for axis in AXES if axis.name == name), None)
+        if axis is None or name in found:
             raise UsageError("there is no such parallelism", where="--parallel", expected=expected, got=parallel)
-        found[axis] = _size(size, "--parallel", "tp=4")
+        found[name] = _size(size, "--parallel", f"{name}=4")
+        if not axis.works and found[name] > 1:
+            raise UsageError(f"nothing lays models out along {name} yet", where="--parallel", expected=expected, got=parallel)
     return found
 
 

@@ -44,11 +44,10 @@ from .frontends.import_aten import import_model
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel, trace
 from .memory import BLOCK_TOKENS
-from .mesh import mesh_of, ranks_of
+from .mesh import ONE_RANK, mesh_of, ranks_of
 from .options import CompileOptions
 from .proof import prove
 
-ONE_RANK = (MeshAxis(name="tp", size=1),)
 HOST_LIMITS, DEVICE_LIMITS = (16, 512), (64, 2048)
 """Sequences and prompt tokens of a step, unless asked otherwise."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenspeed.compiler.mesh import mesh_of, ranks_of
+from tokenspeed.compiler.mesh import AXES, mesh_of, ranks_of
 from tokenspeed.compiler.placement_file import read_placement
 from tokenspeed.passes.placing.pins import Pin
 from tokenspeed.plans.errors import UsageError
@@ -13,7 +13,10 @@ from tokenspeed.plans.errors import UsageError
 
 @pytest.mark.parametrize(
     ("target", "parallel", "ranks"),
-    [("h200", "auto", 1), ("h200:8", "auto", 8), ("cpu", "tp=2", 2), ("cpu:2", "tp=2", 2), ("h200:1", "tp=1", 1)],
+    [
+        *(("h200", "auto", 1), ("h200:8", "auto", 8), ("cpu", "tp=2", 2), ("cpu:2", "tp=2", 2), ("h200:1", "tp=1", 1)),
+        *(("cpu", "pp=1,tp=2", 2), ("cpu", "ep=1", 1)),
+    ],
 )
 def test_meshes(target: str, parallel: str, ranks: int) -> None:
     mesh = mesh_of(target, parallel)
@@ -32,6 +35,16 @@ def test_what_is_no_mesh(target: str, parallel: str, where: str) -> None:
     with pytest.raises(UsageError) as refused:
         mesh_of(target, parallel)
     assert refused.value.where == where and refused.value.expected
+
+
+def test_axes_that_nothing_lays_out_yet_are_named() -> None:
+    for axis in AXES:
+        if axis.works:
+            assert mesh_of("cpu", f"{axis.name}=2")[0].name == axis.name
+            continue
+        with pytest.raises(UsageError, match=f"along {axis.name} yet") as refused:
+            mesh_of("cpu", f"{axis.name}=2")
+        assert "tp" in str(refused.value.expected)
 
 
 def test_placement_files(tmp_path: Path) -> None:

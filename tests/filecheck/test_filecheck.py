@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenspeed.compiler.pipeline import ONE_RANK
+from tokenspeed.compiler.mesh import ONE_RANK
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.fuse_add_norm import fuse_add_norm
