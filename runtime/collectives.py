@@ -17,26 +17,31 @@ from .mesh import Rank
 Backend = Literal["gloo", "nccl"]
 
 STEP_SECONDS = 60.0
-"""Longest that a rank waits for the others in a step: one that is gone or hangs is noticed by then."""
+"""Longest that ranks are silent or a step takes, unless said otherwise: one that hangs is noticed by then (rank_watch.py)."""
 
+_MEETING = timedelta(minutes=5)
 _IDLE = timedelta(days=365)
 _AT_ONCE = 16384
 _SIZE_BYTES = 8
-_STEP, _PLAN = "step", "plan"
+_PLAN, _WATCH = "plan", "watch"
 
 
 class Collectives:
     """A rank's groups. Of one thread at a time; `send` and `receive` may be used beside collectives of steps.
 
-    Every rank must make its own, which waits for all the others. `address` is host:port of a store, which rank 0 serves unless
-    `serve` is false.
+    Every rank must make its own, which waits up to five minutes for all the others. `address` is host:port of a store, which
+    rank 0 serves unless `serve` is false. A collective that takes twice `step_timeout` seconds fails, where nothing else has
+    ended the ranks before.
     """
 
-    def __init__(self, rank: Rank, backend: Backend, address: str, *, serve: bool = True) -> None:
-        limit = timedelta(seconds=STEP_SECONDS)
+    def __init__(
+        self, rank: Rank, backend: Backend, address: str, *, serve: bool = True, step_timeout: float = STEP_SECONDS
+    ) -> None:
+        limit = timedelta(seconds=2 * step_timeout)
         host, _, port = address.rpartition(":")
-        self._store = TCPStore(host, int(port), rank.count, serve and rank.number == 0, timeout=limit)
-        distributed.init_process_group(backend, store=self._store, timeout=limit, world_size=rank.count, rank=rank.number)
+        self.host = host
+        self._store = TCPStore(host, int(port), rank.count, serve and rank.number == 0, timeout=_MEETING)
+        distributed.init_process_group(backend, store=self._store, timeout=_MEETING, world_size=rank.count, rank=rank.number)
         self.rank = rank
         self._groups: dict[str, distributed.ProcessGroup] = {}
         for axis in rank.mesh:
@@ -71,18 +76,13 @@ class Collectives:
         """Wait until all ranks are here, however long that takes."""
         distributed.barrier(self._messages)
 
-    def began(self, step: int) -> None:
-        """Let the others know which step this rank is at."""
-        self._store.set(f"{_STEP}/{self.rank.number}", str(step))
+    def watched_at(self, address: str) -> None:
+        """On rank 0: tell the others where it watches them."""
+        self._store.set(_WATCH, address)
 
-    def steps(self) -> dict[int, int]:
-        """The step that each other rank began last, -1: none yet."""
-        found: dict[int, int] = {}
-        for number in range(self.rank.count):
-            key = f"{_STEP}/{number}"
-            if number != self.rank.number:
-                found[number] = int(self._store.get(key)) if self._store.check([key]) else -1
-        return found
+    def watch_address(self) -> str:
+        """What rank 0 said there."""
+        return self._store.get(_WATCH).decode()
 
     def send(self, message: bytes) -> None:
         """From rank 0 to all the others."""

@@ -24,10 +24,6 @@ if TYPE_CHECKING:  # imported once a device's driver is at work
     from .executor_interface import Executor, Report
 
 
-RANK_LOST = 9
-"""Exit code, as of a lost device."""
-
-
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The one command-line argument, as JSON. `plan_id` is what the entrypoint checked; `weights` is a path, "dummy" or
     None for those in the plan; `commands` and `news` are socket addresses.
@@ -40,6 +36,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     pin_threads: bool
     overlap: bool
     verify: bool
+    step_timeout: float
     commands: str
     news: str
 
@@ -107,14 +104,14 @@ def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor:
 
     told: dict[str, object] = {"plan": options.plan, "plan_id": options.plan_id, "weights": options.weights}
 
-    def lost(what: str) -> None:
+    def lost(error: TokenspeedError) -> None:
         """From another thread: this one may wait for that rank for ever."""
         channel = EngineChannel(options.commands, options.news)
-        channel.send(EngineFailed(f"a rank is gone: {what}", RANK_LOST))
+        channel.send(EngineFailed(str(error), error.exit_code, error.to_dict()))
         channel.close()
-        os._exit(RANK_LOST)
+        os._exit(error.exit_code)
 
-    return FirstRank(plan, told, options.weights, options.threads, report, lost)
+    return FirstRank(plan, told, options.weights, options.threads, options.step_timeout, report, lost)
 
 
 def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:

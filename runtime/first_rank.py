@@ -3,68 +3,86 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..plans.schema import Manifest
 from .executor_interface import Report
-from .launcher import launched
+from .launcher import Launched, launched
 from .mesh import Rank
 from .rank_processes import RankProcesses
+from .rank_watch import RanksLost, RankWatch
 
 if TYPE_CHECKING:
-    from .ranked_executor import RankedExecutor
     from .weights import PlanSource
 
-Lost = Callable[[str], None]
-"""Told, in a thread of its own, that a rank ended unasked; in words."""
+Lost = Callable[[RanksLost], None]
+"""Told once, in a thread of its own, that ranks ended unasked or hang. Ends this process: its other threads may wait for them."""
 
 
 class FirstRank:
     """An `Executor` over all ranks: starts the others unless a launcher did, loads its own part, waits until all have theirs.
 
-    `options` are those of rank_process.RankOptions but for number, address and threads; those of the host are shared out.
+    `options` are those of rank_process.RankOptions but for number, address and threads; threads of the host are shared out.
     """
 
     def __init__(
-        self, plan: PlanSource, options: dict[str, object], weights: str | None, threads: int | None, report: Report, lost: Lost
+        self,
+        plan: PlanSource,
+        options: dict[str, object],
+        weights: str | None,
+        threads: int | None,
+        step_timeout: float,
+        report: Report,
+        lost: Lost,
     ) -> None:
         manifest = plan.manifest
         rank = Rank(manifest.mesh)
         each = threads or max(1, len(os.sched_getaffinity(0)) // rank.count)
-        self._lost = lost
-        self._ranked: RankedExecutor | None = None
+        self._lost, self._telling = lost, threading.Lock()
         by = launched(manifest)
-        self._processes = RankProcesses(rank.count, options | {"threads": each}, self._tell) if by is None else None
+        self._watch = RankWatch(rank.count, step_timeout, self._tell, self._exit_code, everywhere=by is not None)
+        told = options | {"threads": each, "step_timeout": step_timeout}
+        self._processes = RankProcesses(rank.count, told, self._ended_early) if by is None else None
         bind_device(manifest, 0)
         from .collectives import Collectives, backend_of
         from .executor import load_executor
         from .ranked_executor import RankedExecutor
 
-        if self._processes is not None:
-            self._collectives = Collectives(rank, backend_of(manifest), self._processes.address)
-        else:
-            assert by is not None
-            self._collectives = Collectives(rank, backend_of(manifest), by.address, serve=not by.serves_store)
-        self._collectives.agree(str(options["plan_id"]))
-        self._ranked = RankedExecutor(
-            load_executor(plan, weights, each, report, collectives=self._collectives), self._collectives
+        place = by or Launched(0, 0, self._processes.address if self._processes else "", serves_store=False)
+        self._collectives = Collectives(
+            rank, backend_of(manifest), place.address, serve=not place.serves_store, step_timeout=step_timeout
         )
+        self._collectives.watched_at(self._watch.address)
+        self._collectives.agree(str(options["plan_id"]))
+        executor = load_executor(plan, weights, each, report, collectives=self._collectives)
+        self._ranked = RankedExecutor(executor, self._collectives, self._watch)
         self._collectives.meet()
         report("ranks")
         self.check, self.admit, self.start = self._ranked.check, self._ranked.admit, self._ranked.start
 
     def close(self) -> None:
-        if self._ranked is not None:
-            self._ranked.close()
+        self._ranked.close()
         if self._processes is not None:
             self._processes.close()
+        self._watch.close()
         self._collectives.close()
 
-    def _tell(self, number: int, code: int) -> None:
-        last = -1 if self._ranked is None else self._ranked.last_step
-        step = f"the last step that was begun is {last}" if last >= 0 else "no step was begun"
-        self._lost(f"rank {number} ended with exit code {code}; {step}")
+    def _exit_code(self, number: int) -> int | None:
+        return None if self._processes is None else self._processes.exit_code(number)
+
+    def _ended_early(self, number: int, code: int) -> None:
+        """A process is gone; once it is connected to the watch, that one tells, and knows its last words."""
+        if not self._watch.knows(number):
+            fix = "look at that rank's own messages, then start again"
+            self._tell(RanksLost(f"rank {number} ended with exit code {code} while it started", where=f"rank {number}", fix=fix))
+
+    def _tell(self, error: RanksLost) -> None:
+        if self._telling.acquire(blocking=False):  # of several losses only the first counts
+            if self._processes is not None:
+                self._processes.kill()
+            self._lost(error)
 
 
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "hip": "HIP_VISIBLE_DEVICES"}

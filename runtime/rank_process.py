@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
+from functools import partial
 
 import msgspec
 
@@ -11,8 +14,11 @@ from ..plans.errors import TokenspeedError
 from ..plans.reader import Plan
 from .engine_process import check_same_plan, exit_with_parent
 from .first_rank import bind_device
+from .launcher import Launched
 from .mesh import Rank
 from .openmp import bound_spinning
+from .rank_watch import RanksLost
+from .watched_rank import WatchedRank
 
 
 class RankOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +28,7 @@ class RankOptions(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: str
     weights: str | None
     threads: int | None
+    step_timeout: float
     rank: int
     address: str
 
@@ -31,7 +38,8 @@ def run(options: RankOptions) -> int:
     try:
         with Plan.open(options.plan) as plan:
             check_same_plan(plan, options.plan, options.plan_id)
-            take_part(plan, options.weights, options.threads, options.rank, options.rank, options.address)
+            place = Launched(options.rank, options.rank, options.address, serves_store=False)
+            take_part(plan, options.weights, options.threads, place, options.step_timeout)
             return 0
     except TokenspeedError as error:
         print(f"rank {options.rank}: {error}", file=sys.stderr)
@@ -41,30 +49,51 @@ def run(options: RankOptions) -> int:
         return 1
 
 
-def take_part(plan: Plan, weights: str | None, threads: int | None, number: int, local: int, address: str) -> None:
-    """Be rank `number`, the `local`-th of this host, until the first rank says stop.
+def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launched, step_timeout: float) -> None:
+    """Be the rank of `place` until the first rank says stop.
 
-    Raises a TokenspeedError when the plan cannot be loaded, RuntimeError when the first rank is gone.
+    Raises a TokenspeedError when the plan cannot be loaded, RuntimeError when ranks do not meet. Ends the process when the first
+    rank is gone.
     """
-    bind_device(plan.manifest, local)
+    bind_device(plan.manifest, place.local_rank)
     bound_spinning()  # before torch is loaded
     from .collectives import Collectives, backend_of
     from .executor import load_executor
     from .ranked_executor import follow
 
-    collectives = Collectives(Rank(plan.manifest.mesh, number), backend_of(plan.manifest), address)
-    collectives.agree(plan.plan_id)
-    executor = load_executor(plan, weights, threads, lambda _phase: None, collectives=collectives)
-    collectives.meet()
-    follow(executor, collectives)
+    rank = Rank(plan.manifest.mesh, place.rank)
+    collectives = Collectives(rank, backend_of(plan.manifest), place.address, step_timeout=step_timeout)
+    watched = WatchedRank(place.rank, collectives.host, collectives.watch_address(), step_timeout, partial(_gone, place.rank))
+    try:
+        collectives.agree(plan.plan_id)
+        executor = load_executor(plan, weights, threads, lambda _phase: None, collectives=collectives)
+        collectives.meet()
+        follow(executor, collectives, watched.began)
+    except Exception as error:
+        watched.failed(f"{type(error).__name__}: {error}")
+        raise
+    watched.close()
     executor.close()
     collectives.close()
+
+
+def _gone(rank: int, what: str) -> None:
+    """From another thread: the one that runs steps may wait for ever."""
+    print(f"rank {rank}: {what}", file=sys.stderr, flush=True)
+    os._exit(RanksLost.exit_code)
+
+
+def _end_with_parent() -> None:
+    """Killed with the process that started this one, even where it is stopped or hangs."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def main() -> int:
     # the first rank ends this one by its own means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent()
     exit_with_parent()
     return run(msgspec.json.decode(sys.argv[1], type=RankOptions))
 

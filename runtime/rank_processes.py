@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 _EXIT_SECONDS = 10.0
+_ENDING_SECONDS = 1.0
 
 
 class RankProcesses:
@@ -29,6 +30,18 @@ class RankProcesses:
             command = [sys.executable, "-P", "-m", "tokenspeed.runtime.rank_process", arguments]
             self._processes[rank] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
             threading.Thread(target=self._watch, args=(rank, lost), name=f"rank {rank} watch", daemon=True).start()
+
+    def exit_code(self, rank: int) -> int | None:
+        """How a rank ended that is known to end; None when it does not within a second."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._processes[rank].wait(_ENDING_SECONDS)
+        return None
+
+    def kill(self) -> None:
+        """All at once, stopped ones too."""
+        self._ending = True
+        for process in self._processes.values():
+            process.kill()
 
     def close(self) -> None:
         """Wait for their end, which they were told of; kill those that do not come to it."""

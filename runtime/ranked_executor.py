@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .collectives import STEP_SECONDS, Collectives
-from .device.errors import DeviceLost
+from .collectives import Collectives
 from .executor_interface import Executor, RowsFailed, Started, StepResult
 from .protocol import SamplingParameters
+from .rank_watch import RankWatch
 from .scheduling.step import IntArray, StepBatch
 
 
@@ -60,17 +61,12 @@ _INT32 = (
 )
 
 
-class RanksLost(DeviceLost):
-    """The ranks do not meet any more: one is gone, or hangs."""
-
-
 class RankedExecutor:
     """An `Executor` on rank 0: hands every call on to the other ranks, then does its own part."""
 
-    def __init__(self, executor: Executor, collectives: Collectives) -> None:
-        self._executor, self._collectives = executor, collectives
+    def __init__(self, executor: Executor, collectives: Collectives, watch: RankWatch) -> None:
+        self._executor, self._collectives, self._watch = executor, collectives, watch
         self._encoder = msgspec.msgpack.Encoder()
-        self.last_step = -1
 
     def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
         self._executor.check(sampling, end_tokens, prompt)
@@ -82,40 +78,29 @@ class RankedExecutor:
         self._executor.admit(slot, sampling, end_tokens, prompt, output)
 
     def start(self, batch: StepBatch) -> Started:
-        self.last_step = batch.step_id
-        self._tell(step_message(batch))
+        progress = self._watch.progress
+        progress.began(batch.step_id)
         try:
+            self._tell(step_message(batch))
             started = self._executor.start(batch)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._watch.blame(error) from error
 
         def result() -> StepResult:
             try:
                 return started()
             except RuntimeError as error:
-                raise self._lost(error) from error
+                raise self._watch.blame(error) from error
+            finally:
+                progress.ended(batch.step_id)
 
         return result
 
     def close(self) -> None:
+        self._watch.ends()
         with suppress(RuntimeError):  # they may be gone
             self._tell(Stop())
         self._executor.close()
-
-    def _lost(self, error: RuntimeError) -> RanksLost:
-        """Who is behind: the ranks that have not begun this step."""
-        with suppress(RuntimeError):
-            steps = self._collectives.steps()
-            behind = {number: step for number, step in steps.items() if step < self.last_step} or steps
-            where = ", ".join(f"rank {number} (last step {step})" for number, step in behind.items())
-            return RanksLost(
-                "The ranks of the plan do not meet any more: one is gone, or hangs.",
-                where=where,
-                expected=f"step {self.last_step} within {STEP_SECONDS:.0f} s",
-                got=str(error).splitlines()[0],
-                fix="look at that rank's own messages, then start again",
-            )
-        return RanksLost("The ranks of the plan do not meet any more.", got=str(error).splitlines()[0], fix="start again")
 
     def _tell(self, message: Message) -> None:
         self._collectives.send(self._encoder.encode(message))
@@ -144,8 +129,8 @@ def step_batch(step: Step) -> StepBatch:
     )
 
 
-def follow(executor: Executor, collectives: Collectives) -> None:
-    """What every other rank does until it is told to stop: the same as the first one.
+def follow(executor: Executor, collectives: Collectives, began: Callable[[int], None]) -> None:
+    """What every other rank does until it is told to stop: the same as the first one. `began` is told of each step.
 
     A step's result is asked for once the next one runs, as the first rank does; rows that fail there fail here alike.
     """
@@ -159,7 +144,7 @@ def follow(executor: Executor, collectives: Collectives) -> None:
             prompt, output = (np.frombuffer(tokens, np.int32) for tokens in (message.prompt, message.output))
             executor.admit(message.slot, message.sampling, message.end_tokens, prompt, output)
             continue
-        collectives.began(message.step_id)
+        began(message.step_id)
         started = executor.start(step_batch(message))
         if running is not None:
             _finish(running)

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     "--drain-timeout", default=30.0, show_default=True, type=click.FloatRange(min=0),
     help="Seconds that running requests have to finish after SIGTERM.",
 )  # fmt: skip
+@click.option(
+    "--step-timeout", default=60.0, show_default=True, type=click.FloatRange(min=1),
+    help="For several ranks: seconds until one that is silent, or a step that does not end, ends all.",
+)  # fmt: skip
 @click.option("--overlap/--no-overlap", default=True, show_default=True, help="Schedule each step while the one before it runs.")
 @click.option("--trust-store", type=click.Path(path_type=Path), help="Public key, or folder of them, the plan must be signed by.")
 @click.option("--require-signature", is_flag=True, help="Refuse to go on without a trust store.")
@@ -59,6 +63,7 @@ def main(
     threads: int | None,
     pin_threads: bool,
     drain_timeout: float,
+    step_timeout: float,
     overlap: bool,
     trust_store: Path | None,
     require_signature: bool,
@@ -80,7 +85,7 @@ def main(
         if by is not None and by.rank:
             from .rank_process import take_part
 
-            take_part(opened, weights, threads, by.rank, by.local_rank, by.address)
+            take_part(opened, weights, threads, by, step_timeout)
             return
         from .entrypoint.launch import LaunchOptions, launch  # only now: a refusal must not wait for these imports
 
@@ -91,6 +96,7 @@ def main(
             pin_threads=pin_threads,
             overlap=overlap,
             verify=verify,
+            step_timeout=step_timeout,
             host=host,
             port=port,
             api_keys=api_keys,

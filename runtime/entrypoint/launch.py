@@ -34,6 +34,7 @@ class LaunchOptions:
     pin_threads: bool
     overlap: bool
     verify: bool
+    step_timeout: float
     host: str
     port: int
     api_keys: tuple[str, ...]
@@ -72,6 +73,7 @@ def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
         "pin_threads": options.pin_threads,
         "overlap": options.overlap,
         "verify": options.verify,
+        "step_timeout": options.step_timeout,
     }
 
 

@@ -1,20 +1,23 @@
-"""What the first rank tells the others: each call arrives as it was made, and a rank that is behind is named."""
+"""What the first rank tells the others: each call arrives as it was made."""
 
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import cast
 
 import numpy as np
 import pytest
 from tokenspeed.plans.schema import MeshAxis
+from tokenspeed.runtime import rank_watch
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.executor_interface import Started, StepResult
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.mesh import Rank
 from tokenspeed.runtime.protocol import SamplingParameters
-from tokenspeed.runtime.ranked_executor import RankedExecutor, RanksLost, follow, step_batch, step_message
+from tokenspeed.runtime.rank_watch import RanksLost, RankWatch
+from tokenspeed.runtime.ranked_executor import RankedExecutor, follow, step_batch, step_message
 from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
 
 from .fake_executor import EchoExecutor
@@ -27,7 +30,6 @@ class Line:
 
     def __init__(self) -> None:
         self.messages: queue.Queue[bytes] = queue.Queue()
-        self.at = -1
 
     def send(self, message: bytes) -> None:
         self.messages.put(message)
@@ -35,11 +37,13 @@ class Line:
     def receive(self) -> bytes:
         return self.messages.get_nowait()
 
-    def began(self, step: int) -> None:
-        self.at = step
 
-    def steps(self) -> dict[int, int]:
-        return {1: self.at}
+@pytest.fixture
+def watch() -> Iterator[RankWatch]:
+    """Of a second rank that has not come."""
+    made = RankWatch(2, 60.0, print)
+    yield made
+    made.close()
 
 
 def test_a_step_arrives_as_it_was_sent() -> None:
@@ -68,26 +72,27 @@ class Recording(EchoExecutor):
         return lambda: StepResult(np.zeros(len(batch.logit_rows), np.int32), ())
 
 
-def test_the_others_do_what_the_first_does() -> None:
-    line, first, other = Line(), Recording(), Recording()
-    ranked = RankedExecutor(first, cast(Collectives, line))
+def test_the_others_do_what_the_first_does(watch: RankWatch) -> None:
+    line, first, other, begun = Line(), Recording(), Recording(), list[int]()
+    ranked = RankedExecutor(first, cast(Collectives, line), watch)
     prompt, output = np.array([5, 6], np.int32), np.array([], np.int32)
     ranked.admit(3, SamplingParameters(max_tokens=4, seed=9), (1, 2), prompt, output)
     ranked.start(BATCH)
     ranked.start(BATCH)
     ranked.close()
-    follow(other, cast(Collectives, line))
+    follow(other, cast(Collectives, line), begun.append)
     assert other.calls == first.calls and len(first.calls) == 3
-    assert line.at == BATCH.step_id
+    assert begun == [BATCH.step_id] * 2 and watch.progress.last == BATCH.step_id
 
 
-def test_a_rank_that_is_behind_is_named() -> None:
-    line, executor = Line(), EchoExecutor()
+def test_an_error_of_a_step_ends_all(watch: RankWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "_LAST_WORDS_SECONDS", 0.0)
+    executor = EchoExecutor()
     executor.failures = [RuntimeError("Connection closed by peer")]
-    ranked = RankedExecutor(executor, cast(Collectives, line))
+    ranked = RankedExecutor(executor, cast(Collectives, Line()), watch)
     with pytest.raises(RanksLost) as lost:
         ranked.start(BATCH)()
-    assert lost.value.where == "rank 1 (last step -1)" and "Connection closed" in lost.value.got
+    assert "Connection closed" in lost.value.got and f"step {BATCH.step_id}" in lost.value.what
 
 
 def test_ranks_are_numbered_by_their_coordinates() -> None:
