@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.perf_model import predict
-from ..plans.program import DTYPE_BYTES, FUNCTIONS_VERSION, NATIVE, Program, step_inputs
+from ..plans.program import FUNCTIONS_VERSION, NATIVE, Program, step_inputs
 from ..plans.recipe import sources
 from ..plans.recipe_shapes import packing_kinds
 from ..plans.schema import (
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 KERNELS = "kernels/kernels.so"
 _CONFIG_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _ENCODINGS = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
+_ENCODED_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 
 
 def choose_dtype(source: ModelSource, options: CompileOptions, machine: Machine) -> str:
@@ -256,14 +258,14 @@ def _sources(state: Compilation, entries: dict[str, Any]) -> tuple[SourceTensor,
 
 def _declared(state: Compilation, names: list[str]) -> tuple[SourceTensor, ...]:
     traced, own = state.traced, _config_dtype(state.source)
-    shapes: dict[str, tuple[int, ...]] = {}
+    known: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     for parameter, shape in traced.parameters.items():
-        shapes |= traced.names.parts(parameter, shape).shapes
+        known |= state.source.declared_encodings(parameter, shape)
     declared = []
     for name in names:
-        dtype = "f32" if traced.names.is_single(name) else own
-        size = int(np.prod(shapes[name])) * DTYPE_BYTES[dtype]
-        declared.append(SourceTensor(name=name, encoding=_ENCODINGS[dtype], shape=shapes[name], bytes=size))
+        encoding, shape = known[name]
+        encoding = encoding or _ENCODINGS["f32" if traced.names.is_single(name) else own]
+        declared.append(SourceTensor(name=name, encoding=encoding, shape=shape, bytes=prod(shape) * _ENCODED_BYTES[encoding]))
     return tuple(declared)
 
 

@@ -5,7 +5,7 @@ schedule -> import -> raise -> partition -> fuse -> quantize -> select -> codege
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..plans.errors import UsageError
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
+from ..plans.template import instantiate
 from ..targets.accelerator import Accelerator
 from ..targets.cpu.build import why_not_native
 from ..targets.machine import Machine
@@ -103,7 +104,12 @@ def fuse(state: Compilation) -> None:
 
 def quantize(state: Compilation) -> None:
     readers = {kernel.operation for kernel in state.machine.kernels if kernel.blocks}
-    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, state.source.stored_types, readers)
+
+    def encodings(parameter: str, layers: Sequence[int]) -> set[str]:
+        shape = state.traced.parameters[instantiate(parameter, layers[0]) if layers else parameter]
+        return state.source.stored_types(parameter, shape, layers or None)
+
+    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, encodings, readers)
 
 
 def choose_kernels(state: Compilation) -> None:

@@ -58,16 +58,30 @@ class UnpermuteRope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     heads: int
 
 
-class Dequantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dequantize", tag_field="step"):
-    """Decode a source to float32 by the encoding its own `SourceTensor` declares (layers of one model may differ)."""
+class Scales(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The factors of a source's 8-bit floats: a tensor with one for each `rows` x `columns` of the last two dimensions."""
 
     of: Source
+    rows: int
+    columns: int
 
 
-class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="blocks", tag_field="step"):
-    """A block-quantised source as it lies in the file: its type is its encoding's. Steps that only move rows may follow."""
+class Dequantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="dequantize", tag_field="step"):
+    """Decode a source to float32 by the encoding its own `SourceTensor` declares (layers of one model may differ).
+
+    8-bit floats are multiplied by their `scales`."""
 
     of: Source
+    scales: Scales | None = None
+
+
+class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="blocks", tag_field="step"):
+    """A block-quantised source as it lies in the file: its type is its encoding's. Steps that only move whole blocks may follow.
+
+    8-bit floats and their `scales` become blocks of e4m3_128, which restate them exactly."""
+
+    of: Source
+    scales: Scales | None = None
 
 
 class Quantize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="quantize", tag_field="step"):
@@ -113,7 +127,7 @@ Recipe = Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | De
 def decoded(recipe: Recipe) -> Recipe:
     """The recipe with blocks decoded to float32 where it keeps them."""
     if isinstance(recipe, Blocks):
-        return Dequantize(recipe.of)
+        return Dequantize(recipe.of, recipe.scales)
     if isinstance(recipe, Source | Dequantize):
         return recipe
     if isinstance(recipe, Concat | Stack):
@@ -125,6 +139,8 @@ def inputs_of(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipes whose values a step takes."""
     if isinstance(recipe, Source):
         return ()
+    if isinstance(recipe, Dequantize | Blocks):
+        return (recipe.of,) if recipe.scales is None else (recipe.of, recipe.scales.of)
     return recipe.parts if isinstance(recipe, Concat | Stack) else (recipe.of,)
 
 
@@ -133,7 +149,7 @@ def sources(recipe: Recipe) -> tuple[str, ...]:
     return (recipe.name,) if isinstance(recipe, Source) else tuple(name for part in inputs_of(recipe) for name in sources(part))
 
 
-def map_sources(recipe: Recipe, change: Callable[[Source], Source | Dequantize]) -> Recipe:
+def map_sources(recipe: Recipe, change: Callable[[Source], Source | Dequantize | Blocks]) -> Recipe:
     """The recipe with every source replaced; there are no blocks in it."""
     if isinstance(recipe, Source):
         return change(recipe)

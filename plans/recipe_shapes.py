@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import assert_never
 
 import msgspec
@@ -17,6 +18,7 @@ from .recipe import (
     Part,
     Quantize,
     Recipe,
+    Scales,
     Slice,
     Source,
     Stack,
@@ -50,6 +52,7 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
         case Source():
             return _plain(recipe, lookup)
         case Dequantize():
+            _check_scales(recipe, lookup)
             return lookup(recipe.of.name)[0], "f32"
         case Blocks():
             return _blocks(recipe, lookup)
@@ -122,9 +125,37 @@ def _plain(recipe: Source, lookup: SourceLookup) -> Result:
     return shape, PLAIN_ENCODINGS[encoding]
 
 
+FLOAT8 = "F8_E4M3"
+"""The encoding of 8-bit floats that have scales."""
+
+SCALE_ENCODINGS = ("F32", "BF16", "F16")
+
+
+def scale_shape(shape: Sequence[int], scales: Scales) -> tuple[int, ...]:
+    """One scale for each block of the last two dimensions, those at their ends may be smaller."""
+    *others, rows, columns = shape
+    return (*others, -(-rows // scales.rows), -(-columns // scales.columns))
+
+
+def _check_scales(recipe: Dequantize | Blocks, lookup: SourceLookup) -> None:
+    shape, encoding = lookup(recipe.of.name)
+    scales = recipe.scales
+    if (scales is None) == (encoding == FLOAT8):
+        raise ValueError(f"source {recipe.of.name!r} of {encoding} with{'out' if scales is None else ''} scales")
+    if scales is None:
+        return
+    found, kind = lookup(scales.of.name)
+    if len(shape) < 2 or scales.rows < 1 or scales.columns < 1 or kind not in SCALE_ENCODINGS:
+        raise ValueError(f"scales {scales.of.name!r} of {kind} for each {scales.rows} x {scales.columns} of {list(shape)}")
+    expected = scale_shape(shape, scales)
+    if prod(found) != prod(expected):
+        raise ValueError(f"scales {scales.of.name!r} of {list(found)} where {list(expected)} belong to {list(shape)}")
+
+
 def _blocks(recipe: Blocks, lookup: SourceLookup) -> Result:
     shape, encoding = lookup(recipe.of.name)
-    dtype = encoding.lower()
+    _check_scales(recipe, lookup)
+    dtype = encoding.lower() if recipe.scales is None else "e4m3_128"
     if dtype not in BLOCKS or len(shape) < 2 or shape[-1] % BLOCKS[dtype][0]:
         raise ValueError(f"source {recipe.of.name!r} of {encoding}{list(shape)} is not rows of known blocks")
     return shape, dtype

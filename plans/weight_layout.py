@@ -8,15 +8,25 @@ from typing import Literal
 
 from .program import DTYPE_BYTES, DType
 
-BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k"]
+BlockType = Literal["q8_0", "q4_0", "q4_1", "q4_k", "e4m3_128"]
 StoredType = DType | BlockType
 Prepack = Literal["none", "onednn", "panel", "planes"]
 
-BLOCKS: dict[str, tuple[int, int]] = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q4_k": (256, 144)}
-"""Elements and bytes of one block, along the last dimension: the formats of ggml, by the names GGUF gives them in capitals."""
+BLOCKS: dict[str, tuple[int, int]] = {
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q4_k": (256, 144),
+    "e4m3_128": (128, 132),
+}
+"""Elements and bytes of one block, along the last dimension: the formats of ggml, by the names GGUF gives them in capitals, and
+e4m3_128: a float32 scale, then 128 floats of 8 bits (e4m3, of no infinities)."""
 
-WEIGHT_BLOCKS = ("q8_0", "q4_0", "q4_1")
+WEIGHT_BLOCKS = ("q8_0", "q4_0", "q4_1", "e4m3_128")
 """Block types that a final weight may have."""
+
+PANEL_BLOCKS = ("q8_0", "q4_0", "q4_1")
+"""Those of them that panels hold."""
 
 MOST_BLOCKS = 2**31 - 1
 """Blocks that one call of a packing function may take."""
@@ -67,8 +77,8 @@ def stored_bytes(shape: Sequence[int], dtype: str, prepack: str) -> int:
         raise ValueError(f"planes of [N, K] or [E, N, K] of {', '.join(WEIGHT_BLOCKS)}")
     if prepack != "panel":
         return prod(shape[:-1]) * row_bytes(shape[-1], dtype) if shape else DTYPE_BYTES[dtype]
-    if len(shape) not in (2, 3) or dtype not in (*_PANEL_DEPTH, *WEIGHT_BLOCKS):
-        raise ValueError(f"panels of [N, K] or [E, N, K] of {', '.join((*_PANEL_DEPTH, *WEIGHT_BLOCKS))}")
+    if len(shape) not in (2, 3) or dtype not in (*_PANEL_DEPTH, *PANEL_BLOCKS):
+        raise ValueError(f"panels of [N, K] or [E, N, K] of {', '.join((*_PANEL_DEPTH, *PANEL_BLOCKS))}")
     depth = _PANEL_DEPTH.get(dtype, 1)
     features = -(-shape[-1] // depth) * depth
     rows = -(-shape[-2] // PANEL_COLUMNS) * PANEL_COLUMNS

@@ -20,15 +20,17 @@ from ..plans.recipe import (
     Part,
     Quantize,
     Recipe,
+    Scales,
     Slice,
     Source,
     Stack,
     Transpose,
     UnpermuteRope,
 )
-from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, SourceLookup, infer
+from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, SourceLookup, infer, scale_shape
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
+from .float8 import float_blocks, scaled_floats
 from .host_arrays import NUMPY_TYPES, HostArray, narrowed, widened
 
 _DEQUANTIZE_ROWS = 512
@@ -94,8 +96,12 @@ class _Evaluation:
             case Source():
                 return _plain(self._find(recipe))
             case Dequantize():
+                if recipe.scales is not None:
+                    return scaled_floats(*self._floats(recipe.of, recipe.scales))
                 return _dequantized(self._find(recipe.of))
             case Blocks():
+                if recipe.scales is not None:
+                    return float_blocks(*self._floats(recipe.of, recipe.scales))
                 return _blocks(self._find(recipe.of))
             case Quantize():
                 raise ValueError("quantize is the last step, done while packing")
@@ -149,6 +155,13 @@ class _Evaluation:
 
     def _result(self, recipe: Recipe) -> Result:
         return result_of(recipe, self.stored, self.layer)
+
+    def _floats(self, source: Source, scales: Scales) -> tuple[NDArray[np.uint8], NDArray[np.float32], Scales]:
+        """Bits of 8-bit floats, and their scales by blocks."""
+        stored = self._find(source)
+        shape = stored.source.shape
+        factors = cast(_plain(self._find(scales.of)), "f32").data
+        return np.frombuffer(stored.data, np.uint8).reshape(shape), factors.reshape(scale_shape(shape, scales)), scales
 
     def _find(self, source: Source) -> Stored:
         return self.stored[source.name if self.layer is None else instantiate(source.name, self.layer)]

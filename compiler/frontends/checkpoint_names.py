@@ -40,7 +40,7 @@ class CheckpointNames:
 
     `moved` are the path of a part that is compiled alone and its path in the whole model, whose checkpoints these are.
     `unequal` are the sizes of the parts that checkpoints store a parameter in where they differ, by its name with `_ANY` for
-    numbers.
+    numbers. `matrices` are the weights of linear layers and experts, named so too.
     """
 
     converters: tuple[Any, ...] = ()
@@ -48,6 +48,11 @@ class CheckpointNames:
     single: tuple[str, ...] = ()
     moved: tuple[str, str] = ("", "")
     unequal: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    matrices: frozenset[str] = frozenset()
+
+    def is_matrix(self, parameter: str) -> bool:
+        """Whether a parameter (a name or a template) is the weight of a linear layer or of experts."""
+        return _without_numbers(_TEMPLATE.sub("0", self.moved_name(parameter))) in self.matrices
 
     def moved_name(self, parameter: str) -> str:
         """What the whole model calls a parameter of the part."""
@@ -185,6 +190,15 @@ def _unequal_convolutions(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def _matrices(model: PreTrainedModel) -> frozenset[str]:
+    head = model.get_output_embeddings()
+    linear = {
+        f"{path}.weight" for path, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head
+    }
+    stacked = {name for name, parameter in model.named_parameters() if parameter.dim() == 3}
+    return frozenset(map(_without_numbers, linear | stacked))
+
+
 def _with(shape: Shape, dimension: int, size: int) -> Shape:
     return (*shape[:dimension], size, *shape[dimension + 1 :])
 
@@ -203,4 +217,5 @@ def checkpoint_names(model: PreTrainedModel) -> CheckpointNames:
         tuple(item for item in reverse if not isinstance(item, core_model_loading.WeightConverter)),
         tuple(sorted(set(patterns))),
         unequal=_unequal_convolutions(model),
+        matrices=_matrices(model),
     )

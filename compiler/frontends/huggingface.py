@@ -8,6 +8,7 @@ from typing import Any
 
 from ...plans.checkpoint import Checkpoint
 from ...plans.errors import ModelError
+from .float8 import Float8, read_float8
 from .json_files import read_json
 from .model_source import ModelSource, open_weights, source_tensors
 from .provenance import sha256
@@ -28,7 +29,7 @@ _SHARED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"
 
 def open_directory(directory: Path) -> ModelSource:
     """A directory with config.json; shape-only when it has no weights. Raises ModelError, naming the file."""
-    config = _read_config(directory / "config.json")
+    config, float8 = _read_config(directory / "config.json")
     generation = read_json(directory / "generation_config.json", optional=True)
     tokenizer, notes = read_tokenizer(directory, config, generation)
     checkpoint = _open_weights(directory)
@@ -46,12 +47,13 @@ def open_directory(directory: Path) -> ModelSource:
             role: sha256((directory / name).read_bytes()) for role, name in _DIGESTED.items() if (directory / name).is_file()
         },
         notes=notes,
+        float8=float8,
     )
 
 
 def open_config(path: Path) -> ModelSource:
     """A configuration alone: shape-only, without a tokenizer. Raises ModelError."""
-    config = _read_config(path)
+    config, float8 = _read_config(path)
     return ModelSource(
         name=_directory_name(path.parent) if path.name == "config.json" else path.stem,
         config=config,
@@ -60,10 +62,12 @@ def open_config(path: Path) -> ModelSource:
         tokenizer=None,
         inputs={"config": sha256(path.read_bytes())},
         notes=("Only a configuration: the plan is shape-only and has no tokenizer. Give the directory to have both.",),
+        float8=float8,
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], Float8 | None]:
+    """The configuration, and what it says of 8-bit floats."""
     if not path.is_file():
         raise ModelError(
             "This directory is not a Hugging Face model.",
@@ -81,17 +85,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             got="nothing" if model_type is None else repr(model_type),
         )
     _require_known_type(config, model_type, path)
-    if config.get("quantization_config"):
-        settings = config["quantization_config"]
-        method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else repr(settings)
-        raise ModelError(
-            "Quantized Hugging Face checkpoints are not read.",
-            where=f"{path}, field quantization_config",
-            expected="weights in F32, F16 or BF16",
-            got=f"quant_method {method}",
-            fix="use the unquantized checkpoint, or a GGUF file of the same model",
-        )
-    return _language_model(config)
+    settings = config.pop("quantization_config", None)
+    return _language_model(config), read_float8(settings, str(path)) if settings else None
 
 
 def _language_model(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,12 @@ import msgspec
 from ...plans.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
 from ...plans.digests import tensor_digest
 from ...plans.errors import ModelError, WeightsError
-from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Source, UnpermuteRope, map_sources
+from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Scales, Source, UnpermuteRope, map_sources
+from ...plans.recipe_shapes import scale_shape
 from ...plans.schema import SourceTensor
 from ...plans.template import instantiate, is_templated
+from ...plans.weight_layout import BLOCKS
+from . import float8
 from .checkpoint_names import CheckpointNames, Parts
 
 PLAN_DTYPES = ("f32", "bf16", "f16")
@@ -65,7 +68,7 @@ class ModelSource:
     `sources` and `checkpoint` are None for a shape-only model. `inputs` maps the role of each input to its SHA-256, in hex.
     `encodings` are the tensor encodings this frontend reads; `origin` raises ModelError for a parameter it cannot name.
     `names`, known once the model is traced, say how the parameters that have no tensor of their own name are stored. `notes`
-    are sentences for the user, e.g. why there is no tokenizer.
+    are sentences for the user, e.g. why there is no tokenizer. `float8` is what the configuration says of 8-bit floats.
     """
 
     name: str
@@ -78,6 +81,7 @@ class ModelSource:
     origin: Callable[[str], Origin] = field(default=same_name, repr=False)
     encodings: frozenset[str] = PLAIN_ENCODINGS
     names: CheckpointNames = field(default_factory=CheckpointNames, repr=False)
+    float8: float8.Float8 | None = None
 
     def recipe(self, parameter_template: str, dtype: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
         """How the parameter is made from checkpoint tensors, as `dtype` ("f32", "bf16", "f16").
@@ -91,17 +95,22 @@ class ModelSource:
                 "Weights cannot be made as this type.", where=parameter_template, expected=", ".join(PLAN_DTYPES), got=dtype
             )
         origin = self.origin(parameter_template)
-        parts = Parts(Source(origin.tensor), {origin.tensor: tuple(shape)})
-        if origin == Origin(parameter_template) and not self._holds(parameter_template, layers):
-            parts = self.names.parts(parameter_template, shape)
+        parts = self._parts(parameter_template, shape, layers)
         encoded: set[str] = set()
-        if self.checkpoint is not None:
-            for tensor, size in parts.shapes.items():
-                instances = (instantiate(tensor, i) for i in self._layers(tensor, layers))
-                found = {_checked(self.checkpoint.tensors, name, parameter_template, size, self.encodings) for name in instances}
-                if found - PLAIN_ENCODINGS:
-                    encoded.add(tensor)
-        recipe = map_sources(parts.recipe, lambda source: Dequantize(source) if source.name in encoded else source)
+        scales: dict[str, Scales] = {}
+        for tensor, size in parts.shapes.items():
+            if self._encodings_of(tensor, parameter_template, size, layers) - PLAIN_ENCODINGS:
+                encoded.add(tensor)
+            of_floats = self._scales(tensor, parameter_template, size, layers)
+            if of_floats is not None:
+                scales[tensor] = of_floats
+
+        def decoded(source: Source) -> Source | Dequantize:
+            if source.name in scales:
+                return Dequantize(source, scales[source.name])
+            return Dequantize(source) if source.name in encoded else source
+
+        recipe = map_sources(parts.recipe, decoded)
         if origin.rope_heads is not None:
             recipe = UnpermuteRope(recipe, origin.rope_heads)
         return Cast(recipe, dtype)
@@ -109,20 +118,81 @@ class ModelSource:
     def blocks(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> Recipe:
         """How the parameter is made as the blocks that the checkpoint stores it in. Raises ModelError as `recipe` does."""
         origin = self.origin(parameter_template)
-        if self.checkpoint is not None:
-            for i in self._layers(origin.tensor, layers):
-                name = instantiate(origin.tensor, i)
-                _checked(self.checkpoint.tensors, name, parameter_template, shape, self.encodings)
-        recipe: Recipe = Blocks(Source(origin.tensor))
+        parts = self._parts(parameter_template, shape, layers)
+        scales: dict[str, Scales | None] = {}
+        for tensor, size in parts.shapes.items():
+            self._encodings_of(tensor, parameter_template, size, layers)
+            scales[tensor] = self._scales(tensor, parameter_template, size, layers)
+        recipe = map_sources(parts.recipe, lambda source: Blocks(source, scales[source.name]))
         return recipe if origin.rope_heads is None else UnpermuteRope(recipe, origin.rope_heads)
 
-    def stored_types(self, parameter_template: str, layers: Iterable[int] | None = None) -> set[str]:
-        """The encodings of the tensors behind a parameter, in lower case; none of a shape-only model."""
+    def stored_types(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None = None) -> set[str]:
+        """The encodings of the tensors behind a parameter, in lower case; of a shape-only model 8-bit floats alone are known.
+
+        8-bit floats whose scales do not fit the blocks that kernels read are "f8_e4m3 of other blocks".
+        """
+        found: set[str] = set()
+        for tensor, size in self._parts(parameter_template, shape, layers).shapes.items():
+            scales = self._scales(tensor, parameter_template, size, layers)
+            if scales is not None:
+                fits = scales.columns % BLOCKS["e4m3_128"][0] == 0 or scales.columns >= size[-1]
+                found.add(float8.ENCODING.lower() if fits else f"{float8.ENCODING.lower()} of other blocks")
+            elif self.checkpoint is not None:
+                names = (instantiate(tensor, i) for i in self._layers(tensor, layers))
+                found |= {self.checkpoint.tensors[name].encoding.lower() for name in names if name in self.checkpoint.tensors}
+            else:
+                found.add("plain")
+        return found
+
+    def declared_encodings(self, parameter: str, shape: Sequence[int]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+        """Encoding (None: that of the model's type) and shape of each tensor behind a parameter of a shape-only model."""
+        found: dict[str, tuple[str | None, tuple[int, ...]]] = {}
+        for tensor, size in self.names.parts(parameter, shape).shapes.items():
+            scales = self._scales(tensor, parameter, size, [0])
+            found[tensor] = None if scales is None else float8.ENCODING, size
+            if scales is not None:
+                found[scales.of.name] = "F32", scale_shape(size, scales)
+        return found
+
+    def _parts(self, parameter_template: str, shape: Sequence[int], layers: Iterable[int] | None) -> Parts:
+        """How a parameter is made, with nothing decoded yet."""
+        origin = self.origin(parameter_template)
+        if origin == Origin(parameter_template) and not self._holds(parameter_template, layers):
+            return self.names.parts(parameter_template, shape)
+        return Parts(Source(origin.tensor), {origin.tensor: tuple(shape)})
+
+    def _encodings_of(self, tensor: str, parameter: str, size: Sequence[int], layers: Iterable[int] | None) -> set[str]:
+        """Of every instance of a tensor, once each is known to be there and readable; none of a shape-only model."""
         if self.checkpoint is None:
             return set()
-        tensor = self.origin(parameter_template).tensor
-        names = (instantiate(tensor, i) for i in self._layers(tensor, layers))
-        return {self.checkpoint.tensors[name].encoding.lower() for name in names if name in self.checkpoint.tensors}
+        read = self.encodings | ({float8.ENCODING} if self.float8 is not None else set())
+        instances = (instantiate(tensor, i) for i in self._layers(tensor, layers))
+        return {_checked(self.checkpoint.tensors, name, parameter, size, read) for name in instances}
+
+    def _scales(self, tensor: str, parameter: str, size: Sequence[int], layers: Iterable[int] | None) -> Scales | None:
+        """Of a tensor of 8-bit floats; None of any other. Raises ModelError when layers differ in that."""
+        if self.float8 is None or len(size) < 2:
+            return None
+        instances = [instantiate(tensor, i) for i in self._layers(tensor, layers)]
+        if self.checkpoint is None:
+            held = {self.float8.holds(name) and self.names.is_matrix(parameter) for name in instances}
+        else:
+            tensors = self.checkpoint.tensors
+            held = {tensors[name].encoding == float8.ENCODING for name in instances if name in tensors}
+        if held == {True, False}:
+            raise ModelError(
+                "Layers of a kind differ in whether a matrix is in 8-bit floats, which is not read yet.",
+                where=parameter,
+                expected=f"{float8.ENCODING} in all of layers {self._layers(tensor, layers)}, or in none",
+                fix="use the unquantized checkpoint",
+            )
+        if held != {True}:
+            return None
+        if self.checkpoint is None:
+            return self.float8.scales(tensor, size)
+        found = [self.float8.scales_in(self.checkpoint.tensors, name, size) for name in instances]
+        suffix = found[0].of.name.removeprefix(instances[0])
+        return Scales(Source(tensor + suffix), found[0].rows, found[0].columns)
 
     def digests(self, progress: Progress | None = None, names: Iterable[str] | None = None) -> tuple[SourceTensor, ...]:
         """The sources (those in `names`, if given) with their digests; reads every byte of them.

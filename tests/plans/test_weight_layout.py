@@ -19,7 +19,7 @@ from tokenspeed.plans.recipe import (
     decoded,
 )
 from tokenspeed.plans.recipe_shapes import infer
-from tokenspeed.plans.weight_layout import BLOCKS, WEIGHT_BLOCKS, stored_bytes
+from tokenspeed.plans.weight_layout import BLOCKS, PANEL_BLOCKS, stored_bytes
 
 SOURCES = {
     "a": ((8, 64), "Q4_0"),
@@ -34,7 +34,7 @@ def result(recipe: Recipe) -> tuple[tuple[int, ...], str]:
     return infer(recipe, lambda name: SOURCES[name])
 
 
-@given(rows=st.integers(1, 200), groups=st.integers(1, 9), dtype=st.sampled_from(WEIGHT_BLOCKS))
+@given(rows=st.integers(1, 200), groups=st.integers(1, 9), dtype=st.sampled_from(PANEL_BLOCKS))
 def test_panels_take_the_bytes_of_ggml_blocks_once_rows_are_whole_panels(rows: int, groups: int, dtype: str) -> None:
     padded = -(-rows // 32) * 32
     elements, size = BLOCKS[dtype]
