@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -21,13 +21,14 @@ STEP_SECONDS = 60.0
 
 _MEETING = timedelta(minutes=5)
 _IDLE = timedelta(days=365)
-_AT_ONCE = 16384
+_AT_ONCE, _REPORT_AT_ONCE = 16384, 1024
 _SIZE_BYTES = 8
 _PLAN, _WATCH = "plan", "watch"
 
 
 class Collectives:
-    """A rank's groups. Of one thread at a time; `send` and `receive` may be used beside collectives of steps.
+    """A rank's groups. Of one thread at a time; but `send` and `receive` may be used beside collectives of steps, `report` and
+    `reported` beside both.
 
     Every rank must make its own, which waits up to five minutes for all the others. `address` is host:port of a store, which
     rank 0 serves unless `serve` is false. A collective that takes twice `step_timeout` seconds fails, where nothing else has
@@ -51,6 +52,7 @@ class Collectives:
                     self._groups[axis.name] = group
         # ranks wait here as long as no request comes
         self._messages = _group(list(range(rank.count)), _IDLE, "gloo")
+        self._reports = _group(list(range(rank.count)), limit, "gloo") if set(rank.reporters) - {0} else None
 
     @property
     def groups(self) -> Mapping[str, distributed.ProcessGroup]:
@@ -86,26 +88,19 @@ class Collectives:
 
     def send(self, message: bytes) -> None:
         """From rank 0 to all the others."""
-        head = torch.zeros(_AT_ONCE, dtype=torch.uint8)
-        head[:_SIZE_BYTES] = torch.frombuffer(bytearray(len(message).to_bytes(_SIZE_BYTES, "little")), dtype=torch.uint8)
-        body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        first = body[: _AT_ONCE - _SIZE_BYTES]
-        head[_SIZE_BYTES : _SIZE_BYTES + len(first)] = first
-        distributed.broadcast(head, 0, self._messages)
-        if len(body) > len(first):
-            distributed.broadcast(body[len(first) :].contiguous(), 0, self._messages)
+        _hand_over(message, _AT_ONCE, lambda part: distributed.broadcast(part, 0, self._messages))
 
     def receive(self) -> bytes:
         """What rank 0 sends next."""
-        head = torch.empty(_AT_ONCE, dtype=torch.uint8)
-        distributed.broadcast(head, 0, self._messages)
-        size = int.from_bytes(head[:_SIZE_BYTES].numpy().tobytes(), "little")
-        first = head[_SIZE_BYTES : _SIZE_BYTES + size].numpy().tobytes()
-        if len(first) == size:
-            return first
-        rest = torch.empty(size - len(first), dtype=torch.uint8)
-        distributed.broadcast(rest, 0, self._messages)
-        return first + rest.numpy().tobytes()
+        return _take_over(_AT_ONCE, lambda part: distributed.broadcast(part, 0, self._messages))
+
+    def report(self, message: bytes) -> None:
+        """To rank 0, of a rank of `Rank.reporters`; by one thread."""
+        _hand_over(message, _REPORT_AT_ONCE, lambda part: distributed.send(part, 0, self._reports))
+
+    def reported(self, rank: int) -> bytes:
+        """What that rank reports next; on rank 0, by one thread."""
+        return _take_over(_REPORT_AT_ONCE, lambda part: distributed.recv(part, rank, self._reports))
 
     def close(self) -> None:
         distributed.destroy_process_group()
@@ -114,6 +109,30 @@ class Collectives:
 def backend_of(manifest: Manifest) -> Backend:
     """What the ranks of a plan meet through: their devices' own library, or the hosts' network."""
     return "gloo" if manifest.device is None else "nccl"
+
+
+def _hand_over(message: bytes, at_once: int, give: Callable[[torch.Tensor], object]) -> None:
+    """In a tensor of fixed size that begins with the message's own, and another one for what does not fit."""
+    head = torch.zeros(at_once, dtype=torch.uint8)
+    head[:_SIZE_BYTES] = torch.frombuffer(bytearray(len(message).to_bytes(_SIZE_BYTES, "little")), dtype=torch.uint8)
+    body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    first = body[: at_once - _SIZE_BYTES]
+    head[_SIZE_BYTES : _SIZE_BYTES + len(first)] = first
+    give(head)
+    if len(body) > len(first):
+        give(body[len(first) :].contiguous())
+
+
+def _take_over(at_once: int, fill: Callable[[torch.Tensor], object]) -> bytes:
+    head = torch.empty(at_once, dtype=torch.uint8)
+    fill(head)
+    size = int.from_bytes(head[:_SIZE_BYTES].numpy().tobytes(), "little")
+    first = head[_SIZE_BYTES : _SIZE_BYTES + size].numpy().tobytes()
+    if len(first) == size:
+        return first
+    rest = torch.empty(size - len(first), dtype=torch.uint8)
+    fill(rest)
+    return first + rest.numpy().tobytes()
 
 
 def _group(members: Sequence[int], limit: timedelta, backend: Backend) -> distributed.ProcessGroup:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ..plans.errors import UsageError
 from .device.errors import DeviceLost
 from .engine_sequence import EngineSequence
-from .executor_interface import Executor, RowsFailed, Started, StepResult
+from .executor_interface import RowsFailed, Started, StepExecutor, StepResult
 from .protocol import (
     Abort,
     Accepted,
@@ -27,14 +27,35 @@ from .protocol import (
     TokenLogprob,
 )
 from .scheduling.errors import RequestRefused
-from .scheduling.request import Outcome, Request
-from .scheduling.scheduler import Scheduler
-from .scheduling.step import SlotAdmission, StepBatch
+from .scheduling.request import Outcome, Request, SchedulerStats
+from .scheduling.step import IntArray, SlotAdmission, Step
 
 _FAILED_STEPS_IN_A_ROW = 3
 _BLOCKED_WAIT_SECONDS, _BLOCKED_WAITS = 0.01, 1000
 
 Admission = tuple[SlotAdmission, EngineSequence]
+
+StepKind = TypeVar("StepKind", bound=Step)
+Scheduled = TypeVar("Scheduled", bound=Step, covariant=True)
+
+
+class StepScheduler(Protocol[Scheduled]):
+    """What the engine asks of a scheduler; scheduling/scheduler.py and scheduling/groups.py are the real ones."""
+
+    def submit(self, request: Request, /) -> None: ...
+
+    def abort(self, request_id: str) -> Outcome | None: ...
+
+    def schedule(self) -> Scheduled | None: ...
+
+    def complete(self, step_id: int, tokens: IntArray) -> list[Outcome]: ...
+
+    def fail(self, step_id: int) -> list[Outcome]: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def stats(self) -> SchedulerStats: ...
 
 
 class Channel(Protocol):
@@ -47,14 +68,20 @@ class EngineStuck(RuntimeError):
     """The engine cannot go on; the message says why."""
 
 
-class EngineLoop:
+class EngineLoop(Generic[StepKind]):
     """Runs until it is told to shut down. `end_tokens` are the model's; `overlap` schedules a step while another runs.
 
     One thread calls `run`; the executor is called from that thread or, with `overlap`, from one thread of its own.
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, channel: Channel, end_tokens: tuple[int, ...], *, overlap: bool = True
+        self,
+        scheduler: StepScheduler[StepKind],
+        executor: StepExecutor[StepKind],
+        channel: Channel,
+        end_tokens: tuple[int, ...],
+        *,
+        overlap: bool = True,
     ) -> None:
         self._scheduler, self._executor, self._channel = scheduler, executor, channel
         self._end_tokens = end_tokens
@@ -86,7 +113,7 @@ class EngineLoop:
 
     def overlap_loop(self) -> None:
         """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1."""
-        running: tuple[StepBatch, Future[Started | Exception]] | None = None
+        running: tuple[StepKind, Future[Started | Exception]] | None = None
         with ThreadPoolExecutor(1, "executor") as thread:
             while not self._finished:
                 self._take_commands(idle=running is None)
@@ -100,7 +127,7 @@ class EngineLoop:
     def _finished(self) -> bool:
         return self._draining and not self._scheduler.has_work
 
-    def _schedule(self, *, idle: bool) -> StepBatch | None:
+    def _schedule(self, *, idle: bool) -> StepKind | None:
         batch = self._scheduler.schedule()
         self._blocked = self._blocked + 1 if idle and batch is None and self._scheduler.has_work else 0
         if self._blocked > _BLOCKED_WAITS:
@@ -159,14 +186,14 @@ class EngineLoop:
         outcome = self._scheduler.abort(request_id)
         return [] if outcome is None else [self._event(outcome)]
 
-    def _admitted(self, batch: StepBatch) -> list[Admission]:
+    def _admitted(self, batch: StepKind) -> list[Admission]:
         """Looked up here, because an abort may drop a sequence while its step waits for the executor's thread."""
         admissions = [(admission, self._sequences[admission.request_id]) for admission in batch.admissions]
         for _, sequence in admissions:
             sequence.admitted()
         return admissions
 
-    def _execute(self, batch: StepBatch, admissions: list[Admission]) -> Started | Exception:
+    def _execute(self, batch: StepKind, admissions: list[Admission]) -> Started | Exception:
         """Touches nothing but the executor: with overlap this runs in the executor's thread."""
         try:
             for admission, sequence in admissions:
@@ -177,7 +204,7 @@ class EngineLoop:
         except Exception as error:  # handed over to `_complete`, which decides who is affected
             return error
 
-    def _complete(self, batch: StepBatch, result: StepResult | Exception) -> None:
+    def _complete(self, batch: StepKind, result: StepResult | Exception) -> None:
         match result:
             case StepResult():
                 self._failed_steps = 0
@@ -189,7 +216,7 @@ class EngineLoop:
                 events = self._fail_step(batch, result)
         self._tell(events)
 
-    def _succeed(self, batch: StepBatch, result: StepResult) -> list[TokenEvent]:
+    def _succeed(self, batch: StepKind, result: StepResult) -> list[TokenEvent]:
         logprobs = dict(zip(batch.logit_request_ids, result.logprobs, strict=True))
         outcomes = self._scheduler.complete(batch.step_id, result.tokens)
         return [self._event(outcome, logprobs.get(outcome.request_id)) for outcome in outcomes]
@@ -199,7 +226,7 @@ class EngineLoop:
         outcomes = [self._scheduler.abort(request_id) for request_id in error.request_ids]
         return [self._error_event(outcome, error.message) for outcome in outcomes if outcome is not None]
 
-    def _fail_step(self, batch: StepBatch, error: Exception) -> list[TokenEvent]:
+    def _fail_step(self, batch: StepKind, error: Exception) -> list[TokenEvent]:
         events = [self._error_event(outcome, str(error)) for outcome in self._scheduler.fail(batch.step_id)]
         self._failed_steps += 1
         if isinstance(error, DeviceLost):
@@ -236,7 +263,7 @@ def _result(started: Started | Exception) -> StepResult | Exception:
         return error
 
 
-def _without(result: StepResult, batch: StepBatch, failed: tuple[str, ...]) -> StepResult:
+def _without(result: StepResult, batch: Step, failed: tuple[str, ...]) -> StepResult:
     """Any valid token in the failed places: the scheduler wants one for each row, and drops these."""
     keep = np.array([request_id not in failed for request_id in batch.logit_request_ids])
     return StepResult(np.where(keep, result.tokens, 0).astype(np.int32), result.logprobs)

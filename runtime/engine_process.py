@@ -13,6 +13,7 @@ import msgspec
 
 from ..plans.errors import PlanError, TokenspeedError
 from ..plans.integrity import ranks
+from ..plans.mesh import groups_of
 from ..plans.reader import Plan
 from .engine_channel import EngineChannel
 from .openmp import bound_spinning
@@ -22,6 +23,8 @@ from .startup_clock import StartupClock
 if TYPE_CHECKING:  # imported once a device's driver is at work
     from .engine import EngineLoop
     from .executor_interface import Executor, Report
+    from .first_rank import FirstRank
+    from .scheduling.step import GroupedStep, StepBatch
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +97,7 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
         return 1
 
 
-def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor:
+def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor | FirstRank:
     """This process's own, or that of all ranks."""
     if ranks(plan.manifest) == 1:
         from .executor import load_executor
@@ -126,16 +129,24 @@ def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:
         )
 
 
-def _loop(plan: Plan, executor: Executor, channel: EngineChannel, *, overlap: bool) -> EngineLoop:
+def _loop(
+    plan: Plan, executor: Executor | FirstRank, channel: EngineChannel, *, overlap: bool
+) -> EngineLoop[StepBatch] | EngineLoop[GroupedStep]:
     from .engine import EngineLoop
+    from .first_rank import FirstRank
+    from .scheduling.groups import GroupedScheduler
     from .scheduling.kv import manager_of
     from .scheduling.request import SchedulerLimits
     from .scheduling.scheduler import Scheduler
 
     manifest = plan.manifest
-    kv = manager_of(manifest.kv)
-    limits = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context)
-    return EngineLoop(Scheduler(limits, kv), executor, channel, manifest.model.end_tokens, overlap=overlap)
+    limits, ends = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), manifest.model.end_tokens
+    schedulers = [Scheduler(limits, manager_of(manifest.kv)) for _ in range(groups_of(manifest.mesh))]
+    if len(schedulers) == 1:
+        return EngineLoop(schedulers[0], executor, channel, ends, overlap=overlap)
+    assert isinstance(executor, FirstRank)
+    grouped = GroupedScheduler(schedulers, round(manifest.schedule.traffic["output_tokens"]))
+    return EngineLoop(grouped, executor, channel, ends, overlap=overlap)
 
 
 def _verify(plan: Plan, weights: str | None, report: Report) -> None:

@@ -24,7 +24,7 @@ from .operands import Extent
 from .placement import Placement
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
-from .scheduling.step import IntArray, StepBatch
+from .scheduling.step import CommonSize, IntArray, StepBatch, common_size
 from .weights import PlanSource
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ class PlanExecutor:
         self.breakdown = Breakdown()
 
     @property
+    def axes(self) -> frozenset[str]:
+        """The mesh axes along which a step's program has collectives."""
+        return self._expansions.axes
+
+    @property
     def threads(self) -> int:
         """Threads of the host that programs compute with."""
         return self._placement.threads
@@ -150,11 +155,11 @@ class PlanExecutor:
         """Start a step and wait for it."""
         return self.start(batch)()
 
-    def start(self, batch: StepBatch) -> Started:
+    def start(self, batch: StepBatch, common: CommonSize | None = None) -> Started:
         times = [time.perf_counter()]
         with self._placement.running():
             wanted = len(batch.logit_rows)
-            model, extent = self._expansions.step(batch.rows, wanted, len(batch.context_lengths))
+            model, extent = self._expansions.step(common or common_size([batch]))
             sample, sampled = self._expansions.sample(extent.logit_rows) if wanted else (None, extent)
             times.append(time.perf_counter())
             self._fill(batch, extent, sampled.logit_rows)
@@ -171,10 +176,10 @@ class PlanExecutor:
             times.append(time.perf_counter())
         return self._started(batch, read, asked, times)
 
-    def logits_for(self, batch: StepBatch) -> NDArray[np.float32]:
-        """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]."""
+    def logits_for(self, batch: StepBatch, common: CommonSize | None = None) -> NDArray[np.float32]:
+        """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]. `common` as for `start`."""
         with self._placement.running():
-            model, extent = self._expansions.step(batch.rows, len(batch.logit_rows), len(batch.context_lengths))
+            model, extent = self._expansions.step(common or common_size([batch]))
             self._fill(batch, extent, extent.logit_rows)
             for launch in model.launches:
                 launch()

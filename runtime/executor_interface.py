@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .protocol import SamplingParameters, TokenLogprob
-from .scheduling.step import IntArray, StepBatch
+from .scheduling.step import CommonSize, IntArray, Step, StepBatch
+
+StepKind = TypeVar("StepKind", bound=Step, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ Raises RowsFailed when only some requests are affected; any other error fails th
 """
 
 
-class Executor(Protocol):
+class StepExecutor(Protocol[StepKind]):
     """Runs steps in the order they are started, always from one thread; any thread may wait for a step that was started."""
 
     def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
@@ -54,7 +56,7 @@ class Executor(Protocol):
         """
         ...
 
-    def start(self, batch: StepBatch) -> Started:
+    def start(self, step: StepKind, /) -> Started:
         """Start one step, whose result must be asked for before the second one after it is started.
 
         On the host it is done when this returns; on a device it runs behind those started before. Raises what the
@@ -64,6 +66,18 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the device. Called once, also after an error."""
+        ...
+
+
+class Executor(StepExecutor[StepBatch], Protocol):
+    """Of one group's steps."""
+
+
+class RankExecutor(Executor, Protocol):
+    """Of a rank that may be one of several groups."""
+
+    def start(self, batch: StepBatch, common: CommonSize | None = None, /) -> Started:
+        """With `common`, padded to that size: groups meet in the step's collectives, this one with few rows or none."""
         ...
 
 

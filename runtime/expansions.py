@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from ..plans.device_library import COLLECTIVES
 from ..plans.errors import PlanError, UsageError
 from ..plans.program import Bucket, Program
 from ..plans.schema import Manifest
 from .expand import Expansion, bucket_for, expand
 from .operands import Extent, Surroundings
+from .scheduling.step import CommonSize
 from .weights import PlanSource
 
 _KEPT = 128
@@ -68,6 +70,12 @@ class Expansions:
         self._decode: dict[tuple[int, int, int], Expansion] = {}
         self._recent: OrderedDict[tuple[int, int, int], Expansion] = OrderedDict()
 
+    @property
+    def axes(self) -> frozenset[str]:
+        """The mesh axes along which step programs have collectives."""
+        met = (call for program in self._programs.steps for call in program.calls if call.function in COLLECTIVES)
+        return frozenset(str(call.attributes["axis"]) for call in met)
+
     def prepare(self) -> None:
         """Expand each program at its largest size, which checks it whole and grows the scratch to its final size; on a device at
         every size, so that no step waits for it."""
@@ -79,12 +87,12 @@ class Expansions:
             for bucket in program.buckets:
                 self._expansion(index, program, bucket, Extent(bucket.rows, bucket.logit_rows))
 
-    def step(self, rows: int, logit_rows: int, sequences: int) -> tuple[Expansion, Extent]:
+    def step(self, size: CommonSize) -> tuple[Expansion, Extent]:
         """What runs a step of that size, and the extent its inputs must be padded to. Raises UsageError when it is too large.
 
         Kernels of a device may count on one row of each sequence in decode buckets.
         """
-        decode = self._around.device is None or rows == sequences
+        rows, logit_rows, decode = size.rows, size.logit_rows, self._around.device is None or size.decode
         for index, program in enumerate(self._programs.steps):
             bucket = bucket_for(program, rows, logit_rows, decode)
             if bucket is not None:

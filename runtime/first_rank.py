@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..plans.mesh import GROUPS
 from ..plans.schema import Manifest
 from .executor_interface import Report
 from .launcher import Launched, launched
@@ -57,7 +58,8 @@ class FirstRank:
         self._collectives.watched_at(self._watch.address)
         self._collectives.agree(str(options["plan_id"]))
         executor = load_executor(plan, weights, each, report, collectives=self._collectives)
-        self._ranked = RankedExecutor(executor, self._collectives, self._watch)
+        slots, meet = manifest.schedule.max_sequences, GROUPS in executor.axes
+        self._ranked = RankedExecutor(executor, self._collectives, self._watch, slots, groups_meet=meet)
         self._collectives.meet()
         report("ranks")
         self.check, self.admit, self.start = self._ranked.check, self._ranked.admit, self._ranked.start

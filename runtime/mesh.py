@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ..plans.mesh import GROUPS, STAGES
 from ..plans.schema import MeshAxis
 
 
@@ -24,6 +25,22 @@ class Rank:
     def coordinates(self) -> Mapping[str, int]:
         """This rank's place on each axis."""
         return _coordinates(self.mesh, self.number)
+
+    @property
+    def group(self) -> int:
+        """Which group this rank is of."""
+        return self.coordinates.get(GROUPS, 0)
+
+    @property
+    def reporters(self) -> tuple[int, ...]:
+        """By group, the rank that tells what the group's sequences sampled: the first of those that have the logits."""
+        found: dict[int, int] = {}
+        last = next((axis.size - 1 for axis in self.mesh if axis.name == STAGES), 0)
+        for number in range(self.count):
+            place = _coordinates(self.mesh, number)
+            if place.get(STAGES, 0) == last:
+                found.setdefault(place.get(GROUPS, 0), number)
+        return tuple(found[group] for group in sorted(found))
 
     def peers(self, axis: str) -> list[list[int]]:
         """The ranks that meet along an axis, group by group, each in the order of their coordinates."""

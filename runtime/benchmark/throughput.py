@@ -21,6 +21,7 @@ from ..executor import load_executor
 from ..executor_interface import Executor, Started, StepResult
 from ..protocol import SamplingParameters, Submit
 from ..scheduling.kv import manager_of
+from ..scheduling.prefix import PrefixChain
 from ..scheduling.request import Outcome, Request, SchedulerLimits
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.step import IntArray, StepBatch
@@ -93,9 +94,9 @@ class TimedScheduler(Scheduler):
 
     seconds = 0.0
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request, chain: PrefixChain | None = None) -> None:
         start = time.perf_counter()
-        super().submit(request)
+        super().submit(request, chain)
         self.seconds += time.perf_counter() - start
 
     def schedule(self) -> StepBatch | None:

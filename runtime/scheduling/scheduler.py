@@ -15,6 +15,7 @@ from .flight import Flight
 from .integrity import check_state
 from .kv import KvManager
 from .planning import StepPlanner
+from .prefix import PrefixChain, token_bytes
 from .request import Outcome, Request, SchedulerLimits, SchedulerStats
 from .sequence import Sequence as TrackedSequence
 from .state import SchedulerState
@@ -35,8 +36,8 @@ class Scheduler:
         self._state = SchedulerState(limits, kv)
         self._planner = StepPlanner(self._state)
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its prompt is hashed here, once. Nothing is kept when it raises.
+    def submit(self, request: Request, chain: PrefixChain | None = None) -> None:
+        """Queue a request; its prompt is hashed here, once, unless its `chain` is given. Nothing is kept when it raises.
 
         Raises InvalidRequest (empty prompt, tokens not int32 >= 0, max_tokens < 1, min_tokens < 0), DuplicateRequest (the id is
         in use), PromptTooLong (no room for one output token in the context, or larger than the KV pool), QueueFull.
@@ -51,7 +52,7 @@ class Scheduler:
                 fix="use a new id, or abort the first",
             )
         self._check_length(len(request.tokens))
-        if len(state.waiting) >= state.limits.max_waiting:
+        if self.is_full:
             raise QueueFull(
                 "the waiting queue is full",
                 where="schedule.max_waiting",
@@ -60,9 +61,20 @@ class Scheduler:
                 fix="retry later, or add an engine",
             )
         limit = min(len(request.tokens) + request.max_tokens, state.limits.max_context, state.kv.tokens + 1)
-        seed = state.kv.seed(request.salt)
-        state.enter(TrackedSequence(request, state.arrivals, limit, seed, state.kv.identity_tokens))
+        chain = self.chain(request) if chain is None else chain
+        state.enter(TrackedSequence(request, state.arrivals, limit, chain, state.kv.identity_tokens))
         state.arrivals += 1
+
+    def chain(self, request: Request) -> PrefixChain:
+        """What the full units of a request's prompt are known by. Raises InvalidRequest."""
+        _check_request(request)
+        chain = PrefixChain(self._state.kv.seed(request.salt), self._state.kv.identity_tokens)
+        chain.extend(token_bytes(np.asarray(request.tokens, np.int32)))
+        return chain
+
+    def cached_tokens(self, request: Request, chain: PrefixChain) -> int:
+        """How many of a prompt's tokens would come from the cache if it were admitted now."""
+        return len(self._state.find_cached(chain, request.tokens).units) * self._state.kv.identity_tokens
 
     def abort(self, request_id: str) -> Outcome | None:
         """End a request now, waiting or running; rows of it in launched steps are dropped. None when the id is unknown."""
@@ -99,6 +111,20 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a request is unfinished or a step in flight."""
         return bool(self._state.requests or self._state.flights)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots for requests beyond all that are unfinished; negative where some wait for one."""
+        return self._state.limits.max_sequences - len(self._state.requests)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further request may wait."""
+        return len(self._state.waiting) >= self._state.limits.max_waiting
+
+    @property
+    def limits(self) -> SchedulerLimits:
+        return self._state.limits
 
     @property
     def steps_in_flight(self) -> int:

@@ -26,7 +26,8 @@ class Sequence:
 
     `tokens()` holds the prompt and the output known here; while running, the newest output tokens (fewer than one identity
     unit) are in the slot arrays and flushed here on events. `limit` is the total length at which the sequence ends.
-    `computed` is the most tokens whose KV it ever had. `awaited_step`: the launched step that may still bring a token.
+    `chain` covers the full units of the prompt, and of the output once it is hashed. `computed` is the most tokens whose KV it
+    ever had. `awaited_step`: the launched step that may still bring a token.
     """
 
     __slots__ = (
@@ -49,13 +50,12 @@ class Sequence:
         "was_admitted",
     )
 
-    def __init__(self, request: Request, arrival: int, limit: int, seed: bytes, unit_tokens: int) -> None:
+    def __init__(self, request: Request, arrival: int, limit: int, chain: PrefixChain, unit_tokens: int) -> None:
         self.request, self.arrival, self.limit, self.unit_tokens = request, arrival, limit, unit_tokens
         self.rank = (request.priority, arrival)
         self._buffer = np.array(request.tokens, dtype=np.int32)
         self.length = self.prompt_length = len(self._buffer)
-        self.chain = PrefixChain(seed, unit_tokens)
-        self.chain.extend(token_bytes(self._buffer))
+        self.chain = chain
         self.status = Status.WAITING
         self.slot = NO_SLOT
         self.blocks: SequenceBlocks | None = None

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from . import policy
 from .flight import Flight
 from .kv import Hits, KvManager
-from .prefix import token_bytes
+from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
 from .slots import PENDING, Phase, SlotTable
+from .step import IntArray
 from .waiting import WaitingQueue
 
 
@@ -62,9 +63,13 @@ class SchedulerState:
 
     def find_hits(self, sequence: Sequence) -> Hits:
         """Cached prefix of a waiting sequence; its last known token is always computed, for its logits."""
-        units = (sequence.length - 1) // self.kv.identity_tokens
-        sequence.hash_units(units)
-        return self.kv.lookup(sequence.chain.first(units), token_bytes(sequence.tokens()))
+        sequence.hash_units((sequence.length - 1) // self.kv.identity_tokens)
+        return self.find_cached(sequence.chain, sequence.tokens())
+
+    def find_cached(self, chain: PrefixChain, tokens: IntArray) -> Hits:
+        """Cached prefix of all tokens but the last, which `chain` covers."""
+        units = (len(tokens) - 1) // self.kv.identity_tokens
+        return self.kv.lookup(chain.first(units), token_bytes(tokens))
 
     def shortage(self, sequence: Sequence, hits: Hits) -> int:
         """Blocks missing to admit a waiting sequence (policy rule 4); not positive when it fits."""

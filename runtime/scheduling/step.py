@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,3 +48,80 @@ class StepBatch:
     @property
     def rows(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedStep:
+    """One step of several groups of ranks, each with sequences, blocks and slots of its own: `parts`[group], None for a group
+    without rows. What is read of all groups together is in their order; `slots` is how many a group has, and a slot's number
+    here is group * slots + its number there.
+    """
+
+    step_id: int
+    parts: tuple[StepBatch | None, ...]
+    slots: int
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts if part is not None)
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        return tuple(name for part in self.parts if part is not None for name in part.request_ids)
+
+    @property
+    def logit_request_ids(self) -> tuple[str, ...]:
+        return tuple(name for part in self.parts if part is not None for name in part.logit_request_ids)
+
+    @property
+    def admissions(self) -> tuple[SlotAdmission, ...]:
+        return tuple(
+            replace(admission, slot=group * self.slots + admission.slot)
+            for group, part in enumerate(self.parts)
+            if part is not None
+            for admission in part.admissions
+        )
+
+
+Step = StepBatch | GroupedStep
+
+
+@dataclass(frozen=True, slots=True)
+class CommonSize:
+    """What groups that meet in a step's collectives pad it to, all alike: rows, logit rows, and whether each of them has one row
+    of each sequence at most."""
+
+    rows: int
+    logit_rows: int
+    decode: bool
+
+
+def common_size(parts: Sequence[StepBatch | None]) -> CommonSize:
+    """The size that holds every group's part."""
+    present = [part for part in parts if part is not None]
+    return CommonSize(
+        rows=max(part.rows for part in present),
+        logit_rows=max(len(part.logit_rows) for part in present),
+        decode=all(part.rows == len(part.context_lengths) for part in present),
+    )
+
+
+def empty_step(step_id: int) -> StepBatch:
+    """A step without rows."""
+    none = np.empty(0, np.int32)
+    return StepBatch(
+        step_id=step_id,
+        token_ids=none,
+        positions=none,
+        slot_mapping=np.empty(0, np.int64),
+        row_slots=none,
+        sequence_starts=np.zeros(1, np.int32),
+        context_lengths=none,
+        block_tables=np.empty((0, 0), np.int32),
+        logit_rows=none,
+        logit_slots=none,
+        decode_rows=0,
+        request_ids=(),
+        logit_request_ids=(),
+        admissions=(),
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.runtime.executor_interface import RowsFailed, Started, StepResult
 from tokenspeed.runtime.protocol import SamplingParameters, TokenLogprob
-from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
+from tokenspeed.runtime.scheduling.step import CommonSize, IntArray, StepBatch
 
 
 class EchoExecutor:
@@ -41,7 +41,7 @@ class EchoExecutor:
     ) -> None:
         self._prompts[slot], self._sampling[slot] = prompt.copy(), sampling
 
-    def start(self, batch: StepBatch) -> Started:
+    def start(self, batch: StepBatch, common: CommonSize | None = None) -> Started:
         result = self._run(batch)
         return lambda: result
 
@@ -60,7 +60,8 @@ class EchoExecutor:
         named = zip(slots, batch.logit_request_ids, strict=True)
         poisoned = tuple(name for slot, name in named if self.poison in self._prompts[slot])
         if poisoned:
-            raise RowsFailed(poisoned, "the logits are not numbers", result)
+            marked = [-1 if self.poison in self._prompts[slot] else token for slot, token in zip(slots, tokens, strict=True)]
+            raise RowsFailed(poisoned, "the logits are not numbers", StepResult(np.array(marked, np.int32), logprobs))
         return result
 
     def close(self) -> None:

@@ -1,0 +1,173 @@
+"""Several groups of ranks, each with sequences and KV blocks of its own, as one scheduler: which group a request goes to, and
+one step of all of them. Pure, as the schedulers of the groups are."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DuplicateRequest, SchedulerMisuse
+from .request import Outcome, Request, SchedulerStats
+from .scheduler import MAX_STEPS_IN_FLIGHT, Scheduler
+from .step import GroupedStep
+
+
+class Candidate(NamedTuple):
+    """A group as a request sees it: whether its queue is full, whether a slot is free there, rows of work it has, and how many of
+    the request's tokens it holds already."""
+
+    full: bool
+    free: bool
+    work: int
+    cached: int
+
+
+def choose_group(prompt: int, candidates: Sequence[Candidate]) -> int:
+    """Where a prompt of so many tokens goes.
+
+    A group whose queue takes it, before one that would refuse it; one with a free slot, before one where it waits; then the one
+    that has the fewest rows to compute with it, which its cached tokens are not. Of equal ones, the first.
+    """
+
+    def order(group: int) -> tuple[bool, bool, int, int]:
+        found = candidates[group]
+        return found.full, not found.free, found.work + prompt - found.cached, group
+
+    return min(range(len(candidates)), key=order)
+
+
+@dataclass(slots=True)
+class _Placed:
+    """An unfinished request: its group, and the rows that it was expected to take when it came."""
+
+    group: int
+    work: int
+
+
+class GroupedScheduler:
+    """The interface of `Scheduler` over one for each group, all with the same limits. A request stays in the group it went to.
+
+    A step has a part of every group that has rows. `output_tokens` is how many a request is expected to get, if it asks for more.
+    """
+
+    def __init__(self, schedulers: Sequence[Scheduler], output_tokens: int) -> None:
+        self.groups = tuple(schedulers)
+        self._output_tokens = output_tokens
+        self._placed: dict[str, _Placed] = {}
+        self._work = [0] * len(self.groups)
+        self._flights: deque[GroupedStep] = deque()
+        self._next_step = 0
+        self._last_rows = 0
+
+    def submit(self, request: Request) -> None:
+        """Queue a request in the group that `choose_group` says. Raises what `Scheduler.submit` does."""
+        if request.request_id in self._placed:
+            raise DuplicateRequest(
+                "this request id is in use",
+                where="request_id",
+                got=repr(request.request_id),
+                fix="use a new id, or abort the first",
+            )
+        chain = self.groups[0].chain(request)
+        candidates = [
+            Candidate(scheduler.is_full, scheduler.free_slots > 0, work, scheduler.cached_tokens(request, chain))
+            for scheduler, work in zip(self.groups, self._work, strict=True)
+        ]
+        group = choose_group(len(request.tokens), candidates)
+        self.groups[group].submit(request, chain)
+        work = len(request.tokens) - candidates[group].cached + min(request.max_tokens, self._output_tokens)
+        self._placed[request.request_id] = _Placed(group, work)
+        self._work[group] += work
+
+    def group_of(self, request_id: str) -> int | None:
+        """The group of an unfinished request."""
+        placed = self._placed.get(request_id)
+        return None if placed is None else placed.group
+
+    def abort(self, request_id: str) -> Outcome | None:
+        group = self.group_of(request_id)
+        if group is None:
+            return None
+        outcome = self.groups[group].abort(request_id)
+        self._forget(request_id)
+        return outcome
+
+    def schedule(self) -> GroupedStep | None:
+        """The next step, or None when no group has a row that can run now."""
+        if len(self._flights) >= MAX_STEPS_IN_FLIGHT:
+            raise SchedulerMisuse(f"complete step {self._flights[0].step_id} before scheduling a third")
+        parts = tuple(scheduler.schedule() for scheduler in self.groups)
+        if not any(parts):
+            return None
+        step = GroupedStep(self._next_step, parts, self.groups[0].limits.max_sequences)
+        self._flights.append(step)
+        self._next_step += 1
+        self._last_rows = step.rows
+        return step
+
+    def complete(self, step_id: int, tokens: Mapping[str, int] | Sequence[int] | NDArray[np.int32]) -> list[Outcome]:
+        """Take in what step `step_id` sampled: by request id, or group by group in the order of the groups' logit rows."""
+        step = self._oldest(step_id)
+        if isinstance(tokens, Mapping):
+            tokens = [tokens[name] for name in step.logit_request_ids]
+        sampled, outcomes, before = np.asarray(tokens, np.int32), list[Outcome](), 0
+        if sampled.shape != (len(step.logit_request_ids),) or (len(sampled) and int(sampled.min()) < 0):
+            wanted = len(step.logit_request_ids)
+            raise SchedulerMisuse(f"step {step_id} has {wanted} logit rows; wanted as many tokens >= 0, got {sampled.tolist()}")
+        for scheduler, part in zip(self.groups, step.parts, strict=True):
+            if part is not None:
+                after = before + len(part.logit_rows)
+                outcomes += scheduler.complete(part.step_id, sampled[before:after])
+                before = after
+        return self._retired(outcomes)
+
+    def fail(self, step_id: int) -> list[Outcome]:
+        """No group could run step `step_id`: its requests end with "error", all others go on."""
+        step = self._oldest(step_id)
+        parts = zip(self.groups, step.parts, strict=True)
+        outcomes = [outcome for scheduler, part in parts if part is not None for outcome in scheduler.fail(part.step_id)]
+        return self._retired(outcomes)
+
+    @property
+    def has_work(self) -> bool:
+        return any(scheduler.has_work for scheduler in self.groups)
+
+    @property
+    def steps_in_flight(self) -> int:
+        return len(self._flights)
+
+    def stats(self) -> SchedulerStats:
+        """Sums over the groups; `kv_usage` is of all their blocks together, `steps` are steps of all groups together."""
+        found = [scheduler.stats() for scheduler in self.groups]
+        sums: dict[str, Any] = {
+            field: sum(getattr(stats, field) for stats in found) for field in SchedulerStats.__struct_fields__
+        }
+        sums |= {"kv_usage": sums["kv_usage"] / len(found), "steps": self._next_step, "last_step_rows": self._last_rows}
+        return SchedulerStats(**sums)
+
+    def check_integrity(self) -> None:
+        """Verify every invariant of all groups; raises IntegrityError."""
+        for scheduler in self.groups:
+            scheduler.check_integrity()
+
+    def _retired(self, outcomes: list[Outcome]) -> list[Outcome]:
+        self._flights.popleft()
+        for outcome in outcomes:
+            if outcome.finish_reason is not None:
+                self._forget(outcome.request_id)
+        return outcomes
+
+    def _forget(self, request_id: str) -> None:
+        placed = self._placed.pop(request_id)
+        self._work[placed.group] -= placed.work
+
+    def _oldest(self, step_id: int) -> GroupedStep:
+        if not self._flights or self._flights[0].step_id != step_id:
+            oldest = f"step {self._flights[0].step_id} is the oldest" if self._flights else "no step is"
+            raise SchedulerMisuse(f"step {step_id} cannot complete now: {oldest} in flight")
+        return self._flights[0]
