@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 REPLICATE, PARTIAL = "replicate", "partial"
+
+NESTING = ("pp", "dp", "ep", "tp")
+"""Mesh axes, the outermost first. Where several cut one dimension, each cuts what the axes before it have left of it."""
 
 _SHARD = re.compile(r"shard\((\d+)(?:, copies=(\d+))?(?:, segments=(\d+(?:\*\d+)?(?:\+\d+(?:\*\d+)?)*))?\)")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a cut dimension by the `size` that each rank has of it; `copies` neighbouring ranks have the same part."""
+    """A stretch of a cut dimension by the `size` that each rank has of it in the end, whichever axes cut it; `copies`
+    neighbouring ranks have the same part."""
 
     size: int
     copies: int = 1
@@ -75,3 +79,30 @@ def local_shape(shape: Sequence[int | None], placement: str, ranks: int) -> tupl
     if size is None:
         raise ValueError("rows are not cut")
     return (*shape[: cut.dimension], cut.local_size(size, ranks), *shape[cut.dimension + 1 :])
+
+
+def with_axis(known: Mapping[str, str], axis: str, placement: str) -> dict[str, str]:
+    """The placement of a value that lies as `known` on other axes and is now cut on one more, inside of those."""
+    found = dict(known)
+    cut = parse_shard(placement)
+    for other, where in known.items():
+        before = parse_shard(where)
+        if cut is not None and before is not None and before.dimension == cut.dimension and before.segments:
+            sizes = zip(before.segments, cut.segments, strict=True)
+            segments = tuple(Segment(now.size, then.copies) for then, now in sizes)
+            found[other] = str(replace(before, segments=segments))
+    return found | {axis: placement}
+
+
+def disagreement(placements: Mapping[str, str]) -> str | None:
+    """What is wrong where several axes cut one dimension: they have the same segments, as each rank has them in the end."""
+    seen: dict[int, tuple[str, list[int]]] = {}
+    for axis, placement in placements.items():
+        cut = parse_shard(placement)
+        if cut is None:
+            continue
+        sizes = [segment.size for segment in cut.segments]
+        other, expected = seen.setdefault(cut.dimension, (axis, sizes))
+        if sizes != expected:
+            return f"dimension {cut.dimension} has segments {sizes} on {axis} and {expected} on {other}"
+    return None

@@ -11,11 +11,11 @@ hold others' `h` in parts. An operand `n+` is added to the result: where the res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import attributes
 from .mlir import ir
-from .placements import PARTIAL, REPLICATE, Segment, Shard, parse_shard
+from .placements import NESTING, PARTIAL, REPLICATE, Segment, Shard, parse_shard
 from .types import shape_of
 
 _RULES = {
@@ -48,8 +48,9 @@ _RULES = {
     "ts.all_gather": "r ... -> r ...",
 }
 
-SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows"}
-"""Operations that may be applied to a partial sum before it is reduced (all their activations being partial)."""
+SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", "ts.all_reduce", "ts.all_gather"}
+"""Operations that may be applied to a partial sum before it is reduced (all their activations being partial); collectives of
+other axes among them."""
 
 COLLECTIVES = {"ts.all_reduce", "ts.all_gather"}
 
@@ -101,7 +102,11 @@ def rule_of(operation: ir.Operation) -> ShardingRule:
     operands = [_factors(part, len(shape_of(value))) for part, value in zip(left.split(","), operation.operands, strict=False)]
     results = [_factors(part, len(shape_of(value))) for part, value in zip(right.split(","), operation.results, strict=True)]
     added = frozenset(at for at, part in enumerate(left.split(",")[: len(operands)]) if "+" in part)
-    return ShardingRule(tuple(operands), tuple(results), frozenset(whole.split()), added)
+    names = set(whole.split())
+    if operation.name == "ts.all_gather":
+        # parts of the parts would come in the wrong order
+        names.add(operands[0][attributes.int_attribute(operation, "dimension")].name)
+    return ShardingRule(tuple(operands), tuple(results), frozenset(names), added)
 
 
 def _ranks(operation: ir.Operation) -> list[int]:
@@ -137,8 +142,12 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
         cut = parse_shard(found)
         if found not in {REPLICATE, PARTIAL} and (cut is None or cut.dimension >= len(factors)):
             _refuse(operation, position, found, f"no placement of an operand of rank {len(factors)}")
-    if operation.name in COLLECTIVES and attributes.text_attribute(operation, "axis") == axis:
-        return [_collective(operation, placements[0])]
+    if operation.name in COLLECTIVES:
+        own = attributes.text_attribute(operation, "axis")
+        if own == axis:
+            return [_collective(operation, placements[0])]
+        if NESTING.index(axis) < NESTING.index(own):
+            rule = replace(rule, whole=frozenset())  # what this axis cut is cut further by the one that is gathered
     name = _cut_factor(operation, rule, placements)
     summed = name is not None and all(place_of(factors, name) is None for factors in rule.results)
     added = {position for position in rule.added if summed and place_of(rule.operands[position], name or "") is None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 from ..ir import module as modules
 from ..ir.mlir import ir
@@ -28,12 +29,13 @@ def partition(
     there is none.
     """
     chosen: list[Choice] = []
-    for axis in mesh:
+    for at, axis in enumerate(mesh):
         if axis.size == 1:
             apply(module, axis.name, 1, {operation: strategies(operation, 1)[0] for operation in _operations(module)})
             continue
         assert prices is not None
-        found = search(module, axis.name, replace(prices, ranks=axis.size), pins or Pins())
+        of_axis = replace(prices, ranks=axis.size, further=prod(inner.size for inner in mesh[at + 1 :]))
+        found = search(module, axis.name, of_axis, pins or Pins())
         apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
         chosen += found.values()
     verify_spmd(module)

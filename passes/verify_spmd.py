@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir import module as modules
 from ..ir.mlir import ir
-from ..ir.placements import REPLICATE
+from ..ir.placements import REPLICATE, disagreement
 from ..ir.sharding import PlacementConflict, results_on_axis
 from ..ir.types import Placement, placement_of
 
@@ -32,6 +32,10 @@ def verify_spmd(module: ir.Module) -> None:
     Raises PlacementConflict naming the operation.
     """
     for operation in modules.walk(modules.step_block(module)):
+        for value in operation.results:
+            problem = disagreement(placement_of(value))
+            if problem:
+                raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {problem}")
         if operation.name == "ts.weight":
             continue
         if operation.name in LEAVES:

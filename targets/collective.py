@@ -36,11 +36,11 @@ def collective_seconds(collective: Collective, size: float, ranks: int, machine:
     return latency + rounds * (ranks - 1) / ranks * size / bandwidth
 
 
-def seconds_of(operation: ir.Operation, rows: int, machine: Machine) -> float:
-    """Seconds of a collective operation at a number of rows; 0 for all other operations."""
+def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: float = 1.0) -> float:
+    """Seconds of a collective operation over a share of its value at a number of rows; 0 for all other operations."""
     if operation.name not in COLLECTIVES:
         return 0.0
     whole = operation.results[0]
     size = prod(rows if extent is None else extent for extent in shape_of(whole)) * DTYPE_BYTES[dtype_of(whole)]
     collective: Collective = "all_reduce" if operation.name == "ts.all_reduce" else "all_gather"
-    return collective_seconds(collective, size, attributes.int_attribute(operation, "ranks"), machine)
+    return collective_seconds(collective, size * share, attributes.int_attribute(operation, "ranks"), machine)

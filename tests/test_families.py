@@ -146,10 +146,10 @@ def test_logits_are_those_of_transformers(family: Compiled, run: str) -> None:
     check(family, RUNS[run])
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_compute_what_one_does(family: Compiled, ranks: int) -> None:
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"tp": 4}, {"ep": 2, "tp": 2}], ids=str)
+def test_several_ranks_compute_what_one_does(family: Compiled, sizes: dict[str, int]) -> None:
     with context():
-        assert mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(tp=ranks)) <= TOLERANCE
+        assert mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(**sizes)) <= TOLERANCE
 
 
 def test_the_check_can_fail(family: Compiled) -> None:

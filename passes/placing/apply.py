@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard
-from ...ir.types import dtype_of, placement_of, shape_of, tensor
+from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard, with_axis
+from ...ir.types import Placement, dtype_of, placement_of, shape_of, tensor
 from .search import STRUCTURE
 from .strategies import Strategy, is_weight
 
@@ -30,6 +30,8 @@ class _Application:
     chosen: Mapping[ir.Operation, Strategy]
     whole: dict[ir.Value, tuple[int | None, ...]] = field(default_factory=dict)
     """Shapes before this axis."""
+    before: dict[ir.Value, Placement] = field(default_factory=dict)
+    """Placements on the axes before."""
     changed: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
     placed: set[ir.Value] = field(default_factory=set)
     """Weights."""
@@ -70,13 +72,9 @@ class _Application:
 
     def _place(self, value: ir.Value, placement: str) -> None:
         self.whole[value] = shape_of(value)
-        known = placement_of(value)
-        cut = parse_shard(placement)
-        if cut is not None:
-            others = (parse_shard(other) for other in known.values())
-            assert all(other is None or other.dimension != cut.dimension for other in others), f"{value} is cut twice"
+        self.before[value] = placement_of(value)
         shape = local_shape(shape_of(value), placement, self.ranks)
-        value.set_type(tensor(dtype_of(value), shape, {**known, self.axis: placement}))
+        value.set_type(tensor(dtype_of(value), shape, with_axis(self.before[value], self.axis, placement)))
 
     def _weight(self, value: ir.Value, placement: str) -> ir.Value:
         """A weight in the placement its reader wants; readers that want it otherwise get one of their own."""
@@ -91,8 +89,7 @@ class _Application:
             others = sum(1 for known, _ in self.changed if known == value)
             other.attributes["sym"] = modules.text(f"{modules.text_attribute(maker, 'sym')}.{self.axis}{others}")
             result = other.results[0]
-            before = {axis: where for axis, where in placement_of(value).items() if axis != self.axis}
-            result.set_type(tensor(dtype_of(value), self.whole[value], before))
+            result.set_type(tensor(dtype_of(value), self.whole[value], self.before[value]))
             self._place(result, placement)
             self.changed[value, placement] = result
         return self.changed[value, placement]

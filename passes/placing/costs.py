@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, local_shape, parse_shard
-from ...ir.types import dtype_of, shape_of
+from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard
+from ...ir.sharding import COLLECTIVES
+from ...ir.types import dtype_of, placement_of, shape_of
 from ...plans.program import DTYPE_BYTES
-from ...targets.collective import Collective, collective_seconds
+from ...targets.collective import Collective, collective_seconds, seconds_of
 from ...targets.cost import Cost, cost_of
 from ...targets.machine import Machine
 from ...targets.roofline import roofline
 from ..select import Workload
+from .cuts import is_padded
 from .strategies import Strategy, is_weight
 
 ATTENTION = {"ts.attention", "ts.latent_attention"}
@@ -25,13 +27,19 @@ _CHANGES: dict[tuple[str, str], Collective] = {(PARTIAL, REPLICATE): "all_reduce
 @dataclass(frozen=True)
 class Prices:
     """What strategies are judged by: a machine, the expected steps, a sequence's tokens of context, bytes of memory of a rank
-    (None: no limit), `ranks` on the axis."""
+    (None: no limit), `ranks` on the axis, and how many `further` parts the axes behind it may make of each."""
 
     machine: Machine
     workloads: Sequence[Workload]
     context: float
     memory: int | None = None
     ranks: int = 1
+    further: int = 1
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of weights that a rank may have on this axis: the axes behind it make them fewer."""
+        return None if self.memory is None else self.memory * self.further
 
     def of_operation(self, operation: ir.Operation, strategy: Strategy, after_gather: bool) -> float:
         """Expected seconds of one run of the operation."""
@@ -40,7 +48,7 @@ class Prices:
     def of_change(self, value: ir.Value, before: str, after: str, after_gather: bool) -> float | None:
         """Expected seconds of bringing a value from one placement to another; None where that is not done."""
         cut = parse_shard(before)
-        if cut is not None and (cut.copies > 1 or cut.segments):
+        if cut is not None and (cut.copies > 1 or cut.segments or self._leaves_a_gap(value, cut)):
             return None
         collective = _CHANGES.get(("shard" if cut is not None else before, after))
         if collective is None:
@@ -51,12 +59,21 @@ class Prices:
             total += load.share * collective_seconds(collective, size, self.ranks, self.machine)
         return total
 
+    def _leaves_a_gap(self, value: ir.Value, cut: Shard) -> bool:
+        """Whether zeros that fill up the last part would stay between the parts of another axis."""
+        padded = is_padded(cut, shape_of(value)[cut.dimension] or 0, self.ranks)
+        others = (parse_shard(placement) for placement in placement_of(value).values())
+        return padded and any(other is not None and other.dimension == cut.dimension for other in others)
+
     def of_memory(self, step_seconds: float, size: float) -> float:
         """Seconds that bytes of weights are worth: they are missed by sequences that could run at the same time."""
-        return step_seconds * size / self.memory if self.memory else 0.0
+        return step_seconds * size / self.room if self.room else 0.0
 
     def _seconds(self, operation: ir.Operation, strategy: Strategy, load: Workload, after_gather: bool) -> float:
         rows = load.logit_rows if after_gather else load.rows
+        if operation.name in COLLECTIVES:  # along an axis before this one
+            parts = _share(list(zip(operation.results, strategy.results, strict=True)), rows, self.ranks)
+            return seconds_of(operation, rows, self.machine, parts)
         cost = local_cost(operation, strategy, rows, self.ranks)
         if operation.name in ATTENTION:
             cost = _with_context(cost, operation, strategy, load, self.ranks, self.context)

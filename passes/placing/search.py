@@ -113,7 +113,7 @@ class _Problem:
         # of two ways that cost the same, the one that is named first
         scale = max(self.costs, default=1.0) or 1.0
         costs = np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary)
-        values = self._solution(costs, self.prices.memory)
+        values = self._solution(costs, self.prices.room)
         if values is None:
             self._refuse()
         taken = {variable for variable, value in enumerate(values) if value > 0.5}
@@ -148,8 +148,8 @@ class _Problem:
             raise MemoryPlanError(
                 "a rank's part of the weights does not fit in its memory",
                 where="--target, --memory",
-                expected=f"at least {format_bytes(int(bytes_of @ least))}, for weights alone",
-                got=f"{format_bytes(self.prices.memory)}, of each of {self.prices.ranks} ranks",
+                expected=f"at least {format_bytes(int(bytes_of @ least) // self.prices.further)}, for weights alone",
+                got=f"{format_bytes(self.prices.memory)}, of each of {self.prices.ranks * self.prices.further} ranks",
                 fix="more devices (--target NAME:DEVICES), or smaller weights (--quantize)",
             )
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenspeed.ir.placements import Segment, Shard, local_shape, parse_shard
+from tokenspeed.ir.placements import Segment, Shard, disagreement, local_shape, parse_shard, with_axis
 
 segments = st.lists(st.builds(Segment, st.integers(1, 99), st.integers(1, 4)), min_size=1, max_size=4).map(tuple)
 shards = st.one_of(
@@ -37,3 +37,12 @@ def test_local_shapes() -> None:
     assert local_shape((20, 8), "shard(0, segments=3+2*2)", 4) == (5, 8)
     with pytest.raises(ValueError, match="rows are not cut"):
         local_shape((None, 8), "shard(0)", 2)
+
+
+def test_segments_of_two_axes_are_those_that_a_rank_has() -> None:
+    found = with_axis({"ep": "shard(0, segments=8+4*2)"}, "tp", "shard(0, segments=4+4*2)")
+    assert found == {"ep": "shard(0, segments=4+4*2)", "tp": "shard(0, segments=4+4*2)"}
+    assert disagreement(found) is None
+    assert disagreement({"ep": "shard(0)", "tp": "shard(1, segments=2+2)"}) is None
+    for wrong in ("shard(0)", "shard(0, segments=2+2)"):
+        assert "dimension 0 has segments" in (disagreement({"ep": wrong, "tp": "shard(0, segments=4+4)"}) or "")

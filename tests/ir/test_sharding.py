@@ -152,6 +152,16 @@ def test_illegal_placements(name: str, operands: tuple[str, ...], message: str) 
         results_on_axis(operation(name, len(operands)), operands, "tp")
 
 
+def test_collectives_of_another_axis() -> None:
+    """Parts of parts are gathered inside out."""
+    gather, reduce = operation("ts.all_gather", 1), operation("ts.all_reduce", 1)  # along tp
+    assert results_on_axis(gather, [S1], "ep") == [S1] and results_on_axis(gather, [S0], "ep") == [S0]
+    assert results_on_axis(gather, [P], "ep") == results_on_axis(reduce, [P], "ep") == [P]
+    gather.attributes["axis"] = module.text("ep")
+    with pytest.raises(PlacementConflict, match="may not be cut"):
+        results_on_axis(gather, [S1], "tp")
+
+
 @pytest.mark.parametrize(
     "sample",
     [s for s in SOUND if s.operands and s.name not in {"ts.aten", "ts.all_reduce", "ts.all_gather"}],

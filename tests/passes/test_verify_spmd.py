@@ -54,21 +54,22 @@ def double_collective(parsed: ir.Module, chosen: random.Random) -> None:
 
 def other_axis(parsed: ir.Module, chosen: random.Random) -> None:
     item = chosen.choice(named(parsed, "ts.all_reduce", "ts.all_gather"))
-    item.attributes["axis"] = module.text("ep")
+    item.attributes["axis"] = module.text("ep" if module.text_attribute(item, "axis") == "tp" else "tp")
 
 
 def other_placement(parsed: ir.Module, chosen: random.Random) -> None:
     """Of any one value."""
     items = [item for item in module.walk(module.step_block(parsed)) if list(item.results)]
     value = chosen.choice(list(chosen.choice(items).results))
-    known = placement_of(value)["tp"]
-    choices = {"replicate", "partial", "shard(0)", "shard(1)", "shard(1, copies=2)", "shard(1, segments=2+2)"} - {known}
-    value.set_type(tensor(dtype_of(value), shape_of(value), {"tp": chosen.choice(sorted(choices))}))
+    known = placement_of(value)
+    axis = chosen.choice(sorted(known))
+    choices = {"replicate", "partial", "shard(0)", "shard(1)", "shard(1, copies=2)", "shard(1, segments=2+2)"} - {known[axis]}
+    value.set_type(tensor(dtype_of(value), shape_of(value), known | {axis: chosen.choice(sorted(choices))}))
 
 
 def bias_on_every_rank(parsed: ir.Module, chosen: random.Random) -> None:
     item = chosen.choice([item for item in named(parsed, "ts.weight") if placement_of(item.results[0])["tp"] != "replicate"])
-    with_placement(item.results[0], {"tp": "replicate"})
+    with_placement(item.results[0], placement_of(item.results[0]) | {"tp": "replicate"})
 
 
 def skewed_window(parsed: ir.Module, chosen: random.Random) -> None:
@@ -101,10 +102,10 @@ def in_context() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"tp": 4}, {"ep": 2, "tp": 2}], ids=str)
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_mutation_is_caught(text: str, ranks: int) -> None:
-    sound = str(laid_out(module.parse(TEXTS[text]()), mesh(tp=ranks)))
+def test_every_mutation_is_caught(text: str, sizes: dict[str, int]) -> None:
+    sound = str(laid_out(module.parse(TEXTS[text]()), mesh(**sizes)))
     verify_spmd(module.parse(sound))
     chosen = random.Random(20261128)
     for mutate in MUTATIONS:
