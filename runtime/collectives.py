@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
@@ -13,6 +14,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from ..plans.errors import PlanError
 from ..plans.schema import Manifest
 from .mesh import Rank
+from .network_interface import interface_towards
 
 Backend = Literal["gloo", "nccl"]
 
@@ -23,6 +25,7 @@ _MEETING = timedelta(minutes=5)
 _IDLE = timedelta(days=365)
 _AT_ONCE, _REPORT_AT_ONCE = 16384, 1024
 _SIZE_BYTES = 8
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PLAN, _WATCH = "plan", "watch"
 
 
@@ -41,6 +44,7 @@ class Collectives:
         limit = timedelta(seconds=2 * step_timeout)
         host, _, port = address.rpartition(":")
         self.host = host
+        _meet_through(host)
         self._store = TCPStore(host, int(port), rank.count, serve and rank.number == 0, timeout=_MEETING)
         distributed.init_process_group(backend, store=self._store, timeout=_MEETING, world_size=rank.count, rank=rank.number)
         self.rank = rank
@@ -133,6 +137,14 @@ def _take_over(at_once: int, fill: Callable[[torch.Tensor], object]) -> bytes:
     rest = torch.empty(size - len(first), dtype=torch.uint8)
     fill(rest)
     return first + rest.numpy().tobytes()
+
+
+def _meet_through(host: str) -> None:
+    """Have gloo use the interface by which the store is reached, unless the user has chosen: by itself it takes the one that this
+    host's own name resolves to, which others may not reach."""
+    name = interface_towards(host)
+    if name is not None:
+        os.environ.setdefault(_GLOO_INTERFACE, name)
 
 
 def _group(members: Sequence[int], limit: timedelta, backend: Backend) -> distributed.ProcessGroup:

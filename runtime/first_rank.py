@@ -40,24 +40,23 @@ class FirstRank:
     ) -> None:
         manifest = plan.manifest
         rank = Rank(manifest.mesh)
-        each = threads or max(1, len(os.sched_getaffinity(0)) // rank.count)
         self._lost, self._telling = lost, threading.Lock()
         by = launched(manifest)
         self._watch = RankWatch(rank.count, step_timeout, self._tell, self._exit_code, everywhere=by is not None)
-        told = options | {"threads": each, "step_timeout": step_timeout}
+        told = options | {"threads": threads, "step_timeout": step_timeout}
         self._processes = RankProcesses(rank.count, told, self._ended_early) if by is None else None
         bind_device(manifest, 0)
         from .collectives import Collectives, backend_of
         from .executor import load_executor
         from .ranked_executor import RankedExecutor
 
-        place = by or Launched(0, 0, self._processes.address if self._processes else "", serves_store=False)
+        place = by or Launched(0, 0, rank.count, self._processes.address if self._processes else "", serves_store=False)
         self._collectives = Collectives(
             rank, backend_of(manifest), place.address, serve=not place.serves_store, step_timeout=step_timeout
         )
         self._collectives.watched_at(self._watch.address)
         self._collectives.agree(str(options["plan_id"]))
-        executor = load_executor(plan, weights, each, report, collectives=self._collectives)
+        executor = load_executor(plan, weights, threads or place.threads, report, collectives=self._collectives)
         slots, meet = manifest.schedule.max_sequences, GROUPS in executor.axes
         self._ranked = RankedExecutor(executor, self._collectives, self._watch, slots, groups_meet=meet)
         self._collectives.meet()

@@ -15,12 +15,19 @@ _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launched:
-    """`address` is host:port of the store that the ranks meet at; `serves_store` whether the launcher serves it itself."""
+    """This process is the `local_rank`-th of `local_ranks` on its host. `address` is host:port of the store that the ranks meet
+    at; `serves_store` whether the launcher serves it itself."""
 
     rank: int
     local_rank: int
+    local_ranks: int
     address: str
     serves_store: bool
+
+    @property
+    def threads(self) -> int:
+        """This process's share of the cores that it may use, at least one."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
 
 
 def launched(manifest: Manifest, environment: Mapping[str, str] = os.environ) -> Launched | None:
@@ -43,6 +50,7 @@ def launched(manifest: Manifest, environment: Mapping[str, str] = os.environ) ->
     return Launched(
         rank=rank,
         local_rank=int(environment.get("LOCAL_RANK", rank)),
+        local_ranks=int(environment.get("LOCAL_WORLD_SIZE", count)),
         address=f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
         serves_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )

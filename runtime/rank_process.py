@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 
 from ..plans.errors import TokenspeedError
+from ..plans.integrity import ranks
 from ..plans.reader import Plan
 from .engine_process import check_same_plan, exit_with_parent
 from .first_rank import bind_device
@@ -38,7 +39,7 @@ def run(options: RankOptions) -> int:
     try:
         with Plan.open(options.plan) as plan:
             check_same_plan(plan, options.plan, options.plan_id)
-            place = Launched(options.rank, options.rank, options.address, serves_store=False)
+            place = Launched(options.rank, options.rank, ranks(plan.manifest), options.address, serves_store=False)
             take_part(plan, options.weights, options.threads, place, options.step_timeout)
             return 0
     except TokenspeedError as error:
@@ -66,7 +67,7 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
     watched = WatchedRank(place.rank, collectives.host, collectives.watch_address(), step_timeout, partial(_gone, place.rank))
     try:
         collectives.agree(plan.plan_id)
-        executor = load_executor(plan, weights, threads, lambda _phase: None, collectives=collectives)
+        executor = load_executor(plan, weights, threads or place.threads, lambda _phase: None, collectives=collectives)
         collectives.meet()
         follow(executor, collectives, watched.began)
     except Exception as error:
