@@ -433,6 +433,24 @@ class AllGather(TsDialect.Operation, name="all_gather", traits=[ext.Pure]):
     ranks: ir.IntegerAttr
 
 
+class Send(TsDialect.Operation, name="send"):
+    """Hands x on to the rank behind this one along mesh axis `axis`, which receives it as value `sym`."""
+
+    verify_invariants = _verify
+    x: Operand
+    sym: ir.StringAttr
+    axis: ir.StringAttr
+
+
+class Receive(TsDialect.Operation, name="receive"):
+    """What the rank before this one along mesh axis `axis` sends as value `sym`: in the order of its sends, of the same types."""
+
+    verify_invariants = _verify
+    res: Result
+    sym: ir.StringAttr
+    axis: ir.StringAttr
+
+
 class Repeat(TsDialect.Operation, name="repeat"):
     """Runs its body for layer index i = first, first + stride, ... (`count` times); the arguments are carried along.
 

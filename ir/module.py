@@ -159,6 +159,7 @@ def number(value: float) -> ir.FloatAttr:
 
 
 _KEPT = {"ts.repeat", "ts.yield", "ts.attention", "ts.latent_attention", "ts.recurrence", "ts.rope_kv_write", "func.return"}
+_KEPT |= {"ts.send", "ts.receive"}
 
 
 def erase_unused(block: ir.Block) -> None:

@@ -71,11 +71,16 @@ class Interpreter:
     states: States = field(default_factory=dict)
     exchange: Callable[[str, Tensor], list[Tensor]] = lambda _axis, x: [x]
     """What the ranks along a mesh axis have, in order, this one among them; alone unless given (ir/spmd_reference.py)."""
+    received: list[Tensor] = field(default_factory=list)
+    """What the stage before this one sent and this one has still to receive, in order."""
+    sent: list[Tensor] = field(default_factory=list)
+    """What this stage of a pipeline sent, in order."""
 
     def step(self, module: ir.Module, rows: StepRows) -> Tensor:
-        """Logits [logit rows, vocabulary] of one step."""
+        """Logits [logit rows, vocabulary] of one step; of a stage that is not the last, nothing: an empty tensor."""
         values: dict[ir.Value, Any] = {}
-        return self._block(modules.step_block(module), values, rows, 0)[0]
+        returned = self._block(modules.step_block(module), values, rows, 0)
+        return returned[0] if returned else torch.empty(0)
 
     def _block(self, block: ir.Block, values: dict[ir.Value, Any], rows: StepRows, index: int) -> list[Tensor]:
         for view in block.operations:
@@ -99,7 +104,12 @@ class Interpreter:
             return [self.constants[modules.text_attribute(operation, "sym")]]
         if name == "ts.weight":
             return [self.instantiate(modules.text_attribute(operation, "sym"), index)]
+        if name == "ts.receive":
+            return [self.received.pop(0)]
         operands = [values[value] for value in operation.operands]
+        if name == "ts.send":
+            self.sent.append(operands[0])
+            return []
         if name == "ts.linear":
             out = self.weights.linear(operands[0], operands[1])
             return [out + self.weights.full(operands[2]) if len(operands) > 2 else out]

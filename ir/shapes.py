@@ -16,6 +16,12 @@ Shape = tuple[int | None, ...]
 Rule = Callable[[list[Shape], list[Shape]], str | None]
 
 
+def _crossing(operands: list[Shape], results: list[Shape]) -> str | None:
+    """What goes from a stage to the next."""
+    shape = (*operands, *results)[0]
+    return _expect(bool(shape) and shape[0] is None, f"expects a value of rows, got {shape}")
+
+
 def _expect(condition: bool, message: str) -> str | None:
     return None if condition else message
 
@@ -175,6 +181,8 @@ RULES: dict[str, Rule] = {
     "ts.gather_rows": _gather_rows,
     "ts.all_reduce": _same,
     "ts.all_gather": _gathered,
+    "ts.send": _crossing,
+    "ts.receive": _crossing,
 }
 
 _MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}

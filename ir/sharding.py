@@ -54,6 +54,9 @@ other axes among them."""
 
 COLLECTIVES = {"ts.all_reduce", "ts.all_gather"}
 
+BORDERS = {"ts.send", "ts.receive"}
+"""Where values leave a stage of a pipeline or enter it, each rank's own; passes/verify_stages.py compares the two sides."""
+
 
 class PlacementConflict(ValueError):
     """Operand placements that the operation's rule does not allow; says which operand and why."""

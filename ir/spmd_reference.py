@@ -73,5 +73,24 @@ class MeshInterpreter:
         return parts
 
 
+@dataclass
+class StagesInterpreter:
+    """Runs the stages of a pipeline in order, each on its ranks of the inner axes; hands on what they send."""
+
+    stages: Sequence[MeshInterpreter]
+
+    def step(self, modules: Sequence[ir.Module], rows: StepRows) -> list[Tensor]:
+        """The logits of every rank of the last stage."""
+        carried: list[list[Tensor]] = [[] for _ in self.stages[0].ranks]
+        found: list[Tensor] = []
+        for stage, module in zip(self.stages, modules, strict=True):
+            for rank, values in zip(stage.ranks, carried, strict=True):
+                rank.received, rank.sent = values, []
+            found = stage.step(module, rows)
+            assert not any(rank.received for rank in stage.ranks), "a stage left values behind"
+            carried = [rank.sent for rank in stage.ranks]
+        return found
+
+
 def _same_but(one: Coordinates, other: Coordinates, axis: str) -> bool:
     return all(name == axis or place == other[name] for name, place in one.items())

@@ -280,6 +280,7 @@ def _flag(operation: ir.Operation, name: str) -> bool:
 _NORM = {"eps": modules.float_attribute, "cast_before_weight": _flag, "one_plus_weight": _flag}
 _ATTENTION = {"scale": modules.float_attribute, "window": modules.int_attribute, "softcap": modules.float_attribute}
 _ROPE = {"interleaved": _flag}
+_CROSSING = {"axis": modules.text_attribute, "value": lambda operation, _name: modules.text_attribute(operation, "sym")}
 _ATTRIBUTES = {
     "ts.rms_norm": _NORM,
     "ts.add_rms_norm": _NORM,
@@ -307,6 +308,8 @@ _ATTRIBUTES = {
     "ts.latent_attention": {"scale": modules.float_attribute},
     "ts.all_reduce": {"axis": modules.text_attribute, "ranks": modules.int_attribute},
     "ts.all_gather": {"axis": modules.text_attribute, "dimension": modules.int_attribute, "ranks": modules.int_attribute},
+    "ts.send": _CROSSING,
+    "ts.receive": _CROSSING,
     "ts.recurrence": {"body": lambda operation, _name: encode_body(body_of_recurrence(operation))},
 }
 

@@ -60,6 +60,19 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], n
     return tuple(decisions)
 
 
+def select_send(operation: ir.Operation, machine: Machine, workloads: Sequence[Workload]) -> Decision:
+    """The same for a `ts.send`, which there is once a pipeline is cut into stages."""
+    rows = [load.rows for load in workloads]
+    ranked = _rank(operation, machine, workloads, rows, {})
+    operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
+    return _decision(operation, machine, ranked, {}, rows[0], 1)
+
+
+def predicted_seconds(operation: ir.Operation, machine: Machine, rows: int) -> float:
+    """Of one run of an operation, by the kernel that was chosen for it, without what attention reads of the cache."""
+    return _seconds(operation, machine, kernel_named(machine, operation), rows)
+
+
 def kernel_named(machine: Machine, operation: ir.Operation) -> Kernel:
     """The kernel that `select` chose for the operation."""
     name = modules.text_attribute(operation, "kernel")
@@ -132,7 +145,7 @@ def _seconds(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: in
 
 
 def _roofline(operation: ir.Operation, machine: Machine, kernel: Kernel, rows: int) -> Roofline:
-    if operation.name in COLLECTIVES:
+    if operation.name in COLLECTIVES or operation.name == "ts.send":
         return Roofline(0.0, seconds_of(operation, rows, machine), 0.0)
     return roofline(cost_of(operation, rows), machine, map(dtype_of, operation.results), kernel.native)
 

@@ -36,8 +36,20 @@ def collective_seconds(collective: Collective, size: float, ranks: int, machine:
     return latency + rounds * (ranks - 1) / ranks * size / bandwidth
 
 
+def crossing_seconds(size: float, machine: Machine) -> float:
+    """Seconds that `size` bytes take from a rank of one stage to one of the next."""
+    if "link.peer" in machine.rates:
+        return _DEVICE_LATENCY + size / machine.rates["link.peer"].value
+    return _HOST_LATENCY + size / (machine.rates["bandwidth"].value * _HOST_SHARE)
+
+
 def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: float = 1.0) -> float:
-    """Seconds of a collective operation over a share of its value at a number of rows; 0 for all other operations."""
+    """Seconds of a collective operation over a share of its value at a number of rows, or of handing a value on to the next
+    stage; 0 for all other operations, receiving among them: it is the same transfer."""
+    if operation.name == "ts.send":
+        x = operation.operands[0]
+        size = prod(rows if extent is None else extent for extent in shape_of(x)) * DTYPE_BYTES[dtype_of(x)]
+        return crossing_seconds(size, machine)
     if operation.name not in COLLECTIVES:
         return 0.0
     whole = operation.results[0]

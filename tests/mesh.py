@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,13 +16,17 @@ from tokenspeed.ir import module as modules
 from tokenspeed.ir.arrangement import arranged_shape, arrangement_of
 from tokenspeed.ir.mlir import ir
 from tokenspeed.ir.reference import Interpreter, StepRows
-from tokenspeed.ir.spmd_reference import Coordinates, MeshInterpreter
+from tokenspeed.ir.spmd_reference import Coordinates, MeshInterpreter, StagesInterpreter
 from tokenspeed.passes.choose_weight_types import layers_of
+from tokenspeed.passes.layer_units import units
 from tokenspeed.passes.partition import partition
 from tokenspeed.passes.placing.costs import Prices
 from tokenspeed.passes.placing.pins import Pin, Pins
 from tokenspeed.passes.select import Workload
+from tokenspeed.passes.split_stages import split_stages
 from tokenspeed.passes.store_weights import _arranged, _joined
+from tokenspeed.passes.verify_spmd import verify_spmd
+from tokenspeed.passes.verify_stages import verify_stages
 from tokenspeed.passes.weight_parts import part_of_rank
 from tokenspeed.plans.recipe import Recipe, Source
 from tokenspeed.plans.schema import MeshAxis, SourceTensor
@@ -86,23 +91,41 @@ def _stored(name: str, value: Tensor) -> Stored:
 
 
 def mesh_difference(traced: TracedModel, raised: str, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> float:
-    """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32."""
+    """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32.
+
+    Along pp the layers are cut into stages as equal as can be; logits are those of the last one's ranks.
+    """
     parameters = _random_parameters(traced)
     whole = on_one_rank(modules.parse(raised))
-    placed = laid_out(modules.parse(raised), axes, pins)
+    inner = [axis for axis in axes if axis.name != "pp"]
+    stages = _in_stages(laid_out(modules.parse(raised), inner, pins), axes)
     one = Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
-    every = MeshInterpreter(
-        [(axis.name, axis.size) for axis in axes],
-        lambda coordinates: RankWeights(placed, parameters, axes, coordinates),
-        traced.constants,
-        instantiate,
-        torch.float32,
-    )
+    every = StagesInterpreter([_of_stage(stage, inner, parameters, traced.constants) for stage in stages])
     worst = 0.0
     for rows in _steps(int(traced.config["vocab_size"])):
         expected = one.step(whole, rows)
-        worst = max(worst, *(float((expected - found).abs().max()) for found in every.step(placed, rows)))
+        worst = max(worst, *(float((expected - found).abs().max()) for found in every.step(stages, rows)))
     return worst
+
+
+def _in_stages(placed: ir.Module, axes: Sequence[MeshAxis]) -> Sequence[ir.Module]:
+    count = math.prod(axis.size for axis in axes if axis.name == "pp")
+    layers = len(units(modules.step_block(placed)))
+    stages = split_stages(placed, [layers * number // count for number in range(1, count)])
+    for stage in stages:
+        verify_spmd(stage)
+    if count > 1:
+        verify_stages(stages, [(axis.name, axis.size) for axis in axes])
+    return stages
+
+
+def _of_stage(
+    stage: ir.Module, axes: Sequence[MeshAxis], parameters: Mapping[str, Tensor], constants: dict[str, Tensor]
+) -> MeshInterpreter:
+    def weights(coordinates: Coordinates) -> RankWeights:
+        return RankWeights(stage, parameters, axes, coordinates)
+
+    return MeshInterpreter([(axis.name, axis.size) for axis in axes], weights, constants, instantiate, torch.float32)
 
 
 def _steps(vocabulary: int) -> list[StepRows]:

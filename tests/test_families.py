@@ -146,7 +146,7 @@ def test_logits_are_those_of_transformers(family: Compiled, run: str) -> None:
     check(family, RUNS[run])
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"tp": 4}, {"ep": 2, "tp": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"tp": 4}, {"ep": 2, "tp": 2}, {"pp": 3}, {"pp": 2, "tp": 2}], ids=str)
 def test_several_ranks_compute_what_one_does(family: Compiled, sizes: dict[str, int]) -> None:
     with context():
         assert mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(**sizes)) <= TOLERANCE
@@ -179,7 +179,8 @@ def test_more_families(name: str, tmp_path: Path) -> None:
     assert "ts.aten" not in str(found.state.module)
     check(found, ALL_PAST_THE_ORIGINAL_MAXIMUM if "longrope" in name else ALL_KINDS)
     with context():
-        assert mesh_difference(found.state.traced, found.state.ir_texts["raise"], mesh(tp=4)) <= TOLERANCE
+        for axes in (mesh(tp=4), mesh(pp=2, tp=2)):
+            assert mesh_difference(found.state.traced, found.state.ir_texts["raise"], axes) <= TOLERANCE
 
 
 @pytest.mark.parametrize("encodings", ["F32", "Q8_0"])

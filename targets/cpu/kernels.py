@@ -50,6 +50,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
     Kernel("gloo.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS),
     Kernel("gloo.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
+    Kernel("gloo.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
+    Kernel("gloo.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),

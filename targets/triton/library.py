@@ -47,6 +47,8 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
     Kernel("nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS),
     Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
+    Kernel("nccl.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
+    Kernel("nccl.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
 )
 """What has no kernel of its own: torch runs it on the device, call by call beside the captured graphs; collectives in them."""
 

@@ -81,6 +81,8 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.gather_rows", (X, "tensor<?xi32>"), (X,)),
     Sample("ts.all_reduce", (X,), (X,), 'axis = "tp", ranks = 3 : i64'),
     Sample("ts.all_gather", (X,), ("tensor<?x24xf32>",), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'),
+    Sample("ts.send", (X,), (), 'axis = "pp", sym = "x"'),
+    Sample("ts.receive", (), (X,), 'axis = "pp", sym = "x"'),
 )
 
 F16 = "tensor<?x8xf16>"
@@ -171,6 +173,8 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.slice", (X,), ("tensor<?x3xf32>",), "start = 6 : i64"), "columns from 6 on do not hold 3 of 8"),
     (Sample("ts.gather_rows", (X, "tensor<?x1xi32>"), (X,)), "for x"),
     (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp", ranks = 3 : i64'), "one shape"),
+    (Sample("ts.send", ("tensor<4x8xf32>",), (), 'axis = "pp", sym = "x"'), "a value of rows"),
+    (Sample("ts.receive", (), ("tensor<8xf32>",), 'axis = "pp", sym = "x"'), "a value of rows"),
     (Sample("ts.all_gather", (X,), (X3,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "only one dimension grows"),
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'), "rows are not gathered"),
