@@ -65,10 +65,10 @@ def parse_bytes(text: str) -> int:
 @click.option("--dtype", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True)
 @click.option(
     "--quantize",
-    type=click.Choice(["auto", "none", "int8", "int4"]),
+    type=click.Choice(["auto", "none", "int8", "int4", "f8e4m3"]),
     default="auto",
     show_default=True,
-    help="Type that matrices are stored in; auto keeps those of a quantised GGUF file as they are.",
+    help="Type that matrices are stored in; auto keeps those of a quantised checkpoint as they are.",
 )
 @click.option(
     "--kv-dtype",

@@ -88,11 +88,21 @@ def _stored(values: Tensor, dtype: str) -> Tensor:
     """Float32 values as a weight of the type holds them."""
     if dtype not in WEIGHT_BLOCKS:
         return values.to(_TORCH[dtype])
+    if dtype == "e4m3_128":
+        return rounded_to_float8(values)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
     kind = GGMLQuantizationType[dtype.upper()]
     return torch.from_numpy(dequantize(quantize(values.numpy(), kind), kind))
+
+
+def rounded_to_float8(values: Tensor) -> Tensor:
+    """Float32 values as blocks of e4m3_128 hold them: the largest of each becomes 448."""
+    blocks = values.reshape(-1, 128)
+    scales = blocks.abs().amax(1, keepdim=True) / 448.0
+    codes = (blocks / torch.where(scales == 0, 1.0, scales)).to(torch.float8_e4m3fn)
+    return (codes.float() * scales).reshape(values.shape)
 
 
 def make_golden(

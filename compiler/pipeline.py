@@ -91,7 +91,9 @@ def raise_operations(state: Compilation) -> None:
 def place(state: Compilation) -> None:
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     if memory is not None:
-        memory = int(memory / stored_share(state.options.quantize))  # weights are still in the model's own type here
+        # weights are still in the model's own type here
+        kept = "e4m3_128" if state.source.float8 is not None and "e4m3_128" in _readers(state).get("ts.linear", ()) else None
+        memory = int(memory / stored_share(state.options.quantize, kept))
     prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"], memory)
     state.layout = partition(state.module, state.mesh, prices, Pins(state.options.placement))
 
@@ -103,13 +105,21 @@ def fuse(state: Compilation) -> None:
 
 
 def quantize(state: Compilation) -> None:
-    readers = {kernel.operation for kernel in state.machine.kernels if kernel.blocks}
 
     def encodings(parameter: str, layers: Sequence[int]) -> set[str]:
         shape = state.traced.parameters[instantiate(parameter, layers[0]) if layers else parameter]
         return state.source.stored_types(parameter, shape, layers or None)
 
-    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, encodings, readers)
+    choose_weight_types(state.module, state.options.quantize, state.no_native_kernels, encodings, _readers(state))
+
+
+def _readers(state: Compilation) -> dict[str, set[str]]:
+    """The block types that kernels of the target read, by operation."""
+    found: dict[str, set[str]] = {}
+    for kernel in state.machine.kernels:
+        if kernel.blocks:
+            found.setdefault(kernel.operation, set()).update(kernel.blocks)
+    return found
 
 
 def choose_kernels(state: Compilation) -> None:

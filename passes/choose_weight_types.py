@@ -1,40 +1,49 @@
 """quantize: the type each matrix is stored in: the model's own, blocks as the checkpoint has them, or blocks it is rounded to.
 
-Block types are ggml's (plans/weight_layout.py). Only kernels in the plan read them, so without those nothing is quantised.
+Block types are ggml's, and one of 8-bit floats (plans/weight_layout.py). Only kernels in the plan read them, so without those
+nothing is quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Literal
 
 from ..ir import module as modules
+from ..ir.arrangement import arrangement_of
 from ..ir.mlir import ir
+from ..ir.placements import parse_shard
 from ..ir.storage import KEPT, STORED
-from ..ir.types import shape_of
+from ..ir.types import placement_of, shape_of
 from ..plans.errors import UsageError
 from ..plans.template import is_templated
 from ..plans.weight_layout import BLOCKS, WEIGHT_BLOCKS
 
-Quantization = Literal["auto", "none", "int8", "int4"]
+Quantization = Literal["auto", "none", "int8", "int4", "f8e4m3"]
 Encodings = Callable[[str, Sequence[int]], set[str]]
 """(parameter template, layers) -> encodings of the checkpoint tensors behind it, as plans name types; empty if there are none."""
 
-MATRIX_OPERANDS = {"ts.linear": (1,), "ts.embedding": (1,), "ts.moe_experts": (3, 4)}
-_ROUNDED = {"int8": "q8_0", "int4": "q4_0"}
+MATRIX_OPERANDS: dict[str, tuple[int, ...]] = {"ts.linear": (1,), "ts.embedding": (1,), "ts.moe_experts": (3, 4)}
+_ANY_READER = dict.fromkeys(MATRIX_OPERANDS, WEIGHT_BLOCKS)
+_ROUNDED = {"int8": "q8_0", "int4": "q4_0", "f8e4m3": "e4m3_128"}
 # what holds a checkpoint's blocks: the same type, or one that restates them
-_HOLDS = {**{name: name for name in WEIGHT_BLOCKS}, "q4_k": "q4_1"}
+_HOLDS = {**{name: name for name in WEIGHT_BLOCKS}, "q4_k": "q4_1", "f8_e4m3": "e4m3_128"}
 _FALLBACK = "q8_0"
 
 
 def choose_weight_types(
-    module: ir.Module, wanted: Quantization, native: str | None, encodings: Encodings, readers: Container[str] = MATRIX_OPERANDS
+    module: ir.Module,
+    wanted: Quantization,
+    native: str | None,
+    encodings: Encodings,
+    readers: Mapping[str, Container[str]] = _ANY_READER,
 ) -> ir.Module:
     """Mark weights with the block type they are stored in; in place. `native` says why there are no native kernels, if so;
-    `readers` are the operations that have a kernel which reads blocks.
+    `readers` are the operations that have a kernel which reads blocks, and the types of these.
 
-    `auto` keeps the blocks of a quantised checkpoint; int8 and int4 round every matrix (the embedding table and the head, which
-    decide over single tokens, to int8 either way). Raises UsageError when it was asked for and cannot be done.
+    `auto` keeps the blocks of a quantised checkpoint; the others round every matrix (the embedding table and the head, which
+    decide over single tokens, to int8 in any case, and what has rows of no whole blocks). Raises UsageError when it was asked for
+    and cannot be done.
     """
     if native is not None:
         if wanted in _ROUNDED:
@@ -42,22 +51,31 @@ def choose_weight_types(
                 "quantised weights need native kernels", where="--quantize", got=native, fix="compile with --quantize none"
             )
         return module
+    if wanted in _ROUNDED and not any(_ROUNDED[wanted] in types for types in readers.values()):
+        raise UsageError(
+            "no kernel of this target reads weights of this type",
+            where="--quantize",
+            expected="auto, none, int8 or int4",
+            got=wanted,
+        )
     head = _head(module)
     for operation in list(modules.walk(modules.step_block(module))):
         if operation.name != "ts.weight" or not _is_matrix(operation, readers):
             continue
         stored, kept = _choice(operation, wanted, operation == head, encodings)
-        if stored:
+        if stored and all(stored in readers[user.name] for user, _ in users_of(operation)):
             operation.attributes[STORED] = modules.text(stored)
             operation.attributes[KEPT] = modules.text(kept)
     return module
 
 
-def stored_share(wanted: Quantization) -> float:
-    """What rounded matrices take of what they take in 16 bits; 1 where nothing is rounded."""
-    if wanted not in _ROUNDED:
+def stored_share(wanted: Quantization, checkpoint: str | None = None) -> float:
+    """What matrices take of what they take in 16 bits: rounded ones, and those kept in the block type that a whole checkpoint is
+    stored in; 1 where there are none."""
+    stored = checkpoint if wanted == "auto" else _ROUNDED.get(wanted)
+    if stored is None:
         return 1.0
-    elements, size = BLOCKS[_ROUNDED[wanted]]
+    elements, size = BLOCKS[stored]
     return size / (2 * elements)
 
 
@@ -91,16 +109,27 @@ def _choice(weight: ir.Operation, wanted: Quantization, is_head: bool, encodings
         return "", ""
     if wanted in _ROUNDED:
         alone = is_head or any(user.name == "ts.embedding" for user, _ in users_of(weight))
-        return _FALLBACK if alone else _ROUNDED[wanted], ""
+        return _FALLBACK if alone or features % BLOCKS[_ROUNDED[wanted]][0] else _ROUNDED[wanted], ""
     found: set[str] = set()
     for name in modules.text_list(weight, "parameters"):
         found |= encodings(name, layers_of(weight))
+    if found == {"f8_e4m3"}:
+        return ("e4m3_128", "f8_e4m3") if _of_whole_blocks(weight, "e4m3_128") else ("", "")
     if not found or not all(name.endswith(("_0", "_1", "_k")) for name in found):
         return "", ""
     if len(found) == 1 and found <= _HOLDS.keys():
         (kept,) = found
         return _HOLDS[kept], kept
     return _FALLBACK, ""
+
+
+def _of_whole_blocks(weight: ir.Operation, stored: str) -> bool:
+    """Whether rows, and what a rank has of them, are whole blocks as the checkpoint has them."""
+    value = weight.results[0]
+    size, last = BLOCKS[stored][0], len(shape_of(value)) - 1
+    cuts = [cut for cut in map(parse_shard, placement_of(value).values()) if cut is not None and cut.dimension == last]
+    segments = [segment.size for cut in cuts for segment in cut.segments]
+    return not arrangement_of(weight) and all(extent % size == 0 for extent in (shape_of(value)[-1] or 0, *segments))
 
 
 def _head(module: ir.Module) -> ir.Operation | None:

@@ -104,7 +104,7 @@ def _refusals(operation: ir.Operation, machine: Machine, native: str | None) -> 
         if kernel.operation != operation.name:
             continue
         refused = native if kernel.native and native is not None else kernel.refuses(operation, machine)
-        if refused is None and blocks and not kernel.blocks:
+        if refused is None and not {*blocks} <= {*kernel.blocks}:
             refused = f"does not read {', '.join(blocks)} blocks"
         if refused is not None:
             found[kernel.name] = refused

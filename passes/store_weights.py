@@ -155,9 +155,9 @@ def _recipe(
     if stored == dtype:
         return valued(dtype)
     kept = modules.text_attribute(operation, KEPT)
-    if kept and not steps and not _cuts_rows(value):
+    if kept and not steps and (stored == "e4m3_128" or not _cuts_rows(value)):
         joined = of_rank(_joined([recipe.blocks(name, shape_of_part[name], layers or None) for name in names]))
-        return joined if kept == stored else Quantize(joined, stored)
+        return joined if kept in (stored, "f8_e4m3") else Quantize(joined, stored)
     return Quantize(valued("f32"), stored)
 
 

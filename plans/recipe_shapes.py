@@ -178,7 +178,7 @@ def _floating(step: str, shape: tuple[int, ...], dtype: str) -> Result:
 
 
 def _rows_only(step: str, dimension: int, shape: tuple[int, ...], dtype: str) -> None:
-    """Blocks lie along the last dimension, so nothing may be cut or joined there."""
+    """Blocks lie along the last dimension, so nothing may be cut or joined there, but in `part` where all of them stay whole."""
     if dtype in BLOCKS and dimension == len(shape) - 1:
         raise ValueError(f"{step} along the blocks of {dtype}{list(shape)}")
 
@@ -237,11 +237,13 @@ def _unpermuted(recipe: UnpermuteRope, shape: tuple[int, ...], dtype: str) -> Re
 
 def _part(recipe: Part, shape: tuple[int, ...], dtype: str) -> Result:
     _check_dimension("part", recipe.dimension, shape)
-    _rows_only("part", recipe.dimension, shape, dtype)
-    end = 0
+    along = dtype in BLOCKS and recipe.dimension == len(shape) - 1
+    of_block, end = BLOCKS[dtype][0] if along else 1, 0
     for stretch in recipe.stretches:
         if stretch.start != end or stretch.stop <= stretch.start or stretch.size < 1 or stretch.copies < 1:
             raise ValueError(f"part of stretch {stretch.start}:{stretch.stop} in parts of {stretch.size}")
+        if stretch.stop % of_block or stretch.size % of_block:
+            raise ValueError(f"part of {stretch.size} along the blocks of {dtype}{list(shape)}")
         end = stretch.stop
     if end != shape[recipe.dimension]:
         raise ValueError(f"parts of {end} entries of a dimension of {shape[recipe.dimension]}")

@@ -32,13 +32,13 @@ MOST_BLOCKS = 2**31 - 1
 """Blocks that one call of a packing function may take."""
 
 PANEL_COLUMNS = 32
-_NUMBERS = {"q8_0": 1, "q4_0": 1, "q4_1": 2}
+_NUMBERS: dict[str, tuple[DType, ...]] = {"q8_0": ("f16",), "q4_0": ("f16",), "q4_1": ("f16", "f16"), "e4m3_128": ("f32",)}
 _PANEL_DEPTH = {"f32": 1, "bf16": 2}
 
 
 def chunk_of(features: int, dtype: str) -> int:
     """Elements of a chunk of planes along K: a block, or two of nibbles where K has an even number."""
-    return 32 if dtype == "q8_0" else gcd(features, 64)
+    return gcd(features, 64) if dtype in ("q4_0", "q4_1") else BLOCKS[dtype][0]
 
 
 def packing_function(source: str, stored: str, chunk: int) -> str:
@@ -50,10 +50,11 @@ def planes(shape: Sequence[int], dtype: str) -> tuple[tuple[DType, int, int], ..
     """Element type, bytes of a block and first byte of each plane of a weight, in order."""
     elements, size = BLOCKS[dtype]
     count = prod(shape) // elements
-    numbers = _NUMBERS[dtype]
-    made: list[tuple[DType, int, int]] = [("u8", size - 2 * numbers, 0)]
-    for at in range(numbers):
-        made.append(("f16", 2, (size - 2 * numbers + 2 * at) * count))
+    end = size - sum(DTYPE_BYTES[kind] for kind in _NUMBERS[dtype])
+    made: list[tuple[DType, int, int]] = [("u8", end, 0)]
+    for kind in _NUMBERS[dtype]:
+        made.append((kind, DTYPE_BYTES[kind], end * count))
+        end += DTYPE_BYTES[kind]
     return tuple(made)
 
 

@@ -30,6 +30,7 @@ from ..plans.recipe import (
 from ..plans.recipe_shapes import PLAIN_ENCODINGS, Result, SourceLookup, infer, scale_shape
 from ..plans.schema import SourceTensor
 from ..plans.template import instantiate
+from ..plans.weight_layout import BLOCKS
 from .float8 import float_blocks, scaled_floats
 from .host_arrays import NUMPY_TYPES, HostArray, narrowed, widened
 
@@ -172,14 +173,16 @@ def _window(whole: HostArray, dimension: int, window: slice) -> HostArray:
 
 
 def _part(whole: HostArray, recipe: Part, coordinate: int) -> HostArray:
-    """A rank's part of each stretch, filled up with zeros."""
+    """A rank's part of each stretch, filled up with zeros. Bytes of blocks go with the elements that they hold."""
+    along = whole.dtype in BLOCKS and recipe.dimension == len(whole.shape) - 1
+    elements, size = BLOCKS[whole.dtype] if along else (1, 1)
     parts: list[NDArray[Any]] = []
     for stretch in recipe.stretches:
-        first, stop = stretch.of_rank(coordinate)
+        first, stop, room = (count // elements * size for count in (*stretch.of_rank(coordinate), stretch.size))
         parts.append(_window(whole, recipe.dimension, slice(first, stop)).data)
-        if stop - first < stretch.size:
+        if stop - first < room:
             missing = list(parts[-1].shape)
-            missing[recipe.dimension] = stretch.size - (stop - first)
+            missing[recipe.dimension] = room - (stop - first)
             parts.append(np.zeros(missing, parts[-1].dtype))
     return HostArray(parts[0] if len(parts) == 1 else np.concatenate(parts, recipe.dimension), whole.dtype)
 

@@ -33,8 +33,8 @@ class Kernel:
     `function` is the runtime function a plan calls; `refuses` says why the kernel cannot run an operation on a machine (None: it
     can); `efficiency` is the share of the roofline it reaches at a number of rows, with `receipt` saying how that is known.
     `measured` gives what is known of the operation itself on a machine at a number of rows, and goes before `efficiency`.
-    It wants the operands `packs` in the layout `prepack`, and can read weights in the layouts `reads`, of block types too where
-    `blocks` says so. Of an accelerator's kernel, `device` gives the device functions that it calls for an operation, and
+    It wants the operands `packs` in the layout `prepack`, and can read weights in the layouts `reads`, and the block types
+    `blocks`. Of an accelerator's kernel, `device` gives the device functions that it calls for an operation, and
     `function` is `device.` and its name.
     """
 
@@ -47,7 +47,7 @@ class Kernel:
     prepack: Prepack = "none"
     packs: tuple[int, ...] = (1,)
     reads: tuple[Prepack, ...] = ("none",)
-    blocks: bool = False
+    blocks: tuple[str, ...] = ()
     device: Callable[[ir.Operation, DeviceSetting], DeviceOperation] | None = None
     measured: Callable[[ir.Operation, Machine, int], Figure | None] = lambda _operation, _machine, _rows: None
 

@@ -17,7 +17,6 @@ from .kernels import DeviceKernels
 from .packing import Packing
 
 _PATTERN_ELEMENTS = 1 << 20
-_BLOCK = 32
 
 
 def dummy_weights(
@@ -56,7 +55,8 @@ def _fill_planes(device: Device, array: DeviceArray, name: str, kernels: DeviceK
     packing.pack(data.view(np.uint8), "f32", array, 0)
     device.synchronise()
     packing.close()
-    blocks, total = data.size // _BLOCK, array.elements // _BLOCK
+    elements, _ = BLOCKS[array.dtype]
+    blocks, total = data.size // elements, array.elements // elements
     for _, width, offset in planes(array.shape, array.dtype):
         _repeat(device, array.address + offset, blocks * width, total * width)
 

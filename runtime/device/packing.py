@@ -11,8 +11,8 @@ from .arrays import DeviceArray
 from .device import Device
 from .kernels import DeviceKernels
 
-_BLOCK, _UNIT = 32, 256
-"""Elements of a block, and of what every type has a whole number of blocks and chunks of."""
+_UNIT = 256
+"""Elements that every type has a whole number of blocks and chunks of."""
 
 
 class Packing:
@@ -32,8 +32,8 @@ class Packing:
 
         Page-locked `data` must stay until then.
         """
-        unit = row_bytes(_UNIT, dtype)
-        first, blocks = start * _UNIT // (unit * _BLOCK), len(data) * _UNIT // (unit * _BLOCK)
+        block = row_bytes(_UNIT, dtype) * BLOCKS[target.dtype][0]
+        first, blocks = start * _UNIT // block, len(data) * _UNIT // block
         source = DeviceArray(self._buffer, (blocks,), (1,), "u8" if dtype in BLOCKS else dtype)
         outputs = [
             DeviceArray(target.address + offset + first * width, (blocks,), (1,), kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...plans.weight_layout import PANEL_BLOCKS
 from ..machine import Kernel
 
 _LINEAR_SHARES = ((1, 0.86), (2, 0.84), (4, 0.82), (8, 0.81), (16, 0.68), (32, 0.85), (64, 0.87), (512, 0.98))
@@ -27,7 +28,7 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
         receipt=_LINEAR_RECEIPT,
         prepack="panel",
         reads=("panel",),
-        blocks=True,
+        blocks=PANEL_BLOCKS,
     ),
     Kernel(
         name="native.moe_experts",
@@ -38,7 +39,7 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
         prepack="panel",
         packs=(3, 4),
         reads=("panel",),
-        blocks=True,
+        blocks=PANEL_BLOCKS,
     ),
     Kernel(
         name="native.embedding",
@@ -48,7 +49,7 @@ NATIVE_KERNELS: tuple[Kernel, ...] = (
         receipt="set, not measured",
         packs=(),
         reads=("none", "panel"),
-        blocks=True,
+        blocks=PANEL_BLOCKS,
     ),
     *(
         _native(f"ts.{name}")

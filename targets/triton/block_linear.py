@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Pointer, Size, Symbol
-from ...plans.weight_layout import StoredType, chunk_of
+from ...plans.weight_layout import BLOCKS, StoredType, chunk_of
 from .block_tiles import MOST_STREAMED, Tiles, smallest_tiles, tiles_for
 from .kernel import (
     Constexpr,
@@ -26,7 +26,6 @@ from .operand import MOST_ALIGNMENT, Layout, dense_strides, layout_of
 from .templates import function_name, pointers, rows_of
 from .tiles import paired_codes, waits_for_inputs
 
-_BLOCK = 32
 _JOINED, _EXPANDED = 1024, 8192
 """Elements of a program."""
 
@@ -118,7 +117,7 @@ class _Layer:
         after = len(self.inputs)
         target = self.out.pointer(after) if tiles.shares == 1 else Pointer(after + 1, "f32", MOST_ALIGNMENT)
         parameters = [*pointers((x, weight, *bias)), target, Computed(self.by)]
-        parameters += [Constant("i32", size) for size in (columns, inner, inner // _BLOCK, x.row_stride, share)]
+        parameters += [Constant("i32", size) for size in (columns, inner, inner // BLOCKS[weight.dtype][0], x.row_stride, share)]
         grid = (CeilDivide(self.by, tiles.rows), -(-columns // tiles.columns), tiles.shares)
         return self._launch("rows", constants, parameters, grid, tiles.warps, tiles.stages)
 

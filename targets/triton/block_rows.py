@@ -16,7 +16,7 @@ def block_embedding(operation: ir.Operation, setting: DeviceSetting) -> DeviceOp
     """ts.embedding of a table in planes: (tokens, table) -> rows."""
     (tokens, table), (rows,) = layouts(operation)
     columns, dependent = rows.columns, waits_for_inputs(setting.accelerator)
-    halfwords = columns // (2 if table.dtype == "q8_0" else 4)
+    halfwords = columns // (4 if table.dtype in ("q4_0", "q4_1") else 2)
     block = min(_HALFWORDS, power_of_two_above(halfwords))
     constants: dict[str, Constexpr] = {
         "FORMAT": table.dtype,

@@ -44,6 +44,9 @@ def efficiency(rows: int) -> float:
 def tiles_for(accelerator: Accelerator, dtype: str, stored: str, rows: int, columns: int, inner: int) -> Tiles:
     """Tiles for buckets of up to `rows` rows of `dtype`, of a layer with so many columns of output and of input, whose weight is
     of the block type `stored`."""
+    if stored == "e4m3_128":
+        sizes = _bytes_of_floats(accelerator, dtype, rows, columns)
+        return replace(sizes, shares=_shares(accelerator, sizes, rows, columns, inner))
     if dtype == "f32":
         return Tiles(16, 16, 2 * chunk_of(inner, stored), 4, 2)
     if accelerator.kind == "hip":
@@ -57,7 +60,22 @@ def tiles_for(accelerator: Accelerator, dtype: str, stored: str, rows: int, colu
 
 def smallest_tiles(tiles: Tiles, chunk: int) -> Tiles:
     """Tiles that want few registers, in as many shares of K as others."""
-    return replace(tiles, rows=min(tiles.rows, 16), columns=32, inner=max(2 * chunk, 64), warps=4, stages=2)
+    return replace(tiles, rows=min(tiles.rows, 16), columns=32, inner=min(max(2 * chunk, 64), 128), warps=4, stages=2)
+
+
+def _bytes_of_floats(accelerator: Accelerator, dtype: str, rows: int, columns: int) -> Tiles:
+    """A block of K at a time: its sums are scaled."""
+    if dtype == "f32":
+        return Tiles(16, 16, 128, 4, 2)
+    if accelerator.kind == "hip":
+        return Tiles(16 if rows <= 16 else 32, 32, 128, 4, 2)
+    if accelerator.arch != "sm_90a":
+        return Tiles(16, 64, 128, 4, 4) if rows <= 16 else Tiles(min(64, power_of_two_above(rows)), 64, 128, 4, 3)
+    if rows <= 8:
+        return Tiles(8, 64 if rows == 1 else 128, 128, 4 if rows == 1 else 8, 6)
+    if rows <= 32:
+        return Tiles(16 if rows <= 16 else 32, 128, 128, 8, 4)
+    return Tiles(64 if rows <= 64 else 128, 128, 128, 8, 3)
 
 
 def _hopper_bytes(rows: int, columns: int) -> Tiles:

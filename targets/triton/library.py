@@ -61,7 +61,7 @@ def _of_blocks(row: Kernel, *operands: int) -> Kernel:
         return None if some else "reads weights in blocks only"
 
     return replace(
-        row, name=f"{row.name}_blocks", refuses=refuses, prepack="planes", packs=operands, reads=("planes",), blocks=True
+        row, name=f"{row.name}_blocks", refuses=refuses, prepack="planes", packs=operands, reads=("planes",), blocks=WEIGHT_BLOCKS
     )
 
 

@@ -19,7 +19,7 @@ def packing(kinds: Iterable[tuple[str, str, int]]) -> tuple[FunctionTemplate, ..
 
 
 def _function(source: str, stored: str, chunk: int) -> FunctionTemplate:
-    """(data) -> planes: of `rows` blocks of 32 elements, whole chunks."""
+    """(data) -> planes: of `rows` blocks of `stored`, whole chunks."""
     given: DType = "u8" if source in BLOCKS else source  # pyright: ignore[reportAssignmentType]
     made: tuple[StoredType, ...] = tuple(kind for kind, _, _ in planes((chunk,), stored))
     # checkpoints have scales at any even address
@@ -29,7 +29,8 @@ def _function(source: str, stored: str, chunk: int) -> FunctionTemplate:
     constants |= {"CHUNK": chunk, "CHUNKS": chunks}
     if len(made) < 3:
         constants["minimums"] = None
-    grid = (CeilDivide("rows", chunks * chunk // 32), 1, 1)
+    constants["SIZE"] = BLOCKS[stored][0]
+    grid = (CeilDivide("rows", chunks * chunk // BLOCKS[stored][0]), 1, 1)
     launch = Launch("pack.pack", constants, (*operands, Computed("rows")), grid)
     return FunctionTemplate(packing_function(source, stored, chunk), (given,), made, always(launch))
 

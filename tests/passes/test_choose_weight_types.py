@@ -80,6 +80,19 @@ def test_rounding_on_request_spares_table_and_head() -> None:
     assert not stored("none", same("q4_0"))[0]
 
 
+def test_floats_of_eight_bits_want_rows_of_whole_blocks() -> None:
+    """Rows here are shorter: what a checkpoint has is made numbers, what is asked for is rounded to 8-bit integers."""
+    marks, weights = stored("auto", same("f8_e4m3"))
+    assert not marks and weights[QKV].dtype == "f32"
+    marks, _ = stored("f8e4m3", same())
+    assert {*marks.values()} == {("q8_0", "")}
+
+
+def test_a_type_that_no_kernel_reads_is_refused() -> None:
+    with pytest.raises(UsageError, match="no kernel of this target"):
+        choose_weight_types(fused(decoder()), "f8e4m3", None, same(), {"ts.linear": ("q8_0", "q4_0")})
+
+
 def test_a_tied_table_is_stored_once() -> None:
     _, weights = stored("int8", same(), tied=True)
     assert [name for name in weights if "embed" in name] == ["embed.weight"]

@@ -7,7 +7,7 @@ points at bytes. N, K, K's blocks and the elements from row to row of x are argu
 import triton
 import triton.language as tl
 
-from .codes import factors, part_of, planes, product
+from .codes import factors, part_of, parts_of, planes, product, size_of
 from .dependence import let_next_begin, wait_for_inputs
 
 
@@ -25,7 +25,7 @@ def rows(
     inside, present = columns < N, at < count
     kept = tl.minimum(columns, N - 1).to(tl.int64)
     codes, scales, minimums = planes(weight, N.to(tl.int64), K, FORMAT)
-    codes += kept * (K // 2 if FORMAT == "q8_0" else K // 4)
+    codes += kept * (K // parts_of(FORMAT))
     sums = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
@@ -64,14 +64,15 @@ def expand(
     FORMAT: tl.constexpr, CHUNK: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The weight in elements, out[N, K], for products of many rows. Grid: blocks of BLOCK chunks of the whole weight."""
-    parts: tl.constexpr = 2 if FORMAT == "q8_0" else 4
+    parts: tl.constexpr = parts_of(FORMAT)
     width: tl.constexpr = CHUNK // parts
+    of_chunk: tl.constexpr = CHUNK // size_of(FORMAT)
     codes, scales, minimums = planes(weight, N.to(tl.int64), K, FORMAT)
     chunk = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (chunk < N.to(tl.int64) * (K // CHUNK))[:, None]
     within = tl.arange(0, width)[None, :]
     w = tl.load(codes + chunk[:, None] * width + within, mask=inside, other=0)
-    first, last = chunk * (CHUNK // 32), chunk * (CHUNK // 32) + (CHUNK // 32 - 1)
+    first, last = chunk * of_chunk, chunk * of_chunk + (of_chunk - 1)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     dtype: tl.constexpr = out.dtype.element_ty
@@ -82,4 +83,4 @@ def expand(
         factor, added = factors(s, m, FORMAT, PAIRED, dtype)
         factor, added = tl.broadcast_to(factor, (BLOCK, width)), tl.broadcast_to(added, (BLOCK, width))
         weights = part_of(w, factor, added, part, FORMAT, PAIRED)
-        tl.store(out + chunk[:, None] * CHUNK + part * width + within, weights, mask=inside)
+        tl.store(out + chunk[:, None] * CHUNK + part * width + within, weights.to(dtype), mask=inside)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .codes import planes, product
+from .codes import parts_of, planes, product, size_of
 from .dependence import let_next_begin, wait_for_inputs
 from .elementary import activated, sigmoid
 
@@ -28,17 +28,18 @@ def gate_up(
     present, inside = pairs >= 0, columns < INNER
     source = x + (tl.maximum(pairs, 0) // K).to(tl.int64) * X_ROW
     codes, scales, minimums = planes(weight, tl.full((), E * 2 * INNER, tl.int64), H, FORMAT)
-    of_row: tl.constexpr = H // 2 if FORMAT == "q8_0" else H // 4
+    of_row: tl.constexpr = H // parts_of(FORMAT)
+    of_scales: tl.constexpr = H // size_of(FORMAT)
     gates = expert * (2 * INNER) + tl.minimum(columns, INNER - 1)
     ups = gates + INNER
     whole: tl.constexpr = H % BLOCK_K == 0
     nothing = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
     gate = product(
-        source, present, codes + gates * of_row, scales + gates * (H // 32), minimums + gates * (H // 32), 0, H, H, nothing,
+        source, present, codes + gates * of_row, scales + gates * of_scales, minimums + gates * of_scales, 0, H, H, nothing,
         BLOCK_K, FORMAT, CHUNK, PAIRED, whole, STAGES,
     )  # fmt: skip
     up = product(
-        source, present, codes + ups * of_row, scales + ups * (H // 32), minimums + ups * (H // 32), 0, H, H, nothing,
+        source, present, codes + ups * of_row, scales + ups * of_scales, minimums + ups * of_scales, 0, H, H, nothing,
         BLOCK_K, FORMAT, CHUNK, PAIRED, whole, STAGES,
     )  # fmt: skip
     dtype = out.dtype.element_ty
@@ -75,10 +76,11 @@ def down(
     present, inside = pairs >= 0, columns < H
     kept = tl.maximum(pairs, 0).to(tl.int64)
     codes, scales, minimums = planes(weight, tl.full((), E * H, tl.int64), INNER, FORMAT)
-    of_row: tl.constexpr = INNER // 2 if FORMAT == "q8_0" else INNER // 4
+    of_row: tl.constexpr = INNER // parts_of(FORMAT)
+    of_scales: tl.constexpr = INNER // size_of(FORMAT)
     rows = expert * H + tl.minimum(columns, H - 1)
     sums = product(
-        x + kept * INNER, present, codes + rows * of_row, scales + rows * (INNER // 32), minimums + rows * (INNER // 32),
+        x + kept * INNER, present, codes + rows * of_row, scales + rows * of_scales, minimums + rows * of_scales,
         0, INNER, INNER, tl.zeros((BLOCK_N, BLOCK_R), tl.float32),
         BLOCK_K, FORMAT, CHUNK, PAIRED, INNER % BLOCK_K == 0, STAGES,
     )  # fmt: skip

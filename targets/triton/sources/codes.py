@@ -1,8 +1,9 @@
-"""Weights in blocks of 32 along K, in planes: all codes, then a scale for each block, then of q4_1 a minimum for each.
+"""Weights in blocks along K, in planes: all codes, then a scale for each block, then of q4_1 a minimum for each.
 
 Codes lie in halfwords, so that a thread that holds neighbouring ones holds pairs for matrix instructions. K is cut into chunks of
-CHUNK elements, one block or two, and a chunk into as many parts as a halfword has codes: 2 bytes (q8_0) or 4 nibbles (q4_0 and
-q4_1). Halfword i of a chunk has element i of each part, that of the first in its lowest bits.
+CHUNK elements, one block or two, and a chunk into as many parts as a halfword has codes: 2 bytes (q8_0, and 8-bit floats) or 4
+nibbles (q4_0 and q4_1). Halfword i of a chunk has element i of each part, that of the first in its lowest bits. Blocks have 32
+elements, those of 8-bit floats 128, which are multiplied as they are, and the sums of a block by its scale.
 
 NVIDIA's devices turn codes into bfloat16 two at a time (PAIRED). Bits in the middle of a number's fraction make it a power of two
 and the code, from which a multiple of the scale is taken away.
@@ -10,6 +11,8 @@ and the code, from which a multiple of the scale is taken away.
 
 import triton
 import triton.language as tl
+
+from .float8 import float8_numbers
 
 # two's complement: 0x4300 and 7 bits are 128 and they; 0x4300 and the sign are 128, or 256 where it is set
 _BYTE_0 = tl.constexpr("""{
@@ -43,19 +46,33 @@ _NIBBLE_2 = tl.constexpr(_NIBBLE_0.value.replace("shl.b32 a, $1, 3", "shr.u32 a,
 _NIBBLE_3 = tl.constexpr(_NIBBLE_0.value.replace("shl.b32 a, $1, 3", "shr.u32 a, $1, 9"))
 
 
+@triton.constexpr_function
+def parts_of(FORMAT):
+    """Codes of a halfword."""
+    return 4 if FORMAT == "q4_0" or FORMAT == "q4_1" else 2
+
+
+@triton.constexpr_function
+def size_of(FORMAT):
+    """Elements of a block."""
+    return 128 if FORMAT == "e4m3_128" else 32
+
+
 @triton.jit
 def planes(weight, rows, K, FORMAT: tl.constexpr):
     """Where codes (as halfwords), scales and minimums of a weight [rows, K] begin. `rows` is a 64-bit integer."""
-    codes = rows * K if FORMAT == "q8_0" else rows * (K // 2)
-    scales = (weight + codes).to(tl.pointer_type(tl.float16))
-    return weight.to(tl.pointer_type(tl.int16)), scales, scales + rows * (K // 32)
+    codes = rows * (K // parts_of(FORMAT) * 2)
+    scales = (weight + codes).to(tl.pointer_type(tl.float32 if FORMAT == "e4m3_128" else tl.float16))
+    return weight.to(tl.pointer_type(tl.int16)), scales, scales + rows * (K // size_of(FORMAT))
 
 
 @triton.jit
 def factors(scales, minimums, FORMAT: tl.constexpr, PAIRED: tl.constexpr, dtype: tl.constexpr):
     """What `part_of` makes a part's codes weights with: a factor for each block, and what is added."""
     factor = scales.to(dtype)
-    if FORMAT == "q8_0":
+    if FORMAT == "e4m3_128":
+        return scales, scales
+    elif FORMAT == "q8_0":
         return factor, factor
     elif PAIRED:
         zero = factor.to(tl.float32) * (-24.0 if FORMAT == "q4_0" else -16.0)
@@ -72,7 +89,10 @@ def _paired(assembly: tl.constexpr, codes, factor, added):
 @triton.jit
 def part_of(codes, factor, added, PART: tl.constexpr, FORMAT: tl.constexpr, PAIRED: tl.constexpr):
     """The weights of a part, of halfwords `codes`, as the type of `factor`. Both `factors` are there for every halfword."""
-    if PAIRED and FORMAT == "q8_0":
+    if FORMAT == "e4m3_128":
+        low, high, power = float8_numbers(codes, PAIRED)
+        return (low if PART == 0 else high).to(tl.float32) * (factor * power)
+    elif PAIRED and FORMAT == "q8_0":
         return _paired(_BYTE_0 if PART == 0 else _BYTE_1, codes, factor, added)
     elif PAIRED:
         if PART < 2:
@@ -112,6 +132,25 @@ def _of_halfwords(values, EACH: tl.constexpr):
 
 
 @triton.jit
+def _float8_product(
+    values, present, codes, scales, first, last, sums, BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, STAGES: tl.constexpr
+):  # fmt: skip
+    """As `product`, block by block of BLOCK_K: sums of one are exact but for those in f32, and then scaled."""
+    tl.static_assert(BLOCK_K == 128, "a block at a time")
+    half: tl.constexpr = BLOCK_K // 2
+    dtype: tl.constexpr = values.dtype.element_ty
+    within = tl.arange(0, half)
+    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
+        low, high, power = float8_numbers(tl.load(codes[:, None] + start // 2 + within[None, :]), PAIRED)
+        scale = tl.load(scales + start // BLOCK_K) * power
+        source = values[None, :] + start + within[:, None]
+        part = tl.dot(low.to(dtype), tl.load(source, mask=present[None, :], other=0.0), input_precision="ieee")
+        part = tl.dot(high.to(dtype), tl.load(source + half, mask=present[None, :], other=0.0), part, input_precision="ieee")
+        sums += part * scale[:, None]
+    return sums
+
+
+@triton.jit
 def product(
     values, present, codes, scales, minimums, first, last, K, sums,
     BLOCK_K: tl.constexpr, FORMAT: tl.constexpr, CHUNK: tl.constexpr, PAIRED: tl.constexpr, WHOLE: tl.constexpr,
@@ -122,27 +161,30 @@ def product(
     `values` points at those rows' beginnings, `codes`, `scales` and `minimums` at those of the weight's. Rows that are not
     `present` count as 0. WHOLE: K is a multiple of BLOCK_K.
     """
-    parts: tl.constexpr = 2 if FORMAT == "q8_0" else 4
-    width: tl.constexpr = CHUNK // parts
-    chunks: tl.constexpr = BLOCK_K // CHUNK
-    dtype: tl.constexpr = values.dtype.element_ty
-    halfwords = tl.arange(0, BLOCK_K // parts)
-    inner = halfwords // width * CHUNK + halfwords % width
-    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
-        # a chunk lies within K or beyond it as a whole
-        inside = (start + inner < K) | WHOLE
-        if WHOLE:
-            w = tl.load(codes[:, None] + start // parts + halfwords[None, :])
-        else:
-            w = tl.load(codes[:, None] + start // parts + halfwords[None, :], mask=inside[None, :], other=0)
-        s = of_chunks(scales, start // CHUNK, K // CHUNK, chunks, CHUNK, WHOLE)
-        m = s
-        if FORMAT == "q4_1":
-            m = of_chunks(minimums, start // CHUNK, K // CHUNK, chunks, CHUNK, WHOLE)
-        for part in tl.static_range(parts):
-            factor, added = factors(s[part * 2 // parts], m[part * 2 // parts], FORMAT, PAIRED, dtype)
-            mask = present[None, :] & inside[:, None]
-            v = tl.load(values[None, :] + start + part * width + inner[:, None], mask=mask, other=0.0)
-            weight = part_of(w, _of_halfwords(factor, width), _of_halfwords(added, width), part, FORMAT, PAIRED)
-            sums = tl.dot(weight, v, sums, input_precision="ieee")
-    return sums
+    if FORMAT == "e4m3_128":
+        return _float8_product(values, present, codes, scales, first, last, sums, BLOCK_K, PAIRED, STAGES)
+    else:
+        parts: tl.constexpr = parts_of(FORMAT)
+        width: tl.constexpr = CHUNK // parts
+        chunks: tl.constexpr = BLOCK_K // CHUNK
+        dtype: tl.constexpr = values.dtype.element_ty
+        halfwords = tl.arange(0, BLOCK_K // parts)
+        inner = halfwords // width * CHUNK + halfwords % width
+        for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
+            # a chunk lies within K or beyond it as a whole
+            inside = (start + inner < K) | WHOLE
+            if WHOLE:
+                w = tl.load(codes[:, None] + start // parts + halfwords[None, :])
+            else:
+                w = tl.load(codes[:, None] + start // parts + halfwords[None, :], mask=inside[None, :], other=0)
+            s = of_chunks(scales, start // CHUNK, K // CHUNK, chunks, CHUNK, WHOLE)
+            m = s
+            if FORMAT == "q4_1":
+                m = of_chunks(minimums, start // CHUNK, K // CHUNK, chunks, CHUNK, WHOLE)
+            for part in tl.static_range(parts):
+                factor, added = factors(s[part * 2 // parts], m[part * 2 // parts], FORMAT, PAIRED, dtype)
+                mask = present[None, :] & inside[:, None]
+                v = tl.load(values[None, :] + start + part * width + inner[:, None], mask=mask, other=0.0)
+                weight = part_of(w, _of_halfwords(factor, width), _of_halfwords(added, width), part, FORMAT, PAIRED)
+                sums = tl.dot(weight, v, sums, input_precision="ieee")
+        return sums

@@ -42,6 +42,37 @@ def float8_pairs(halfwords, MEANS: tl.constexpr):
         return low.to(tl.float16, bitcast=True), high.to(tl.float16, bitcast=True)
 
 
+# a bfloat16 of the same bits, moved there, is the number less 120 powers of two
+_BFLOAT16 = tl.constexpr("""{
+    .reg .b32 a, b, m, z;
+    mov.b32 m, 0x7B807B80;
+    mov.b32 z, 0x80008000;
+    shl.b32 a, $2, 8;
+    shl.b32 b, $2, 4;
+    and.b32 b, b, 0x07f007f0;
+    lop3.b32 a, a, 0x80008000, b, 0xEA;
+    fma.rn.bf16x2 $0, a, m, z;
+    shr.u32 b, $2, 4;
+    and.b32 b, b, 0x07f007f0;
+    lop3.b32 a, $2, 0x80008000, b, 0xEA;
+    fma.rn.bf16x2 $1, a, m, z;
+}""")
+
+
+@triton.jit
+def float8_numbers(halfwords, PAIRED: tl.constexpr):
+    """The low and the high bytes of halfwords as numbers, and what those must be multiplied by. PAIRED: bfloat16 by NVIDIA's
+    instructions, else float16."""
+    if PAIRED:
+        low, high = tl.inline_asm_elementwise(
+            _BFLOAT16, "=r,=r,r", [halfwords], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
+        return low, high, 1.0
+    else:
+        low, high = float8_pairs(halfwords, "bits")
+        return low, high, 256.0
+
+
 @triton.jit
 def float8_bits(values):
     """The bits of values rounded to the nearest e4m3, ties to even; what is larger than 448 becomes that."""

@@ -1,10 +1,13 @@
 """Weights into planes of blocks (codes.py) where they are loaded: from values, or from a checkpoint's blocks.
 
-Values are rounded as ggml's reference quantisers round them. A weight is its chunks one after another, and so are all planes.
+Values are rounded as ggml's reference quantisers round them; to 8-bit floats the largest of a block becomes the largest there is.
+A weight is its chunks one after another, and so are all planes.
 """
 
 import triton
 import triton.language as tl
+
+from .float8 import float8_bits
 
 
 @triton.jit
@@ -24,8 +27,13 @@ def _rounded(values):
 
 @triton.jit
 def _quantized(values, FORMAT: tl.constexpr):
-    """values[B, 32] -> codes[B, 32], scale[B], minimum[B]."""
-    if FORMAT == "q8_0":
+    """values[B, elements] -> codes of the same shape, scale[B], minimum[B]."""
+    if FORMAT == "e4m3_128":
+        scale = tl.max(tl.abs(values), axis=1)
+        scale = tl.math.div_rn(scale, tl.full(scale.shape, 448.0, tl.float32))
+        divisor = tl.broadcast_to(tl.where(scale == 0.0, 1.0, scale)[:, None], values.shape)
+        return float8_bits(tl.math.div_rn(values, divisor)).to(tl.int32), scale, scale
+    elif FORMAT == "q8_0":
         scale = tl.max(tl.abs(values), axis=1)
         scale = tl.math.div_rn(scale, tl.full(scale.shape, 127.0, tl.float32))
         return _rounded(values * _inverse(scale)[:, None]), scale, scale
@@ -48,9 +56,14 @@ def _half(address, mask):
 
 @triton.jit
 def _of_checkpoint(data, block, inside, SOURCE: tl.constexpr):
-    """codes[B, 32], scale[B], minimum[B] of ggml's blocks as they lie in a file."""
+    """codes[B, elements], scale[B], minimum[B] of blocks as they lie in a file."""
     element = tl.arange(0, 32)[None, :]
-    if SOURCE == "q8_0":
+    if SOURCE == "e4m3_128":
+        start = data + block * 132
+        scale = tl.load(start.to(tl.pointer_type(tl.float32)), mask=inside, other=0.0)
+        codes = tl.load(start[:, None] + 4 + tl.arange(0, 128)[None, :], mask=inside[:, None], other=0).to(tl.int32)
+        return codes, scale, scale
+    elif SOURCE == "q8_0":
         start = data + block * 34
         codes = tl.load(start[:, None] + 2 + element, mask=inside[:, None], other=0).to(tl.int8, bitcast=True).to(tl.int32)
         return codes, _half(start, inside), _half(start, inside)
@@ -77,21 +90,21 @@ def _of_checkpoint(data, block, inside, SOURCE: tl.constexpr):
 @triton.jit
 def pack(
     data, codes, scales, minimums, blocks,
-    SOURCE: tl.constexpr, FORMAT: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    SOURCE: tl.constexpr, FORMAT: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """data: values[blocks * 32], or the SOURCE's blocks -> planes. Grid: CHUNKS chunks each."""
-    of_chunk: tl.constexpr = CHUNK // 32
+    """data: values[blocks * SIZE], or the SOURCE's blocks -> planes. Grid: CHUNKS chunks each."""
+    of_chunk: tl.constexpr = CHUNK // SIZE
     block = tl.program_id(0).to(tl.int64) * (CHUNKS * of_chunk) + tl.arange(0, CHUNKS * of_chunk)
     inside = block < blocks
     if SOURCE == "values":
-        values = tl.load(data + block[:, None] * 32 + tl.arange(0, 32)[None, :], mask=inside[:, None], other=0.0)
+        values = tl.load(data + block[:, None] * SIZE + tl.arange(0, SIZE)[None, :], mask=inside[:, None], other=0.0)
         code, scale, minimum = _quantized(values.to(tl.float32), FORMAT)
     else:
         code, scale, minimum = _of_checkpoint(data, block, inside, SOURCE)
-    tl.store(scales + block, scale.to(tl.float16), mask=inside)
+    tl.store(scales + block, scale.to(scales.dtype.element_ty), mask=inside)
     if minimums is not None:
         tl.store(minimums + block, minimum.to(tl.float16), mask=inside)
-    parts: tl.constexpr = 2 if FORMAT == "q8_0" else 4
+    parts: tl.constexpr = 4 if FORMAT == "q4_0" or FORMAT == "q4_1" else 2
     bits: tl.constexpr = 16 // parts
     shifts = (tl.arange(0, parts) * bits)[None, :, None]
     placed = (code.reshape(CHUNKS, parts, CHUNK // parts) & ((1 << bits) - 1)) << shifts

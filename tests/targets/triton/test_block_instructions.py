@@ -20,15 +20,21 @@ LAYER = (
     f'%a1 = "ts.weight"() {{sym = "a1", parameters = ["a1"], stored = "q4_0"}} : () -> {MATRIX}',
     f'%r = "ts.linear"(%a0, %a1) {{{SEGMENTS}1, 1, 0>}} : ({ROWS}, {MATRIX}) -> tensor<?x64xbf16>',
 )
+WIDE, FLOATS = "tensor<?x256xbf16>", "tensor<64x256xbf16>"
+OF_FLOATS = (
+    f'%a0 = "ts.input"() {{sym = "a0"}} : () -> {WIDE}',
+    f'%a1 = "ts.weight"() {{sym = "a1", parameters = ["a1"], stored = "e4m3_128"}} : () -> {FLOATS}',
+    f'%r = "ts.linear"(%a0, %a1) {{{SEGMENTS}1, 1, 0>}} : ({WIDE}, {FLOATS}) -> tensor<?x64xbf16>',
+)
 QUERIES = (f'%a0 = "ts.input"() {{sym = "a0"}} : () -> {HEADS}', ATTENTION)
 
 
 def launches(accelerator: Accelerator) -> list[Launch]:
-    """A layer of 16 rows, and 16 decoding sequences."""
+    """Layers of 16 rows, and 16 decoding sequences."""
     setting = DeviceSetting(accelerator, 256, 16, 16, 64, 8, "f8e4m3")
     made = []
     with modules.context():
-        for lines, template in ((LAYER, block_linear), (QUERIES, cached_attention)):
+        for lines, template in ((LAYER, block_linear), (OF_FLOATS, block_linear), (QUERIES, cached_attention)):
             module = modules.parse(step([*lines, "return"]))
             operation = [view.operation for view in modules.step_block(module).operations][-2]
             made.append(chosen_launch(template(operation, setting).steps[0].function, {"rows": 16, "logit_rows": 16}))
@@ -39,13 +45,15 @@ def launches(accelerator: Accelerator) -> list[Launch]:
 def test_machine_code(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     accelerator, cache = ACCELERATORS[target], str(tmp_path_factory.mktemp("triton"))
     stage, instructions = INSTRUCTIONS[accelerator.arch]
-    for launch, instruction in zip(launches(accelerator), ("", instructions["split"]), strict=True):
+    for launch, instruction in zip(
+        launches(accelerator), ("", "mfma" if accelerator.kind == "hip" else "mma", instructions["split"]), strict=True
+    ):
         kernel, binary = build(launch, accelerator, cache)
         check_header(kernel, binary, accelerator)
         assert instruction in compiled(launch, accelerator, cache).asm[stage]
 
 
 def test_what_does_not_fit_has_smaller_tiles_to_go_on_with() -> None:
-    layer, _ = launches(ACCELERATORS["h200"])
+    layer, *_ = launches(ACCELERATORS["h200"])
     assert layer.otherwise is not None and layer.otherwise.otherwise is None
     assert layer.otherwise.grid[2] == layer.grid[2] and layer.otherwise.parameters[:-1] == layer.parameters[:-1]
