@@ -19,6 +19,7 @@ from ..plans.device_scratch import scratch_needed
 from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
+from ..plans.mesh import groups_of
 from ..plans.perf_model import predict
 from ..plans.program import FUNCTIONS_VERSION, NATIVE, Program, step_inputs
 from ..plans.recipe import sources
@@ -364,7 +365,9 @@ def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
         kv_bytes_per_token=float(bytes_per_block(groups)) / BLOCK_TOKENS,
         predictions={},
     )
-    return msgspec.structs.replace(performance, predictions=predict(performance, state.limits, state.limits.traffic))
+    return msgspec.structs.replace(
+        performance, predictions=predict(performance, state.limits, state.limits.traffic, groups_of(state.mesh))
+    )
 
 
 def _attention_width(state: Compilation) -> float:

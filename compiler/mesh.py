@@ -22,7 +22,7 @@ class Axis:
 
 AXES = (
     Axis("pp", "pipeline: consecutive layers on each rank", works=False),
-    Axis("dp", "data-parallel attention: sequences of its own on each rank, experts shared out", works=False),
+    Axis("dp", "groups of ranks, each with sequences of its own; attention and dense layers whole in each", works=True),
     Axis("ep", "experts: whole experts on each rank, the rest cut as along tp", works=False),
     Axis("tp", "tensors: a part of each matrix and of its heads on each rank", works=True),
 )

@@ -1,4 +1,4 @@
-"""How a value lies on one mesh axis: replicated, cut, or as parts of a sum."""
+"""How a value lies on one mesh axis: replicated, cut, as parts of a sum, or with rows of each rank's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-REPLICATE, PARTIAL = "replicate", "partial"
+REPLICATE, PARTIAL, OWN = "replicate", "partial", "own"
+
+GROUPS = "dp"
+"""The axis along which each rank has a step of its own: inputs are its own, in number too, and so is what is made of them row by
+row. There a value that is replicated has the rows of all ranks behind each other, as many of each."""
+
+
+def at_rest(shape: Sequence[int | None], axis: str) -> str:
+    """How values of this shape come into a step and leave it on an axis."""
+    return OWN if axis == GROUPS and None in shape else REPLICATE
+
 
 NESTING = ("pp", "dp", "ep", "tp")
 """Mesh axes, the outermost first. Where several cut one dimension, each cuts what the axes before it have left of it."""

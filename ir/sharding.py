@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from . import attributes
 from .mlir import ir
-from .placements import NESTING, PARTIAL, REPLICATE, Segment, Shard, parse_shard
+from .placements import GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard
 from .types import shape_of
 
 _RULES = {
@@ -141,6 +141,8 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
     Raises PlacementConflict when the rule does not allow the operands.
     """
     rule = rule_of(operation)
+    if OWN in placements or (axis == GROUPS and needs_own_rows(operation)):
+        return _own_results(operation, placements, axis)
     for position, (factors, found) in enumerate(zip(rule.operands, placements, strict=True)):
         cut = parse_shard(found)
         if found not in {REPLICATE, PARTIAL} and (cut is None or cut.dimension >= len(factors)):
@@ -166,6 +168,29 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
     if name is None:
         return [REPLICATE] * len(rule.results)
     return _cut_results(operation, rule, placements, name, added)
+
+
+def needs_own_rows(operation: ir.Operation) -> bool:
+    """Whether an operation has to know whose its rows are, so that it cannot have other ranks' among them: it reads step inputs
+    or caches beside its operands, or a row's result depends on other rows."""
+    rule = rule_of(operation)
+    rows = {factors[0].name for factors, value in zip(rule.operands, operation.operands, strict=True) if has_rows(value)}
+    return not rows.isdisjoint(rule.whole)
+
+
+def has_rows(value: ir.Value) -> bool:
+    return None in shape_of(value)
+
+
+def _own_results(operation: ir.Operation, placements: Sequence[str], axis: str) -> list[str]:
+    """Along the axis on which ranks have rows of their own, all operands of rows being so."""
+    if axis != GROUPS:
+        _refuse(operation, list(placements).index(OWN), OWN, f"no rank has rows of its own along {axis}")
+    for position, (value, found) in enumerate(zip(operation.operands, placements, strict=True)):
+        expected = OWN if has_rows(value) else REPLICATE
+        if found != expected:
+            _refuse(operation, position, found, f"ranks have rows of their own, so {expected} is expected")
+    return [OWN if has_rows(value) else REPLICATE for value in operation.results]
 
 
 def _collective(operation: ir.Operation, placement: str) -> str:

@@ -48,13 +48,14 @@ class MeshInterpreter:
             interpreter.exchange = lambda axis, x, rank=rank, peers=peers: self._exchange(rank, peers[axis], x)
             self.ranks.append(interpreter)
 
-    def step(self, module: ir.Module, rows: StepRows) -> list[Tensor]:
-        """Every rank's logits of one step.
+    def step(self, module: ir.Module, rows: StepRows | Callable[[Coordinates], StepRows]) -> list[Tensor]:
+        """Every rank's logits of one step, whose rows may be other ones on ranks that have their own.
 
         Raises threading.BrokenBarrierError where ranks do not meet at the same collectives.
         """
         with ThreadPoolExecutor(len(self.ranks)) as pool:
-            running = [pool.submit(self._run, interpreter, module, rows) for interpreter in self.ranks]
+            every = [rows if isinstance(rows, StepRows) else rows(place) for place in coordinates_of(self.mesh)]
+            running = [pool.submit(self._run, rank, module, own) for rank, own in zip(self.ranks, every, strict=True)]
             return [result.result() for result in running]
 
     def _run(self, interpreter: Interpreter, module: ir.Module, rows: StepRows) -> Tensor:
@@ -79,8 +80,8 @@ class StagesInterpreter:
 
     stages: Sequence[MeshInterpreter]
 
-    def step(self, modules: Sequence[ir.Module], rows: StepRows) -> list[Tensor]:
-        """The logits of every rank of the last stage."""
+    def step(self, modules: Sequence[ir.Module], rows: StepRows | Callable[[Coordinates], StepRows]) -> list[Tensor]:
+        """The logits of every rank of the last stage; `rows` as for one."""
         carried: list[list[Tensor]] = [[] for _ in self.stages[0].ranks]
         found: list[Tensor] = []
         for stage, module in zip(self.stages, modules, strict=True):

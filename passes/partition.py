@@ -11,12 +11,13 @@ from math import prod
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.placements import GROUPS
 from ..plans.schema import MeshAxis
 from .placing.apply import apply
 from .placing.costs import Prices
 from .placing.pins import Pins
 from .placing.search import LEAVES, STRUCTURE, Choice, search
-from .placing.strategies import strategies
+from .placing.strategies import own_rows, strategies
 from .verify_spmd import verify_spmd
 
 
@@ -30,6 +31,9 @@ def partition(
     """
     chosen: list[Choice] = []
     for at, axis in enumerate(mesh):
+        if axis.name == GROUPS:
+            apply(module, axis.name, axis.size, {operation: own_rows(operation) for operation in _operations(module)})
+            continue
         if axis.size == 1:
             apply(module, axis.name, 1, {operation: strategies(operation, 1)[0] for operation in _operations(module)})
             continue

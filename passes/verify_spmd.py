@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..ir import module as modules
 from ..ir.mlir import ir
-from ..ir.placements import REPLICATE, disagreement
+from ..ir.placements import at_rest, disagreement
 from ..ir.sharding import BORDERS, PlacementConflict, results_on_axis
-from ..ir.types import Placement, placement_of
+from ..ir.types import Placement, placement_of, shape_of
 
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
 
@@ -39,9 +39,9 @@ def verify_spmd(module: ir.Module) -> None:
         if operation.name == "ts.weight":
             continue
         if operation.name in LEAVES:
-            placed = placement_of(operation.results[0])
-            if set(placed.values()) - {REPLICATE}:
-                raise PlacementConflict(f"{operation.name}: {placed}, every rank has it whole")
+            value = operation.results[0]
+            if not _is_at_rest(value):
+                raise PlacementConflict(f"{operation.name}: {placement_of(value)}, every rank has it whole, or rows of its own")
         elif operation.name == "ts.repeat":
             terminator = list(modules.body_of(operation).operations)[-1].operation
             groups = (operation.operands, modules.body_of(operation).arguments, terminator.operands, operation.results)
@@ -50,11 +50,16 @@ def verify_spmd(module: ir.Module) -> None:
                     raise PlacementConflict(f"ts.repeat carries a value whose placement changes: {[str(v.type) for v in values]}")
         elif operation.name == "func.return":
             for value in operation.operands:
-                if set(placement_of(value).values()) - {REPLICATE}:
-                    raise PlacementConflict(f"the step returns {placement_of(value)}, every rank needs it whole")
+                if not _is_at_rest(value):
+                    raise PlacementConflict(f"the step returns {placement_of(value)}, every rank needs it whole, or its own rows")
         elif operation.name != "ts.yield" and operation.name not in BORDERS:
             found = [placement_of(value) for value in operation.results]
             if found != derive(operation):
                 raise PlacementConflict(
                     f"{operation.name} at {modules.label_of(operation)}: {found}, its rule gives {derive(operation)}"
                 )
+
+
+def _is_at_rest(value: ir.Value) -> bool:
+    """Whether it lies as values come into a step and leave it."""
+    return all(placement == at_rest(shape_of(value), axis) for axis, placement in placement_of(value).items())

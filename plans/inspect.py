@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from .kv_caches import state_bytes
+from .mesh import groups_of
 from .program import Repeat
 from .reader import Plan
 from .schema import Manifest
@@ -65,7 +66,8 @@ def pages(data: Summary) -> Iterator[RenderableType]:
     )
     yield _memory_table(data["memory"])
     yield _kv_table(data["kv"])
-    yield _pairs("Schedule", {name: _plain(value) for name, value in data["schedule"].items()})
+    limits = "Schedule, of each group of ranks" if data["kv"]["pools"] > 1 else "Schedule"
+    yield _pairs(limits, {name: _plain(value) for name, value in data["schedule"].items()})
     yield _program_table(data["programs"])
     yield _pairs(
         "Predictions for this traffic",
@@ -88,6 +90,7 @@ def _kv(manifest: Manifest) -> dict[str, Any]:
         "shares_prefixes": kv.shares_prefixes,
         "prefix_reuse": kv.prefix_reuse,
         "tokens": kv.blocks * kv.block_tokens,
+        "pools": groups_of(manifest.mesh),
     }
 
 
@@ -145,8 +148,9 @@ def _memory_table(memory: dict[str, int]) -> Table:
 
 
 def _kv_table(kv: dict[str, Any]) -> Table:
+    every = f", in each of {kv['pools']} groups of ranks" if kv["pools"] > 1 else ""
     values = {
-        "pool": f"{kv['blocks']} blocks of {kv['block_tokens']} tokens = {kv['tokens']:,} tokens",
+        "pool": f"{kv['blocks']} blocks of {kv['block_tokens']} tokens = {kv['tokens']:,} tokens{every}",
         "block": format_bytes(kv["bytes_per_block"]),
         "prefix identity": f"{kv['identity_tokens']} tokens, compatibility {kv['compatibility']}",
     }

@@ -73,12 +73,13 @@ def chunk_token_pairs(before: int, tokens: int) -> int:
     return tokens * before + tokens * (tokens + 1) // 2
 
 
-def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, float]) -> dict[str, float]:
+def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, float], groups: int = 1) -> dict[str, float]:
     """Steady-state predictions for a closed loop of `concurrency` sessions, each always having one request.
 
     `traffic` keys: prompt_tokens P, cached_fraction c, output_tokens O, concurrency. Model:
 
-    - C = min(concurrency, max_sequences, max_decode_rows) requests are in flight; a decoding row has P + O / 2 tokens of context.
+    - C = min(concurrency / groups, max_sequences, max_decode_rows) requests are in flight in each of `groups` groups of ranks,
+      which are all alike; a decoding row has P + O / 2 tokens of context.
     - A prompt's P (1 - c) new tokens go in n chunks of at most min(prefill_chunk, max_rows - (C - 1)) rows. A chunk's
       step also carries the C - 1 others' decode rows; ttft0 is the sum of the n steps.
     - Over one request's life of n + O - 1 steps each other request is prefilled once, so a share
@@ -86,11 +87,12 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
     - Requests per second = min(C / (ttft0 + (O - 1) tpot), 1 / ttft0): one prefill at a time, and no more than C in flight.
     - ttft = C / requests per second - (O - 1) tpot, which is ttft0 plus the queueing when prefill is the limit (Little's law).
 
-    Returns ttft_seconds, tpot_seconds, request_seconds, requests_per_second, output_tokens_per_second,
-    prompt_tokens_per_second (cached ones included). KV capacity is not modelled.
+    Returns ttft_seconds, tpot_seconds, request_seconds, and of all groups together requests_per_second,
+    output_tokens_per_second, prompt_tokens_per_second (cached ones included). Not modelled: KV capacity, and that groups of
+    uneven loads wait for each other in each step.
     """
     prompt, output = max(1, round(traffic["prompt_tokens"])), max(1, round(traffic["output_tokens"]))
-    concurrent = max(1, min(round(traffic["concurrency"]), schedule.max_sequences, schedule.max_decode_rows))
+    concurrent = max(1, min(math.ceil(round(traffic["concurrency"]) / groups), schedule.max_sequences, schedule.max_decode_rows))
     others, context = concurrent - 1, prompt + output / 2
     chunk = max(1, min(schedule.prefill_chunk, schedule.max_rows - others))
     chunks = prefill_chunks(prompt, math.floor(prompt * traffic["cached_fraction"]), chunk)
@@ -109,9 +111,9 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
         "ttft_seconds": life - (output - 1) * per_token,
         "tpot_seconds": per_token,
         "request_seconds": life,
-        "requests_per_second": requests,
-        "output_tokens_per_second": requests * output,
-        "prompt_tokens_per_second": requests * prompt,
+        "requests_per_second": requests * groups,
+        "output_tokens_per_second": requests * output * groups,
+        "prompt_tokens_per_second": requests * prompt * groups,
     }
 
 

@@ -15,8 +15,9 @@ from tokenspeed.compiler.proof import _random_parameters, _TensorWeights, weight
 from tokenspeed.ir import module as modules
 from tokenspeed.ir.arrangement import arranged_shape, arrangement_of
 from tokenspeed.ir.mlir import ir
+from tokenspeed.ir.placements import GROUPS
 from tokenspeed.ir.reference import Interpreter, StepRows
-from tokenspeed.ir.spmd_reference import Coordinates, MeshInterpreter, StagesInterpreter
+from tokenspeed.ir.spmd_reference import Coordinates, MeshInterpreter, StagesInterpreter, coordinates_of
 from tokenspeed.passes.choose_weight_types import layers_of
 from tokenspeed.passes.layer_units import units
 from tokenspeed.passes.partition import partition
@@ -28,6 +29,7 @@ from tokenspeed.passes.store_weights import _arranged, _joined
 from tokenspeed.passes.verify_spmd import verify_spmd
 from tokenspeed.passes.verify_stages import verify_stages
 from tokenspeed.passes.weight_parts import part_of_rank
+from tokenspeed.plans.mesh import groups_of
 from tokenspeed.plans.recipe import Recipe, Source
 from tokenspeed.plans.schema import MeshAxis, SourceTensor
 from tokenspeed.plans.template import instantiate
@@ -93,18 +95,25 @@ def _stored(name: str, value: Tensor) -> Stored:
 def mesh_difference(traced: TracedModel, raised: str, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> float:
     """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32.
 
-    Along pp the layers are cut into stages as equal as can be; logits are those of the last one's ranks.
+    Along pp the layers are cut into stages as equal as can be; logits are those of the last one's ranks. Along dp each group has
+    other sequences, and steps with other numbers of rows.
     """
     parameters = _random_parameters(traced)
     whole = on_one_rank(modules.parse(raised))
     inner = [axis for axis in axes if axis.name != "pp"]
     stages = _in_stages(laid_out(modules.parse(raised), inner, pins), axes)
-    one = Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
+    alone = [
+        Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
+        for _ in range(groups_of(axes))
+    ]
+    groups = [place.get(GROUPS, 0) for place in coordinates_of([(axis.name, axis.size) for axis in inner])]
     every = StagesInterpreter([_of_stage(stage, inner, parameters, traced.constants) for stage in stages])
     worst = 0.0
-    for rows in _steps(int(traced.config["vocab_size"])):
-        expected = one.step(whole, rows)
-        worst = max(worst, *(float((expected - found).abs().max()) for found in every.step(stages, rows)))
+    of_groups = [_steps(int(traced.config["vocab_size"]), group) for group in range(len(alone))]
+    for steps in zip(*of_groups, strict=True):
+        expected = [one.step(whole, rows) for one, rows in zip(alone, steps, strict=True)]
+        found = every.step(stages, lambda place, steps=steps: steps[place.get(GROUPS, 0)])
+        worst = max(worst, *(float((expected[group] - own).abs().max()) for group, own in zip(groups, found, strict=True)))
     return worst
 
 
@@ -128,14 +137,26 @@ def _of_stage(
     return MeshInterpreter([(axis.name, axis.size) for axis in axes], weights, constants, instantiate, torch.float32)
 
 
-def _steps(vocabulary: int) -> list[StepRows]:
+def _steps(vocabulary: int, group: int = 0) -> list[StepRows]:
     """A prompt and a chunk of another; its rest beside a decode row."""
-    ids = torch.randint(3, vocabulary, (2, 16), generator=torch.Generator().manual_seed(5))
-    first = torch.cat([ids[0, :9], ids[1, :4]])
-    second = torch.cat([ids[0, 9:10], ids[1, 4:11]])
+    ids = torch.randint(3, vocabulary, (2, 16), generator=torch.Generator().manual_seed(5 + group))
+    prompt, start = 9 - 2 * group, 4 + group
+    first = torch.cat([ids[0, :prompt], ids[1, :start]])
+    second = torch.cat([ids[0, prompt : prompt + 1], ids[1, start:11]])
+    rows, more = prompt + start, 12 - start
     return [
-        StepRows(first, torch.cat([torch.arange(9), torch.arange(4)]), [(0, 0, 9), (1, 9, 13)], torch.arange(13)),
-        StepRows(second, torch.cat([torch.arange(9, 10), torch.arange(4, 11)]), [(0, 0, 1), (1, 1, 8)], torch.arange(8)),
+        StepRows(
+            first,
+            torch.cat([torch.arange(prompt), torch.arange(start)]),
+            [(0, 0, prompt), (1, prompt, rows)],
+            torch.arange(rows),
+        ),
+        StepRows(
+            second,
+            torch.cat([torch.arange(prompt, prompt + 1), torch.arange(start, 11)]),
+            [(0, 0, 1), (1, 1, more)],
+            torch.arange(more),
+        ),
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard, with_axis
+from ...ir.placements import PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, with_axis
 from ...ir.types import Placement, dtype_of, placement_of, shape_of, tensor
 from .search import STRUCTURE
 from .strategies import Strategy, is_weight
@@ -45,18 +45,21 @@ class _Application:
             elif operation.name == "ts.repeat":
                 self._repeat(operation)
             elif operation.name in STRUCTURE:
-                self._operands(operation, [REPLICATE] * len(operation.operands))
+                self._operands(operation, self._at_rest(operation))
             elif operation in self.chosen:
                 self._operation(operation, self.chosen[operation])
             else:
-                self._place(operation.results[0], REPLICATE)
+                self._place(operation.results[0], at_rest(shape_of(operation.results[0]), self.axis))
 
     def _repeat(self, operation: ir.Operation) -> None:
-        self._operands(operation, [REPLICATE] * len(operation.operands))
+        self._operands(operation, self._at_rest(operation))
         body = modules.body_of(operation)
         for value in (*body.arguments, *operation.results):
-            self._place(value, REPLICATE)
+            self._place(value, at_rest(shape_of(value), self.axis))
         self.block(body)
+
+    def _at_rest(self, operation: ir.Operation) -> list[str]:
+        return [at_rest(shape_of(value), self.axis) for value in operation.operands]
 
     def _operation(self, operation: ir.Operation, strategy: Strategy) -> None:
         cut = parse_shard(strategy.operands[0]) if operation.name == "ts.slice" else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, Segment, Shard
-from ...ir.sharding import SUM_COMMUTES, Factor, ShardingRule, place_of, rule_of
+from ...ir.placements import OWN, PARTIAL, REPLICATE, Segment, Shard
+from ...ir.sharding import SUM_COMMUTES, Factor, ShardingRule, has_rows, place_of, rule_of
 from ...ir.types import shape_of
 from .cuts import ELEMENTWISE, cut_of, is_padded
 
@@ -40,6 +41,15 @@ def strategies(operation: ir.Operation, ranks: int) -> list[Strategy]:
     if operation.name == "ts.slice" and (way := _cut_windows(operation, ranks)) is not None:
         found.append(way)
     return found
+
+
+def own_rows(operation: ir.Operation) -> Strategy:
+    """Each rank with rows of its own."""
+
+    def placed(values: Sequence[ir.Value]) -> tuple[str, ...]:
+        return tuple(OWN if has_rows(value) else REPLICATE for value in values)
+
+    return Strategy("", placed([*operation.operands]), placed([*operation.results]))
 
 
 def _cut(operation: ir.Operation, rule: ShardingRule, name: str, ranks: int) -> Strategy | None:

@@ -182,3 +182,39 @@ def test_rules_fit_the_ranks_of_their_operation(sample: Sample) -> None:
         assert [len(factors) for factors in names] == [ir.RankedTensorType(value.type).rank for value in values]
     known = {factor.name for factors in (*rule.operands, *rule.results) for factor in factors}
     assert rule.whole <= known
+
+
+OWN_ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("ts.linear", ("own", R), ("own",)),
+    ("ts.linear", ("own", R, R), ("own",)),
+    ("ts.embedding", ("own", R), ("own",)),
+    ("ts.attention", ("own", "own", "own"), ("own",)),
+    ("ts.rope_kv_write", ("own",) * 5, ("own",)),
+    ("ts.gather_rows", ("own", "own"), ("own",)),
+    ("ts.moe_route", ("own",), ("own", "own")),
+    # rows of all ranks behind each other, where an operation knows of none but its operands
+    ("ts.linear", (R, S0), (S1,)),
+    ("ts.linear", (S1, S1), (P,)),
+)
+
+NOT_OWN: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
+    ("ts.linear", ("own", R), "tp", "no rank has rows of its own"),
+    ("ts.linear", ("own", S0), "dp", "operand 1 is shard"),
+    ("ts.add", ("own", R), "dp", "operand 1 is replicate"),
+    ("ts.add", (P, "own"), "dp", "operand 0 is partial"),
+    ("ts.attention", (R, R, R), "dp", "operand 0 is replicate"),
+    ("ts.attention", (S1, S1, S1), "dp", "operand 0 is shard"),
+    ("ts.gather_rows", (R, R), "dp", "operand 0 is replicate"),
+    ("ts.aten", (R,), "dp", "operand 0 is replicate"),
+)
+
+
+@pytest.mark.parametrize(("name", "operands", "results"), OWN_ROWS)
+def test_rows_of_ranks_own(name: str, operands: tuple[str, ...], results: tuple[str, ...]) -> None:
+    assert tuple(results_on_axis(operation(name, len(operands)), operands, "dp")) == results
+
+
+@pytest.mark.parametrize(("name", "operands", "axis", "message"), NOT_OWN)
+def test_rows_that_are_not_ranks_own(name: str, operands: tuple[str, ...], axis: str, message: str) -> None:
+    with pytest.raises(PlacementConflict, match=message):
+        results_on_axis(operation(name, len(operands)), operands, axis)

@@ -30,8 +30,8 @@ def values_of(parsed: ir.Module) -> list[ir.Value]:
 
 def test_one_rank_is_replicated_throughout() -> None:
     placed = module.parse(decoder(bias=True))
-    assert partition(placed, (MeshAxis(name="tp", size=1), MeshAxis(name="dp", size=1))) == ()
-    assert {str(placement_of(value)) for value in values_of(placed)} == {str({"dp": "replicate", "tp": "replicate"})}
+    assert partition(placed, (MeshAxis(name="tp", size=1), MeshAxis(name="ep", size=1))) == ()
+    assert {str(placement_of(value)) for value in values_of(placed)} == {str({"ep": "replicate", "tp": "replicate"})}
     assert str(module.parse(str(placed))) == str(placed)
 
 
@@ -41,19 +41,29 @@ def test_fused_modules_verify() -> None:
     verify_spmd(made)
 
 
-CHANGES = ("shard(0)", "shard(1)", "partial", "shard(7)", "nowhere", "")
+def test_groups_have_rows_of_their_own_throughout() -> None:
+    placed = module.parse(decoder(bias=True))
+    assert partition(placed, (MeshAxis(name="dp", size=4),)) == ()
+    for value in values_of(placed):
+        assert placement_of(value) == {"dp": "own" if None in shape_of(value) else "replicate"}
+    assert str(module.parse(str(placed))) == str(placed)
+    verify_spmd(placed)
 
 
+CHANGES = ("own", "replicate", "shard(0)", "shard(1)", "partial", "shard(7)", "nowhere", "")
+
+
+@pytest.mark.parametrize("axis", ["tp", "dp"])
 @pytest.mark.parametrize("make", [lambda: module.parse(decoder(bias=True)), lambda: fused(decoder())], ids=["raised", "fused"])
-def test_any_one_changed_placement_is_caught(make: object) -> None:
+def test_any_one_changed_placement_is_caught(make: object, axis: str) -> None:
     assert callable(make)
     placed = make()
-    partition(placed, ONE)
+    partition(placed, (MeshAxis(name=axis, size=1),))
     chosen, values = random.Random(20261), values_of(placed)
-    changes = [(value, change) for value in values for change in CHANGES]
+    changes = [(value, change) for value in values for change in CHANGES if placement_of(value)[axis] != change]
     for value, change in chosen.sample(changes, 120):
         kept = value.type
-        value.set_type(tensor(dtype_of(value), shape_of(value), {"tp": change} if change else None))
+        value.set_type(tensor(dtype_of(value), shape_of(value), {axis: change} if change else None))
         with pytest.raises(PlacementConflict):
             verify_spmd(placed)
         value.set_type(kept)
