@@ -62,7 +62,7 @@ def _build_one(path: Path, name: str, dtype: str, target: str) -> None:
     from model_table import tiny_configuration  # pyright: ignore[reportMissingImports]
     from tokenspeed.compiler import emit
     from tokenspeed.compiler.frontends.source import open_model
-    from tokenspeed.compiler.goldens import golden_of
+    from tokenspeed.compiler.goldens import Replayed, golden_of
     from tokenspeed.compiler.options import CompileOptions
     from tokenspeed.compiler.pipeline import compile_model
     from tokenspeed.ir import module as modules
@@ -74,7 +74,8 @@ def _build_one(path: Path, name: str, dtype: str, target: str) -> None:
         state = compile_model(open_model(source), options, lambda *_: None)
         assert state.manifest is not None
         constants, vocabulary = state.traced.constants, emit.vocabulary(state.traced)
-        case = golden_of(STEPS, "long", state.module, state.weights, constants, vocabulary, dtype, truncated=False)
+        program = Replayed(state.module, state.weights, state.manifest.sources, constants, vocabulary, dtype)
+        case = golden_of(STEPS, "long", program, truncated=False)
         entries: dict[str, Any] = {key: value for key, value in state.entries.items() if not key.startswith("ir/")}
         entries[LONG] = encode_golden(case)
         goldens = (*state.manifest.goldens, Golden(name="long", entry=LONG, weights="counter"))

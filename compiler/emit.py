@@ -56,7 +56,7 @@ from .frontends.config_fields import read_field
 from .frontends.model_source import ModelSource
 from .frontends.text_part import text_configuration
 from .frontends.trace import TracedModel
-from .goldens import make_golden
+from .goldens import Replayed, make_golden
 from .identity import compiler_digest, library_versions
 from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered, state_groups
 from .library_memory import library_memory
@@ -156,7 +156,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         memory=with_kv(fixed, block_bytes, blocks),
         performance=_performance(state, groups),
         tokenizer=_tokenizer(state.source, entries),
-        goldens=_goldens(state, entries),
+        goldens=_goldens(state, bound, entries),
         kernels=_kernels(state),
         device=device,
         entries=(),
@@ -337,11 +337,10 @@ def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReferen
     )
 
 
-def _goldens(state: Compilation, entries: dict[str, Any]) -> tuple[Golden, ...]:
-    if ranks_of(state.mesh) > 1:
-        return ()  # counter weights are of whole weights; ranks have parts of them
-    constants = state.traced.constants
-    case = make_golden(state.module, state.weights, constants, vocabulary(state.traced), state.max_context, state.dtype)
+def _goldens(state: Compilation, bound: Sequence[SourceTensor], entries: dict[str, Any]) -> tuple[Golden, ...]:
+    constants, dtype = state.traced.constants, state.dtype
+    program = Replayed(state.module, state.weights, bound, constants, vocabulary(state.traced), dtype, state.mesh)
+    case = make_golden(program, state.max_context)
     if case is None:
         return ()
     entry = f"golden/{case.name}.msgpack"

@@ -1,12 +1,17 @@
 """Golden cases: the final IR interpreted in float64, at the model's true shapes, on counter-based weights.
 
 Every repeat runs once, so each layer kind takes part and the cost does not grow with depth. Large weights are generated and
-multiplied in slices of rows, so memory stays small whatever the model.
+multiplied in slices of rows, so memory stays small whatever the model. Of several ranks all are interpreted, each with its parts
+of whole weights, one at a time where it takes memory.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -15,9 +20,12 @@ from torch import Tensor
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.reference import StepRows
-from ..plans.counter_weights import counter_weight
+from ..ir.spmd_reference import Coordinates, MeshInterpreter
 from ..plans.golden import GoldenCase, GoldenSequence, GoldenStep
-from ..plans.schema import Weight
+from ..plans.mesh import GROUPS, STAGES
+from ..plans.rank_parts import RankPart, rank_part
+from ..plans.recipe_shapes import lookup_in
+from ..plans.schema import MeshAxis, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import WEIGHT_BLOCKS
 from .route_margins import RouteWatcher
@@ -29,6 +37,7 @@ _TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _RELATIVE_TOLERANCE = {"f32": 2e-4, "bf16": 6e-2, "f16": 1e-2}
 _OF_BLOCKS = 6e-2  # kernels round activations to 8 bits before they meet blocks
 
+_PATIENCE_SECONDS = 3600.0
 _CHOSEN_OTHERWISE = 3.0  # times the tolerance, where a choice of experts is so close that rounding may turn it
 
 # (key, first position, rows) for each step: packed prefill, decode beside a chunk, decode of two, decode of one
@@ -38,45 +47,77 @@ LARGE_MODEL_ELEMENTS = 100_000_000
 
 
 class CounterWeights:
-    """Counter-based weights rounded to the plan's element type, in float64; large ones never whole in memory."""
+    """Counter-based weights rounded to the plan's element type, in float64, as the rank at `coordinates` has them; large ones are
+    never whole in memory. Of those that make the logits (`head`) only rows for `columns` of these.
 
-    def __init__(self, weights: Sequence[Weight], head: Sequence[str], columns: Tensor) -> None:
-        self.shapes = {
-            instantiate(weight.name, layer): (weight.shape, weight.dtype) for weight in weights for layer in weight.layers or (0,)
-        }
-        self.head, self.columns = head, columns
-        self.kept: dict[str, Tensor] = {}
+    `turn` is held while a large weight is in memory; those of up to `kept_elements` stay there.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        sources: Sequence[SourceTensor],
+        head: Sequence[str],
+        columns: Tensor,
+        coordinates: Coordinates,
+        turn: threading.Lock,
+        kept_elements: int,
+    ) -> None:
+        self.weights = {instantiate(weight.name, layer): weight for weight in weights for layer in weight.layers or (0,)}
+        self.head, self.columns, self.turn = head, columns.numpy(), turn
+        self._sources = {source.name: source for source in sources}
+        self._coordinates, self._kept_elements = coordinates, kept_elements
+        self._kept: dict[str, Tensor] = {}
+        self._parts: dict[str, RankPart] = {}
 
     def full(self, name: str) -> Tensor:
-        if name in self.head[1:]:
-            return self.rows(name, self.columns)
-        shape, _ = self.shapes[name]
-        return self._slice(name, 0, _rows_of(shape))
+        with self.turn:
+            if name in self.head[1:]:
+                return self._rows(name, self._own_columns(name))
+            return self._slice(name, 0, _rows_of(self.weights[name].shape))
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        if name == self.head[0]:
-            return x @ self.rows(name, self.columns).T
-        shape, _ = self.shapes[name]
-        step = max(1, SLICE_ELEMENTS // shape[1])
-        parts = [x @ self._slice(name, start, min(shape[0], start + step)).T for start in range(0, shape[0], step)]
-        return torch.cat(parts, dim=1)
+        with self.turn:
+            if name == self.head[0]:
+                return x @ self._rows(name, self._own_columns(name)).T
+            rows, columns = self.weights[name].shape
+            step = max(1, SLICE_ELEMENTS // columns)
+            parts = [x @ self._slice(name, start, min(rows, start + step)).T for start in range(0, rows, step)]
+            return torch.cat(parts, dim=1)
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        unique, place = torch.unique(index, return_inverse=True)
-        return torch.cat([self._slice(name, row, row + 1) for row in unique.tolist()])[place]
+        with self.turn:
+            return self._rows(name, index)
 
     def part(self, name: str, index: int) -> Tensor:
-        return self._slice(name, index, index + 1)[0]
+        with self.turn:
+            return self._slice(name, index, index + 1)[0]
+
+    def _rows(self, name: str, index: Tensor) -> Tensor:
+        unique, place = torch.unique(index, return_inverse=True)
+        return torch.cat([self._slice(name, 0, 0), *(self._slice(name, row, row + 1) for row in unique.tolist())])[place]
+
+    def _own_columns(self, name: str) -> Tensor:
+        """Rows of this rank's part of a weight that makes logits."""
+        return torch.from_numpy(np.flatnonzero(np.isin(self._part(name).places[0], self.columns)))
 
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
-        shape, dtype = self.shapes[name]
-        whole = (start, stop) == (0, _rows_of(shape))
-        if whole and name in self.kept:
-            return self.kept[name]
-        values = _stored(torch.from_numpy(counter_weight(name, shape, start, stop)), dtype).double()
-        if whole and values.numel() <= KEPT_ELEMENTS:
-            self.kept[name] = values
+        weight = self.weights[name]
+        whole = (start, stop) == (0, _rows_of(weight.shape))
+        if whole and name in self._kept:
+            return self._kept[name]
+        values = _stored(torch.from_numpy(self._part(name).counter_rows(name, start, stop)), weight.dtype).double()
+        if whole and values.numel() <= self._kept_elements:
+            self._kept[name] = values
         return values
+
+    def _part(self, name: str) -> RankPart:
+        """All layers of a template are cut alike."""
+        weight = self.weights[name]
+        if weight.name not in self._parts:
+            lookup = lookup_in(self._sources, weight.layers[0] if weight.layers else None)
+            self._parts[weight.name] = rank_part(weight.recipe, lookup, self._coordinates)
+        return self._parts[weight.name]
 
 
 def _rows_of(shape: Sequence[int]) -> int:
@@ -105,35 +146,52 @@ def rounded_to_float8(values: Tensor) -> Tensor:
     return (codes.float() * scales).reshape(values.shape)
 
 
-def make_golden(
-    module: ir.Module, weights: Sequence[Weight], constants: dict[str, Tensor], vocabulary: int, max_context: int, dtype: str
-) -> GoldenCase | None:
-    """The golden case of a program on counter-based weights; None if the context is too short for its steps."""
-    if max_context < 16:
+@dataclass(frozen=True)
+class Replayed:
+    """A step program to make goldens of: its module, its weights and what they are made of, the mesh they are cut for."""
+
+    module: ir.Module
+    weights: Sequence[Weight]
+    sources: Sequence[SourceTensor]
+    constants: dict[str, Tensor]
+    vocabulary: int
+    dtype: str
+    mesh: Sequence[MeshAxis] = ()
+
+
+def make_golden(program: Replayed, max_context: int) -> GoldenCase | None:
+    """The golden case of a program on counter-based weights; None if the context is too short for its steps, and over axes along
+    which ranks have other rows or other layers."""
+    if max_context < 16 or any(axis.name in (GROUPS, STAGES) and axis.size > 1 for axis in program.mesh):
         return None
-    steps = _STEPS if _used_elements(weights) <= LARGE_MODEL_ELEMENTS else _STEPS_OF_A_LARGE_MODEL
-    return golden_of(steps, "layers", module, weights, constants, vocabulary, dtype)
+    large = _ranks(program) * _used_elements(program.weights) > LARGE_MODEL_ELEMENTS
+    return golden_of(_STEPS_OF_A_LARGE_MODEL if large else _STEPS, "layers", program)
 
 
 def golden_of(
     steps: Sequence[Sequence[tuple[int, int, int]]],
     name: str,
-    module: ir.Module,
-    weights: Sequence[Weight],
-    constants: dict[str, Tensor],
-    vocabulary: int,
-    dtype: str,
+    program: Replayed,
     truncated: bool = True,
 ) -> GoldenCase:
     """A golden case with these steps, of (key of a sequence, first position, rows), sequences of one row first."""
     generator = np.random.Generator(np.random.Philox(key=20261123))
+    vocabulary, dtype = program.vocabulary, program.dtype
     columns = torch.from_numpy(np.sort(generator.choice(vocabulary, min(COLUMNS, vocabulary), replace=False)))
     ends = [(key, start + rows) for step in steps for key, start, rows in step]
     tokens = {
         key: generator.integers(0, vocabulary, max(16, *(end for of, end in ends if of == key))) for key in sorted(dict(ends))
     }
-    provider = CounterWeights(weights, _head(module), columns)
-    interpreter = RouteWatcher(provider, constants, instantiate, torch.float64, truncate=truncated)
+    head, turn, kept = _head(program.module), threading.Lock(), KEPT_ELEMENTS // _ranks(program)
+    every = MeshInterpreter(
+        [(axis.name, axis.size) for axis in program.mesh],
+        lambda rank: CounterWeights(program.weights, program.sources, head, columns, rank, turn, kept),
+        program.constants,
+        instantiate,
+        torch.float64,
+        partial(RouteWatcher, truncate=truncated),
+        _PATIENCE_SECONDS,
+    )
     made: list[GoldenStep] = []
     largest = 0.0
     with torch.no_grad():
@@ -141,14 +199,18 @@ def golden_of(
             sequences = tuple(
                 GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step
             )
-            logits = interpreter.step(module, _rows(sequences))
+            logits = every.step(program.module, _rows(sequences))[0]
             largest = max(largest, float(logits.abs().max()))
             made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))
-    blocks = any(weight.dtype in WEIGHT_BLOCKS for weight in weights)
+    blocks = any(weight.dtype in WEIGHT_BLOCKS for weight in program.weights)
     relative = max(_RELATIVE_TOLERANCE[dtype], _OF_BLOCKS if blocks else 0.0)
-    if interpreter.may_turn(dtype):
+    if any(isinstance(rank, RouteWatcher) and rank.may_turn(dtype) for rank in every.ranks):
         relative *= _CHOSEN_OTHERWISE
     return GoldenCase(name, truncated, tuple(columns.tolist()), tuple(made), relative * max(1.0, largest))
+
+
+def _ranks(program: Replayed) -> int:
+    return prod(axis.size for axis in program.mesh)
 
 
 def _used_elements(weights: Sequence[Weight]) -> int:

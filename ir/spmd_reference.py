@@ -17,8 +17,6 @@ from .reference import Interpreter, StepRows, Weights
 Coordinates = Mapping[str, int]
 """A rank's place on each mesh axis."""
 
-_PATIENCE_SECONDS = 60.0
-
 
 def coordinates_of(mesh: Sequence[tuple[str, int]]) -> list[Coordinates]:
     """Every rank's coordinates, the last axis counting fastest. `mesh`: axes by name, with their sizes."""
@@ -28,13 +26,16 @@ def coordinates_of(mesh: Sequence[tuple[str, int]]) -> list[Coordinates]:
 
 @dataclass
 class MeshInterpreter:
-    """Runs a module on all ranks of a mesh; keeps their caches between steps. `weights` gives those of a rank."""
+    """Runs a module on all ranks of a mesh; keeps their caches between steps. `weights` gives those of a rank,
+    `interpreter` makes what runs it, `patience` is how many seconds ranks wait for each other."""
 
     mesh: Sequence[tuple[str, int]]
     weights: Callable[[Coordinates], Weights]
     constants: dict[str, Tensor]
     instantiate: Callable[[str, int], str]
     dtype: torch.dtype
+    interpreter: Callable[..., Interpreter] = Interpreter
+    patience: float = 60.0
     ranks: list[Interpreter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +45,7 @@ class MeshInterpreter:
         self.ranks = []
         for rank, place in enumerate(places):
             peers = {axis: [at for at, other in enumerate(places) if _same_but(place, other, axis)] for axis, _ in self.mesh}
-            interpreter = Interpreter(self.weights(place), self.constants, self.instantiate, self.dtype)
+            interpreter = self.interpreter(self.weights(place), self.constants, self.instantiate, self.dtype)
             interpreter.exchange = lambda axis, x, rank=rank, peers=peers: self._exchange(rank, peers[axis], x)
             self.ranks.append(interpreter)
 
@@ -68,9 +69,9 @@ class MeshInterpreter:
 
     def _exchange(self, rank: int, peers: Sequence[int], x: Tensor) -> list[Tensor]:
         self._given[rank] = x
-        self._barrier.wait(_PATIENCE_SECONDS)
+        self._barrier.wait(self.patience)
         parts = [part for peer in peers if (part := self._given[peer]) is not None]
-        self._barrier.wait(_PATIENCE_SECONDS)
+        self._barrier.wait(self.patience)
         return parts
 
 

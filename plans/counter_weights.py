@@ -6,6 +6,8 @@ For goldens and for `--weights dummy`. The mixing function is lowbias32 (C. Well
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -65,6 +67,43 @@ def _to_float(x: NDArray[np.uint32], step: np.float32, output: FloatArray) -> No
 def weight_scale(shape: tuple[int, ...]) -> float:
     """sqrt(3 / fan_in) for two or more dimensions (fan_in is the last), which keeps a linear layer's variance; else 0.1."""
     return float(np.sqrt(3.0 / shape[-1])) if len(shape) >= 2 else _NORM_SCALE
+
+
+def counter_elements(name: str, shape: tuple[int, ...], places: Sequence[NDArray[np.int64]]) -> FloatArray:
+    """The elements of `counter_weight(name, shape)` at `places` of each of its dimensions (one or more): float32."""
+    output = np.empty([len(own) for own in places], np.float32)
+    if not output.size:
+        return output
+    whole_rows = all(
+        len(own) == size and bool((own == np.arange(size)).all()) for own, size in zip(places[1:], shape[1:], strict=True)
+    )
+    if whole_rows:
+        for start, stop in _runs(places[0]):
+            output[start:stop] = counter_weight(name, shape, int(places[0][start]), int(places[0][stop - 1]) + 1)
+        return output
+    seeds = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype="<u4")
+    step = np.float32(np.float32(weight_scale(shape)) * np.float32(2.0**-23))
+    columns = places[-1].astype(np.uint64)
+    outer = np.zeros((), np.uint64)
+    for own, size in zip(places[:-1], shape[:-1], strict=True):
+        outer = outer[..., None] * np.uint64(size) + own.astype(np.uint64)
+    rows, target = outer.reshape(-1) * np.uint64(shape[-1]), output.reshape(-1, len(columns))
+    some = max(1, _CHUNK // len(columns))
+    for start in range(0, len(rows), some):
+        index = rows[start : start + some, None] + columns
+        x = index.astype(np.uint32) ^ seeds[0]
+        upper = (index >> np.uint64(32)).astype(np.uint32)
+        x += upper * np.uint32(0x9E3779B9) + seeds[1]
+        _mix(x, upper)
+        _to_float(x, step, target[start : start + some])
+    return output
+
+
+def _runs(places: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Where consecutive numbers begin and end."""
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    return list(pairwise(edges))
 
 
 def counter_weight(name: str, shape: tuple[int, ...], start_row: int = 0, stop_row: int | None = None) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import assert_never
 
@@ -78,6 +78,18 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _floating("addend", *infer(recipe.of, lookup))
         case _:
             assert_never(recipe)
+
+
+def lookup_in(sources: Mapping[str, SourceTensor], layer: int | None) -> SourceLookup:
+    """What a recipe of layer `layer` (None: its names are no templates) finds of these sources."""
+
+    def find(name: str) -> Result:
+        full = name if layer is None else instantiate(name, layer)
+        if full not in sources:
+            raise ValueError(f"no source {full!r}")
+        return sources[full].shape, sources[full].encoding
+
+    return find
 
 
 PACKED_FROM = ("f32", "bf16")

@@ -9,9 +9,8 @@ from .findings import HEX_DIGEST, require, require_entry, require_number, requir
 from .names import weight_instances
 from .program import DTYPE_BYTES
 from .recipe import Addend, Part, Recipe, inputs_of
-from .recipe_shapes import SourceLookup, count_nodes, infer
+from .recipe_shapes import count_nodes, infer, lookup_in
 from .schema import Manifest, SourceTensor, Weight
-from .template import instantiate
 from .weight_layout import stored_bytes
 
 MAX_RECIPE_STEPS = 4_000_000
@@ -119,7 +118,7 @@ def _check_recipe(weight: Weight, sources: dict[str, SourceTensor]) -> None:
     for name, layer in weight_instances(weight):
         where = f"weights, {name}: recipe"
         try:
-            found = infer(weight.recipe, _lookup(sources, layer if weight.layers else None))
+            found = infer(weight.recipe, lookup_in(sources, layer if weight.layers else None))
         except ValueError as error:
             require(False, where, "steps that can be done on its sources", error)
         else:
@@ -139,13 +138,3 @@ def _check_parts(recipe: Recipe, mesh: dict[str, int], where: str) -> None:
             require(stretch.size == expected, where, f"{expected} of {size} entries for each of {ranks} ranks", stretch.size)
     for inner in inputs_of(recipe):
         _check_parts(inner, mesh, where)
-
-
-def _lookup(sources: dict[str, SourceTensor], layer: int | None) -> SourceLookup:
-    def find(name: str) -> tuple[tuple[int, ...], str]:
-        full = name if layer is None else instantiate(name, layer)
-        if full not in sources:
-            raise ValueError(f"no source {full!r}")
-        return sources[full].shape, sources[full].encoding
-
-    return find

@@ -16,6 +16,11 @@ _BLOCK_ELEMENTS = 1 << 22
 _THREADS = 2
 
 
+def as_array(values: FloatArray, dtype: str) -> HostArray:
+    """Values rounded to `dtype`."""
+    return HostArray(_rounded(values, dtype), dtype)
+
+
 def counter_array(name: str, shape: tuple[int, ...], dtype: str) -> HostArray:
     """Counter weights of the instance `name` (plans/counter_weights.py), rounded to `dtype`."""
     if not shape:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from .protocol import EngineFailed, Ready
 from .startup_clock import StartupClock
 
 if TYPE_CHECKING:  # imported once a device's driver is at work
+    from .collectives import Collectives
     from .engine import EngineLoop
     from .executor_interface import Executor, Report
     from .first_rank import FirstRank
@@ -78,7 +80,8 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
                 begin_to_open(plan.manifest.device.vendor)
             bound_spinning()  # before torch is loaded
             clock.finish("imports")
-            if options.verify:  # before the weights are there: goldens have their own, and both may not fit
+            alone = ranks(plan.manifest) == 1
+            if options.verify and alone:  # before the weights are there: goldens have their own, and both may not fit
                 _verify(plan, options.weights, clock.finish)
                 clock.finish("verification")
             executor = _executor(plan, options, clock.finish)
@@ -106,6 +109,7 @@ def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor | 
     from .first_rank import FirstRank
 
     told: dict[str, object] = {"plan": options.plan, "plan_id": options.plan_id, "weights": options.weights}
+    told["verify"] = options.verify
 
     def lost(error: TokenspeedError) -> None:
         """From another thread: this one may wait for that rank for ever."""
@@ -114,7 +118,8 @@ def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor | 
         channel.close()
         os._exit(error.exit_code)
 
-    return FirstRank(plan, told, options.weights, options.threads, options.step_timeout, report, lost)
+    first = partial(_verify, plan, options.weights, report) if options.verify else None
+    return FirstRank(plan, told, options.weights, options.threads, options.step_timeout, report, lost, first)
 
 
 def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:
@@ -149,10 +154,10 @@ def _loop(
     return EngineLoop(grouped, executor, channel, ends, overlap=overlap)
 
 
-def _verify(plan: Plan, weights: str | None, report: Report) -> None:
+def _verify(plan: Plan, weights: str | None, report: Report, collectives: Collectives | None = None) -> None:
     from .goldens import replay_goldens
 
-    results: Sequence[GoldenResult] = replay_goldens(plan, weights, report)
+    results: Sequence[GoldenResult] = replay_goldens(plan, weights, report, collectives)
     failed = [result for result in results if not result.passed]
     if failed or not results:
         worst = max(failed, key=lambda result: result.max_error / (result.tolerance or 1.0), default=None)

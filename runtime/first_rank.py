@@ -16,6 +16,7 @@ from .rank_processes import RankProcesses
 from .rank_watch import RanksLost, RankWatch
 
 if TYPE_CHECKING:
+    from .collectives import Collectives
     from .weights import PlanSource
 
 Lost = Callable[[RanksLost], None]
@@ -26,6 +27,7 @@ class FirstRank:
     """An `Executor` over all ranks: starts the others unless a launcher did, loads its own part, waits until all have theirs.
 
     `options` are those of rank_process.RankOptions but for number, address and threads; threads of the host are shared out.
+    `before_loading` is what the other ranks are told to do with `verify`, on this one.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class FirstRank:
         step_timeout: float,
         report: Report,
         lost: Lost,
+        before_loading: Callable[[Collectives], None] | None = None,
     ) -> None:
         manifest = plan.manifest
         rank = Rank(manifest.mesh)
@@ -56,6 +59,8 @@ class FirstRank:
         )
         self._collectives.watched_at(self._watch.address)
         self._collectives.agree(str(options["plan_id"]))
+        if before_loading is not None:
+            before_loading(self._collectives)
         executor = load_executor(plan, weights, threads or place.threads, report, collectives=self._collectives)
         slots, meet = manifest.schedule.max_sequences, GROUPS in executor.axes
         self._ranked = RankedExecutor(executor, self._collectives, self._watch, slots, groups_meet=meet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -13,6 +14,9 @@ from ..plans.golden import GoldenCase, GoldenStep, decode_golden
 from ..plans.reader import Plan
 from .executor import PlanExecutor, load_executor
 from .fixed_batch import Rows, fixed_batch
+
+if TYPE_CHECKING:
+    from .collectives import Collectives
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,24 @@ class GoldenResult:
     tolerance: float
 
 
-def replay_goldens(plan: Plan, weights: str | None, report: Callable[[str], None]) -> list[GoldenResult]:
-    """Replay every golden case of the plan; counter-based cases need no weights. Raises PlanError for a broken case."""
+def replay_goldens(
+    plan: Plan, weights: str | None, report: Callable[[str], None], collectives: Collectives | None = None
+) -> list[GoldenResult]:
+    """Replay every golden case of the plan; counter-based cases need no weights. All ranks do, each with its own `collectives`.
+
+    Raises PlanError for a broken case.
+    """
     results = []
     for golden in plan.manifest.goldens:
         report(f"replaying golden {golden.name}")
         case = _read(plan, golden.entry)
         source = "counter" if golden.weights == "counter" else weights
-        executor = load_executor(plan, source, None, lambda _phase: None, truncate_repeats=case.truncated)
+        executor = load_executor(
+            plan, source, None, lambda _phase: None, truncate_repeats=case.truncated, collectives=collectives
+        )
         try:
+            if collectives is not None:
+                collectives.meet()
             error = max(_step_error(plan, executor, case, step) for step in case.steps)
         finally:
             executor.close()

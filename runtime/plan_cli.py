@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from ..plans.command import run_command
+from ..plans.integrity import ranks
 from ..plans.reader import Plan
 from ..plans.weight_layout import WEIGHT_BLOCKS
 from .openmp import bound_spinning
@@ -167,6 +168,9 @@ def keygen(key: Path) -> None:
 def _replay(plan: Plan, weights: str | None, say: Any) -> list[dict[str, Any]]:
     if not plan.manifest.goldens:
         say("the plan has no goldens")
+        return []
+    if ranks(plan.manifest) > 1:
+        say("goldens of several ranks are replayed by tokenspeed-run PLAN --verify")
         return []
     bound_spinning()  # before torch is loaded
     from .goldens import replay_goldens

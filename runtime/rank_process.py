@@ -30,6 +30,7 @@ class RankOptions(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     threads: int | None
     step_timeout: float
+    verify: bool
     rank: int
     address: str
 
@@ -40,7 +41,7 @@ def run(options: RankOptions) -> int:
         with Plan.open(options.plan) as plan:
             check_same_plan(plan, options.plan, options.plan_id)
             place = Launched(options.rank, options.rank, ranks(plan.manifest), options.address, serves_store=False)
-            take_part(plan, options.weights, options.threads, place, options.step_timeout)
+            take_part(plan, options.weights, options.threads, place, options.step_timeout, options.verify)
             return 0
     except TokenspeedError as error:
         print(f"rank {options.rank}: {error}", file=sys.stderr)
@@ -50,8 +51,8 @@ def run(options: RankOptions) -> int:
         return 1
 
 
-def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launched, step_timeout: float) -> None:
-    """Be the rank of `place` until the first rank says stop.
+def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launched, step_timeout: float, verify: bool) -> None:
+    """Be the rank of `place` until the first rank says stop; with `verify`, replay goldens before, which the first rank judges.
 
     Raises a TokenspeedError when the plan cannot be loaded, RuntimeError when ranks do not meet. Ends the process when the first
     rank is gone.
@@ -67,6 +68,10 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
     watched = WatchedRank(place.rank, collectives.host, collectives.watch_address(), step_timeout, partial(_gone, place.rank))
     try:
         collectives.agree(plan.plan_id)
+        if verify:
+            from .goldens import replay_goldens
+
+            replay_goldens(plan, weights, lambda _what: None, collectives)
         executor = load_executor(plan, weights, threads or place.threads, lambda _phase: None, collectives=collectives)
         collectives.meet()
         follow(executor, collectives, watched.began)

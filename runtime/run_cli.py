@@ -85,7 +85,7 @@ def main(
         if by is not None and by.rank:
             from .rank_process import take_part
 
-            take_part(opened, weights, threads, by, step_timeout)
+            take_part(opened, weights, threads, by, step_timeout, verify)
             return
         from .entrypoint.launch import LaunchOptions, launch  # only now: a refusal must not wait for these imports
 

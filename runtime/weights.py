@@ -15,13 +15,14 @@ from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
+from ..plans.rank_parts import is_cut, rank_part
 from ..plans.recipe import Cast, Concat, Quantize, Recipe, Stack, decoded, sources
-from ..plans.recipe_shapes import before_packing
+from ..plans.recipe_shapes import before_packing, lookup_in
 from ..plans.schema import Manifest, SourceTensor, Weight
 from ..plans.template import instantiate
 from ..plans.weight_layout import stored_bytes
 from .device.arrays import DeviceArray
-from .dummy_weights import COUNTER, DUMMY, counter_array, dummy_array
+from .dummy_weights import COUNTER, DUMMY, as_array, counter_array, dummy_array
 from .host_arrays import HostArray, LibraryArray
 from .mapped_pages import release_pages
 from .native.records import PackedWeight
@@ -164,10 +165,11 @@ class _maker:
         self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]], coordinates: Mapping[str, int]
     ) -> None:
         self._coordinates = coordinates
-        self._invent = {DUMMY: dummy_array, COUNTER: counter_array}.get(weights or "")
+        self._made_up = weights if weights in (DUMMY, COUNTER) else None
+        self._declared = {source.name: source for source in plan.manifest.sources}
         self._stored: dict[str, Stored] = {}
         self._checks: list[Check] = []
-        if self._invent is None:
+        if self._made_up is None:
             self._stored, self._checks = _stored_sources(plan, weights, _source_names(wanted))
         self._pool: ThreadPoolExecutor | None = None
         self._running: list[Future[None]] = []
@@ -180,19 +182,29 @@ class _maker:
 
     def make(self, weight: Weight, name: str, layer: int) -> HostArray:
         """An instance of a weight; it may be a view of a mapped file."""
-        if self._invent:
-            return _invented(self._invent, weight, name)
+        if self._made_up:
+            return self._invented(weight, name, layer)
         return _made(self._stored, weight, name, layer, self._coordinates)
 
     def pieces(self, weight: Weight, name: str, layer: int) -> Sequence[HostArray]:
         """The same in pieces that need not be joined first."""
-        if self._invent:
-            return [_invented(self._invent, weight, name)]
+        if self._made_up:
+            return [self._invented(weight, name, layer)]
         return _made_in_pieces(self._stored, weight, name, layer, self._coordinates)
+
+    def _invented(self, weight: Weight, name: str, layer: int) -> HostArray:
+        """Counter weights are of the whole, of which a rank has its part. Block types are rounded from float32 while packing."""
+        dtype = weight.dtype if weight.dtype in DTYPE_BYTES else "f32"
+        if self._made_up == DUMMY:
+            return dummy_array(name, weight.shape, dtype)
+        if not is_cut(weight.recipe):
+            return counter_array(name, weight.shape, dtype)
+        part = rank_part(weight.recipe, lookup_in(self._declared, layer if weight.layers else None), self._coordinates)
+        return as_array(part.counter_rows(name), dtype)
 
     def release(self, weight: Weight, layer: int) -> None:
         """An instance is where it stays: the pages of its sources may go."""
-        if self._invent is None:
+        if self._made_up is None:
             for name in _names_of(weight, layer):
                 release_pages(self._stored[name].data)
 
@@ -292,11 +304,6 @@ def _check_digest(stored: Stored) -> None:
             got=found,
             fix="give the weights the plan was bound to, or bind it to these with tokenspeed-plan bind",
         )
-
-
-def _invented(make: Callable[[str, tuple[int, ...], str], HostArray], weight: Weight, name: str) -> HostArray:
-    """Block types are rounded from float32 while packing."""
-    return make(name, weight.shape, weight.dtype if weight.dtype in DTYPE_BYTES else "f32")
 
 
 def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int, coordinates: Mapping[str, int]) -> HostArray:

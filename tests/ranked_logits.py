@@ -1,4 +1,4 @@
-"""One rank of several that run plans together, as a process: `python -m ... JSON`. Rank 0 writes the logits."""
+"""One rank of several that run plans together, as a process: `python -m ... JSON`. Rank 0 writes the logits. Goldens hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.executor import load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.mesh import Rank
 
 
@@ -34,6 +35,8 @@ def main(job: Job) -> None:
     for name, path, weights in job.plans:
         with Plan.open(path) as plan:
             made = logits(plan, weights, job, collectives)
+            outcomes = replay_goldens(plan, None, lambda _what: None, collectives)
+            assert outcomes and all(outcome.passed for outcome in outcomes), (name, outcomes)
         found |= {f"{name}/{number}": values for number, values in enumerate(made)}
     if job.rank == 0:
         np.savez(job.out, **found)  # pyright: ignore[reportArgumentType]

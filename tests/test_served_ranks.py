@@ -85,7 +85,7 @@ def served(plan: Path, *options: str) -> Iterator[Server]:
 
 def test_a_rank_that_is_gone_ends_all(plan: Path) -> None:
     """Requests are answered until then; the message names the rank and its last step, and no process stays behind."""
-    with served(plan) as server:
+    with served(plan, "--verify") as server:
         os.kill(server.rank, signal.SIGKILL)
         until(lambda: server.says("rank 1 ended with exit code -9"))
         assert server.says("rank 1 (last step ") and not server.says("step none") and not server.is_healthy
