@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..passes.schedule import BucketSize
-from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Variant, Vendor
+from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Exchange, Variant, Vendor
 from ..plans.errors import ModelError
 from ..plans.program import Program
 from ..targets.accelerator import Accelerator
@@ -24,10 +24,12 @@ def device_section(
     graph_rows: tuple[int, ...],
     memory_bytes: int,
     loading: Sequence[FunctionTemplate] = (),
+    exchanges: Iterable[Exchange] = (),
 ) -> tuple[DevicePlan, dict[str, bytes]]:
     """The device part of a plan and its binaries by entry; every launch of every bucket is compiled, equal ones once.
 
-    `templates` are those of all functions that the programs call, by name; `loading` are functions that weights are loaded by.
+    `templates` are those of all functions that the programs call, by name; `loading` are functions that weights are loaded by,
+    `exchanges` what calls name of the other ranks.
     Raises ModelError when code does not fit the device.
     """
     kernels = _Kernels(accelerator)
@@ -43,6 +45,7 @@ def device_section(
         graph_rows=graph_rows,
         functions=tuple(functions),
         kernels=tuple(kernels.made[key] for key in sorted(kernels.made, key=lambda key: kernels.made[key].name)),
+        exchanges=tuple(exchanges),
     )
     return plan, kernels.entries
 

@@ -15,7 +15,7 @@ from .. import __version__
 from ..ir import module as modules
 from ..passes.device_setting import decode_rows
 from ..plans.device_kernels import DevicePlan
-from ..plans.device_scratch import scratch_needed
+from ..plans.device_scratch import exchange_bytes, scratch_needed
 from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
@@ -126,7 +126,19 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     device = _device(state, memory, bound, entries)
     scratch = None if device is None else scratch_needed(device, programs) + library_memory(programs, state.weights)
-    fixed = fixed_memory(state.weights, constants, programs, inputs, state.slots, overhead, states, scratch, ranks_of(state.mesh))
+    exchanges = 0 if device is None else exchange_bytes(device.exchanges)
+    fixed = fixed_memory(
+        state.weights,
+        constants,
+        programs,
+        inputs,
+        state.slots,
+        overhead,
+        states,
+        scratch,
+        ranks_of(state.mesh),
+        exchanges,
+    )
     block_bytes = bytes_per_block(groups)
     blocks = kv_blocks(fixed, block_bytes, memory, state.limits, state.max_context)
     manifest = Manifest(
@@ -178,7 +190,9 @@ def _device(state: Compilation, memory: int | None, bound: Sequence[SourceTensor
     machine = state.device.setting.accelerator
     graphs = decode_rows(state.limits)
     loading = packing(packing_kinds(state.weights, bound))
-    plan, binaries = device_section(machine, state.device.templates, (state.step, state.sample), graphs, memory, loading)
+    exchanges = [state.device.exchanges[name] for name in sorted(state.device.exchanges)]
+    programs = (state.step, state.sample)
+    plan, binaries = device_section(machine, state.device.templates, programs, graphs, memory, loading, exchanges)
     entries.update(binaries)
     return plan
 

@@ -37,8 +37,10 @@ def fixed_memory(
     states: Sequence[StateGroup] = (),
     device_scratch: int | None = None,
     ranks: int = 1,
+    exchanges: int = 0,
 ) -> MemoryPlan:
-    """Everything but the KV pool. `device_scratch` is what kernels and library functions of a device want beside their operands;
+    """Everything but the KV pool; `exchanges` are bytes of memory that other ranks write into.
+    `device_scratch` is what kernels and library functions of a device want beside their operands;
     there, each array counts rounded up to the alignment of arrays. None: the programs run on the host."""
     round_up = _as_is if device_scratch is None else _aligned
     arena = max(bucket.arena_bytes for program in programs for bucket in program.buckets)
@@ -49,7 +51,7 @@ def fixed_memory(
         inputs=sum(round_up(_bytes(item.shape, item.dtype)) for item in inputs),
         slots=sum(round_up(_bytes(item.shape, item.dtype)) for item in slots),
         kv=0,
-        communication=0 if ranks == 1 or device_scratch is None else COMMUNICATION,
+        communication=0 if ranks == 1 or device_scratch is None else COMMUNICATION + exchanges,
         workspace=_workspace(programs, weights) if device_scratch is None else device_scratch,
         overhead=overhead,
         states=sum(state_bytes(group, 1 if device_scratch is None else ALIGNMENT) for group in states),

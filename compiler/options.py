@@ -26,6 +26,7 @@ class CompileOptions:
     quantize: Quantization = "auto"
     kv_dtype: Literal["auto", "f8e4m3"] = "auto"
     kernels: Literal["auto", "library"] = "auto"
+    collectives: Literal["auto", "library"] = "auto"
     parallel: str = "auto"
     placement: tuple[Pin, ...] = ()
     traffic: TrafficProfile = field(default_factory=TrafficProfile)

@@ -172,6 +172,7 @@ def begin(source: ModelSource, options: CompileOptions) -> Compilation:
     machine, mesh = find_target(options.target), mesh_of(options.target, options.parallel)
     if isinstance(machine, Accelerator):
         require_triton()
+        machine = machine if options.collectives == "auto" else machine.without_exchanges()
     elif options.kv_dtype != "auto":
         raise UsageError(
             "kernels of CPUs keep keys and values in the model's type", where="--kv-dtype", expected="auto", got=options.kv_dtype

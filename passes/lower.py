@@ -94,7 +94,7 @@ class _Lowering:
         symbol = self._symbol(operation)
         for result in operation.results:
             self.symbols[result] = symbol
-            self.places[result] = self._buffer(operation, result, symbol)
+            self.places[result] = self._summed_in_place(operation) or self._buffer(operation, result, symbol)
         kernel = kernel_named(self.machine, operation)
         function = _aten_function(operation) if operation.name == "ts.aten" else kernel.function
         inputs = [self.places[value].name for value in operation.operands]
@@ -117,6 +117,13 @@ class _Lowering:
             states = range(len(state_arguments(operation)))
             outputs = [*outputs, *(state_name(layer, number) for number in states)]
         return build(function, inputs, outputs, _attributes(operation), layer, label)
+
+    def _summed_in_place(self, operation: ir.Operation) -> _Place | None:
+        """Where a sum over ranks takes the place of what is summed, which nothing else reads."""
+        if operation.name != "ts.all_reduce":
+            return None
+        place = self.places[operation.operands[0]]
+        return place if self._may_overwrite(operation, place) else None
 
     def _copy(self, source: str, target: str, label: str) -> list[Call]:
         """Into a buffer of its own."""
@@ -208,13 +215,13 @@ class _Lowering:
         first, count, stride = (modules.int_attribute(operation, name) for name in ("first", "count", "stride"))
         return [*entering, Repeat(first, count, stride, tuple(calls))]
 
-    def _may_overwrite(self, repeat: ir.Operation, place: _Place) -> bool:
-        """Whether the place is a whole buffer that nothing but the repeat reads from here on."""
+    def _may_overwrite(self, operation: ir.Operation, place: _Place) -> bool:
+        """Whether the place is a whole buffer that nothing but the operation reads from here on."""
         if place.name not in self.buffers:
             return False
         aliases = [value for value, known in self.places.items() if known.base == place.base]
         readers = [reader for alias in aliases for reader, _ in modules.readers_of(alias)]
-        return all(reader == repeat or reader in self.lowered for reader in readers)
+        return all(reader == operation or reader in self.lowered for reader in readers)
 
     def _carry(self, carried: str, produced: str, calls: list[Call]) -> None:
         """Put what the body produces where the next round reads it: in place if the old value is dead by then, else a copy."""

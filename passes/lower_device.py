@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..plans.device_kernels import DEVICE
+from ..plans.device_kernels import DEVICE, Exchange
 from ..plans.program import Buffer, Call
 from ..targets.triton.kernel import DeviceOperation, DeviceSetting, FunctionTemplate
 
@@ -15,22 +15,32 @@ NewBuffer = Callable[[str, Buffer], str]
 
 @dataclass
 class DeviceCalls:
-    """Makes device calls for steps of one kind; `templates` are those of all calls so far, by name."""
+    """Makes device calls for steps of one kind; `templates` are those of all calls so far, by name, and so are `exchanges`."""
 
     setting: DeviceSetting
     templates: dict[str, FunctionTemplate] = field(default_factory=dict)
+    exchanges: dict[str, Exchange] = field(default_factory=dict)
 
     def calls(self, operation: DeviceOperation, operands: Sequence[str], label: str, room: NewBuffer) -> list[Call]:
         """The calls of an operation whose operands are these names: inputs, outputs, and what more it reads."""
         names: dict[int | str, str] = dict(enumerate(operands))
         for item in operation.intermediates:
             names[item.name] = room(item.name, Buffer("", item.dtype, item.shape))
-        made = []
+        for exchange in operation.exchanges:
+            self.exchanges[exchange.name] = exchange
+            names[exchange.name] = exchange.name
+
+        def named(operands: Sequence[int | str]) -> tuple[str, ...]:
+            return tuple(names[operand] for operand in operands)
+
+        made = [
+            Call(step.function, named(step.inputs), named(step.outputs), dict(step.attributes), label)
+            for step in operation.before
+        ]
         for step in operation.steps:
             function = step.function
             self.templates[function.name] = function
-            read, written = (tuple(names[operand] for operand in operands) for operands in (step.inputs, step.outputs))
-            made.append(Call(DEVICE + function.name, read, written, {}, label))
+            made.append(Call(DEVICE + function.name, named(step.inputs), named(step.outputs), {}, label))
         return made
 
 

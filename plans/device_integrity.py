@@ -25,6 +25,7 @@ from .device_kernels import (
     evaluate,
 )
 from .device_limits import ELF_MACHINES, ENDINGS, LIMITS, MAX_CLUSTER, MAX_GRID, MAX_THREADS, DeviceLimits
+from .device_scratch import exchange_bytes
 from .findings import MAX_NUMBER, require, require_entry, require_number, require_unique
 from .program import DTYPE_BYTES
 from .schema import Manifest
@@ -61,6 +62,7 @@ def check_device(manifest: Manifest, sizes: Mapping[str, int]) -> None:
         _check_kernel(kernel, device, limits, sizes)
     _check_functions(device)
     _check_references(device, sizes)
+    _check_exchanges(manifest, device)
     _check_layout(manifest)
 
 
@@ -206,6 +208,17 @@ def _check_references(device: DevicePlan, sizes: Mapping[str, int]) -> None:
     require(not unused, "device.kernels", "kernels that a function names", sorted(unused)[:8])
     loose = {name for name in sizes if name.startswith(KERNELS_PREFIX)} - {kernel.entry for kernel in device.kernels}
     require(not loose, "entries", "no binary that no kernel names", sorted(loose)[:8])
+
+
+def _check_exchanges(manifest: Manifest, device: DevicePlan) -> None:
+    """Each is of an axis of several ranks, and all are within what is planned for communication."""
+    axes = {axis.name for axis in manifest.mesh if axis.size > 1}
+    for exchange in device.exchanges:
+        where = f"device.exchanges, {exchange.name}"
+        require(exchange.axis in axes, f"{where}: axis", f"a mesh axis of several ranks: {sorted(axes)}", repr(exchange.axis))
+        require_number(exchange.bytes, f"{where}: bytes", 1)
+    total = exchange_bytes(device.exchanges)
+    require(total <= manifest.memory.communication, "device.exchanges", f"{manifest.memory.communication} bytes at most", total)
 
 
 def _check_layout(manifest: Manifest) -> None:

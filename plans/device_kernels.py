@@ -148,12 +148,24 @@ class DeviceFunction(_Part, frozen=True, kw_only=True):
         return next((item for item in choices if symbols[self.by] <= item.most), None)
 
 
+class Exchange(_Part, frozen=True, kw_only=True):
+    """Memory of each rank, `bytes` of it, all zeros at first, that the other ranks along mesh axis `axis` write into.
+
+    Calls read under `name` an i64 array: where each rank's begins, in their order along the axis, then
+    this rank's place among them.
+    """
+
+    name: str
+    axis: str
+    bytes: int
+
+
 class DevicePlan(_Part, frozen=True, kw_only=True):
     """The accelerator a plan runs on and the code for it.
 
     `architecture` as the vendor spells it (sm_90a, gfx942); the device must be exactly that. `memory_bytes` is the device memory
     the plan was made for. `graph_rows` are the rows of the decode buckets (each row wants its logits) that are captured
-    as graphs when the plan is loaded.
+    as graphs when the plan is loaded. `exchanges` are part of the plan's memory for communication.
     """
 
     vendor: Vendor
@@ -162,3 +174,4 @@ class DevicePlan(_Part, frozen=True, kw_only=True):
     graph_rows: tuple[int, ...]
     functions: tuple[DeviceFunction, ...]
     kernels: tuple[DeviceKernel, ...]
+    exchanges: tuple[Exchange, ...] = ()

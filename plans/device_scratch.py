@@ -1,12 +1,20 @@
-"""Scratch memory of device kernels: what launches want beside their operands. They follow each other, so that they share it."""
+"""Memory of device kernels beside their operands: scratch, which launches share since they follow each other, and exchanges."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from .device_kernels import DEVICE, DeviceKernel, DevicePlan, Scratch, evaluate
+from .device_kernels import DEVICE, DeviceKernel, DevicePlan, Exchange, Scratch, evaluate
 from .program import Program
+
+_STRETCH = 2 << 20
+"""Bytes; drivers map memory of other processes in such stretches, so that nothing else is in one."""
+
+
+def exchange_bytes(exchanges: Iterable[Exchange]) -> int:
+    """Device memory that exchanges take."""
+    return sum(-(-item.bytes // _STRETCH) * _STRETCH for item in exchanges)
 
 
 def scratch_needed(plan: DevicePlan, programs: Iterable[Program]) -> int:

@@ -18,8 +18,9 @@ def weight_instances(weight: Weight) -> Iterator[tuple[str, int]]:
 
 
 def read_only_names(manifest: Manifest) -> Iterator[str]:
-    """Step inputs, constants and weight instances: what no instruction may write."""
+    """Step inputs, constants, exchanges and weight instances: what no instruction may write."""
     yield from (item.name for item in manifest.step_inputs)
+    yield from (item.name for item in (manifest.device.exchanges if manifest.device else ()))
     yield from (item.name for item in manifest.constants)
     for weight in manifest.weights:
         yield from (name for name, _ in weight_instances(weight))

@@ -195,6 +195,7 @@ def _element_types(manifest: Manifest, program: Program) -> dict[str, str]:
         types |= {name: dtype for name, _, dtype in state_arrays(states)}
     for weight in manifest.weights:
         types |= {name: weight.dtype for name, _ in weight_instances(weight)}
+    types |= {item.name: "i64" for item in (manifest.device.exchanges if manifest.device else ())}
     for item in (*manifest.constants, *manifest.slot_buffers, *manifest.step_inputs):
         types[item.name] = item.dtype
     buffers = {buffer.name: buffer.dtype for buffer in program.buffers}

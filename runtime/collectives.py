@@ -26,7 +26,7 @@ _IDLE = timedelta(days=365)
 _AT_ONCE, _REPORT_AT_ONCE = 16384, 1024
 _SIZE_BYTES = 8
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-_PLAN, _WATCH = "plan", "watch"
+_PLAN, _WATCH, _SHARED = "plan", "watch", "shared"
 
 
 class Collectives:
@@ -54,6 +54,8 @@ class Collectives:
                 group = _group(members, limit, backend)
                 if rank.number in members and axis.size > 1:
                     self._groups[axis.name] = group
+        if backend == "nccl":
+            self._connect()
         # ranks wait here as long as no request comes
         self._messages = _group(list(range(rank.count)), _IDLE, "gloo")
         self._reports = _group(list(range(rank.count)), limit, "gloo") if set(rank.reporters) - {0} else None
@@ -62,6 +64,12 @@ class Collectives:
     def groups(self) -> Mapping[str, distributed.ProcessGroup]:
         """This rank's group along each axis of several ranks."""
         return self._groups
+
+    def _connect(self) -> None:
+        """Meet once along each axis: what a device's library takes is taken before collectives are captured."""
+        for group in self._groups.values():
+            distributed.all_reduce(torch.zeros(1, device="cuda"), group=group)
+        torch.cuda.synchronize()
 
     def agree(self, plan_id: str) -> None:
         """Raises PlanError where the first rank has another plan."""
@@ -77,6 +85,12 @@ class Collectives:
                 got=plan_id,
                 fix="give all hosts the same plan.bin",
             )
+
+    def share(self, axis: str, name: str, own: bytes) -> list[bytes]:
+        """What each rank along an axis, in order, calls by that name, once they all have said so."""
+        members = next(members for members in self.rank.peers(axis) if self.rank.number in members)
+        self._store.set(f"{_SHARED}/{name}/{self.rank.number}", own.hex())
+        return [bytes.fromhex(self._store.get(f"{_SHARED}/{name}/{number}").decode()) for number in members]
 
     def meet(self) -> None:
         """Wait until all ranks are here, however long that takes."""

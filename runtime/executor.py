@@ -79,7 +79,16 @@ def load_executor(
 
         every = (*programs.steps, programs.sample)
         placement: Placement = place_on_device(
-            plan, every, weights, report, needed, exact_weights=exact_weights, driver=driver, rank=rank, groups=groups
+            plan,
+            every,
+            weights,
+            report,
+            needed,
+            exact_weights=exact_weights,
+            driver=driver,
+            rank=rank,
+            groups=groups,
+            share=None if collectives is None else collectives.share,
         )
     else:
         placement = place_on_host(

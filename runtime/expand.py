@@ -114,7 +114,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             continue
         if around.device is not None:
             of_library = _in_library(call, index, arrays, around, around.device)
-            if call.function not in COLLECTIVES:
+            if of_library is not None and call.function not in COLLECTIVES:
                 loose.add(of_library)
             launches += [native.cut(), of_library]
             continue
@@ -140,8 +140,10 @@ def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Ext
     return around.device.kernels.prepare(call.function, symbols, operands, where)
 
 
-def _in_library(call: Call, index: int | None, arrays: OperandArrays, around: Surroundings, device: DeviceRuntime) -> Launch:
-    """The launch of a library function over device memory."""
+def _in_library(
+    call: Call, index: int | None, arrays: OperandArrays, around: Surroundings, device: DeviceRuntime
+) -> Launch | None:
+    """The launch of a library function over device memory; none of a collective that kernels do for so few rows."""
     where = _named(call.label or call.function, index)
     library = device.library
     if library is None or not runs_in_library(call.function):
@@ -151,6 +153,9 @@ def _in_library(call: Call, index: int | None, arrays: OperandArrays, around: Su
             got=call.function,
             fix="compile the plan again",
         )
+    least = call.attributes.get("above") if call.function in COLLECTIVES else None
+    if isinstance(least, int) and arrays.writable_addressed(_named(call.outputs[0], index)).shape[0] <= least:
+        return None
     function = lookup(call.function)
     from .functions.base import Operands
     from .functions.registry import READ_ON_HOST

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..plans.schema import Rate
@@ -24,6 +24,11 @@ SIZES: dict[str, str] = {
 """Sizes that every accelerator has, with their units. `units` are multiprocessors or compute units; `shared` is the memory that
 the threads of a block share (NVIDIA: shared memory, AMD: LDS), of a unit and the most a block may have of it; `registers` are of
 32 bits, of a unit and the most a thread may have; `overhead.context` is the device memory that the driver takes."""
+
+MORE_SIZES: dict[str, str] = {"link.devices": "1", "exchange.words": "B", "exchange.rows": "B"}
+"""Sizes that accelerators may have: devices that reach each other's memory; the largest messages (a rank's, whole) that ranks sum
+through each other's memory, in words that bear their number, and in rows with a flag behind them (triton/exchange.py). Without
+them, the vendor's library does all sums."""
 
 _HOST_LAUNCH = nominal(4.7e-6, "s", "as measured on h200; not measured here")
 _GRAPH_NODE = nominal(1.5e-6, "s", "set, not measured")
@@ -52,6 +57,15 @@ class Accelerator(Machine):
     def units(self) -> int:
         """Multiprocessors (NVIDIA) or compute units (AMD)."""
         return int(self.sizes["units"].value)
+
+    @property
+    def peers(self) -> int:
+        """Devices that reach each other's memory, this one among them."""
+        return int(self.sizes["link.devices"].value) if "link.devices" in self.sizes else 1
+
+    def without_exchanges(self) -> Accelerator:
+        """The same, but no sums through each other's memory."""
+        return replace(self, sizes={name: size for name, size in self.sizes.items() if not name.startswith("exchange.")})
 
     @property
     def shared_bytes_per_block(self) -> int:

@@ -9,7 +9,7 @@ from typing import get_args
 
 from ..plans.errors import UsageError
 from ..plans.schema import Rate
-from .accelerator import SIZES, Accelerator
+from .accelerator import MORE_SIZES, SIZES, Accelerator
 from .machine import Kernel, Machine, State
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -111,16 +111,17 @@ def _rates(machine: Machine) -> Iterator[str]:
 
 
 def _sizes(machine: Accelerator) -> Iterator[str]:
-    for name, unit in SIZES.items():
+    for name, unit in (SIZES | MORE_SIZES).items():
         if name not in machine.sizes:
-            yield f"sizes: {name} is missing"
+            if name in SIZES:
+                yield f"sizes: {name} is missing"
             continue
         size = machine.sizes[name]
         yield from _figure(f"sizes: {name}", size, unit)
         if _is_positive(size) and size.value != int(size.value):
             yield f"sizes: {name} is {size.value}, expected a whole number"
-    for name in machine.sizes.keys() - SIZES.keys():
-        yield f"sizes: {name} is not known, expected one of {', '.join(SIZES)}"
+    for name in machine.sizes.keys() - SIZES.keys() - MORE_SIZES.keys():
+        yield f"sizes: {name} is not known, expected one of {', '.join(SIZES | MORE_SIZES)}"
 
 
 def _accelerator(machine: Accelerator) -> Iterator[str]:

@@ -10,10 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .driver import Driver
+from .driver import Driver, MemoryHandle
 from .errors import DeviceError
 
 _NON_BLOCKING, _THREAD_LOCAL, _NO_TIMING = 1, 1, 2
+_REACH_PEERS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _SHARED_SIZE_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 SHARED_WITHOUT_ASKING = 48 << 10
 
@@ -37,6 +38,7 @@ class Device:
         self.make_current()
         self.stream = self._made("create_stream", _NON_BLOCKING)
         self._allocations: dict[int, str] = {}
+        self._mapped: list[int] = []
         self._modules: list[int] = []
         self._events: list[int] = []
         self._streams: list[int] = []
@@ -84,6 +86,18 @@ class Device:
     def free_host(self, data: NDArray[np.uint8]) -> None:
         """Give page-locked memory back; no copy from it may be under way."""
         self.driver.call(self._allocations.pop(data.ctypes.data), data.ctypes.data)
+
+    def handle_of(self, address: int) -> bytes:
+        """What another process on this host maps an allocation by."""
+        handle = MemoryHandle()
+        self.driver.call("memory_handle", ctypes.byref(handle), address)
+        return bytes(handle.bytes)
+
+    def map_memory(self, handle: bytes, where: str) -> int:
+        """Address of another process's allocation, by its handle; until the device is closed. Raises DeviceError."""
+        address = self._made("map_memory", MemoryHandle.from_buffer_copy(handle), _REACH_PEERS, where=where)
+        self._mapped.append(address)
+        return address
 
     def upload(self, address: int, source: NDArray[Any], stream: int | None = None) -> None:
         """Begin to copy a dense host array to the device; from page-locked memory it must stay as it is until then."""
@@ -188,6 +202,7 @@ class Device:
         steps += [("destroy_event", event) for event in self._events]
         steps += [("destroy_stream", stream) for stream in self._streams]
         steps += [("unload_module", module) for module in self._modules]
+        steps += [("unmap_memory", address) for address in self._mapped]
         steps += [(operation, address) for address, operation in self._allocations.items()]
         self.driver.function("synchronise_stream")(self.stream)
         for operation, handle in steps:

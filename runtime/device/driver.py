@@ -11,6 +11,13 @@ from typing import Any
 from .errors import DeviceError, DeviceLost, DeviceMemoryError
 from .vendors import LOST_CODES, OUT_OF_MEMORY, SYMBOL_NOT_FOUND, VENDORS, WRONG_BINARY, VendorDriver
 
+
+class MemoryHandle(ctypes.Structure):
+    """CUipcMemHandle, hipIpcMemHandle_t: what another process maps memory by."""
+
+    _fields_ = (("bytes", ctypes.c_ubyte * 64),)
+
+
 _TYPES: dict[str, Any] = {
     "p": ctypes.c_void_p,
     "i": ctypes.c_int32,
@@ -19,6 +26,7 @@ _TYPES: dict[str, Any] = {
     "q": ctypes.c_uint64,
     "b": ctypes.c_ubyte,
     "s": ctypes.c_char_p,
+    "h": MemoryHandle,
 }
 _MAPPINGS = Path("/proc/self/maps")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...plans.device_kernels import DevicePlan
 from ...plans.device_library import library_functions
-from ...plans.device_scratch import scratch_needed
+from ...plans.device_scratch import exchange_bytes, scratch_needed
 from ...plans.errors import MemoryPlanError, PlanError, TargetMismatch
 from ...plans.kv_caches import cache_names, state_arrays
 from ...plans.program import Program
@@ -26,6 +26,7 @@ from .arrays import DeviceArena, DeviceArray
 from .device import Device
 from .driver import Driver
 from .dummy_weights import dummy_weights
+from .exchanges import Share, open_exchanges
 from .graphs import CapturedBuckets
 from .kernels import DeviceKernels
 from .mirrored import SlotRows, StepInputs
@@ -105,9 +106,10 @@ def place_on_device(
     driver: Driver | None = None,
     rank: Rank,
     groups: Mapping[str, ProcessGroup] | None,
+    share: Share | None = None,
 ) -> DevicePlacement:
     """Allocate on the first device, load weights and kernels; `driver` is the vendor's own unless given, `rank` which of the
-    plan's ranks this is, `groups` are its by mesh axis.
+    plan's ranks this is, `groups` are its by mesh axis, `share` tells the others along one.
 
     Raises a TokenspeedError saying what does not fit.
     """
@@ -118,7 +120,7 @@ def place_on_device(
     device = Device(driver or Driver.open(wanted.vendor), 0)
     try:
         _check_device(device, plan.manifest, wanted)
-        return _placed(device, plan, wanted, programs, weights, report, needed, exact_weights, rank, groups or {})
+        return _placed(device, plan, wanted, programs, weights, report, needed, exact_weights, rank, groups or {}, share)
     except BaseException:
         device.close()
         raise
@@ -135,6 +137,7 @@ def _placed(
     exact_weights: bool,
     rank: Rank,
     groups: Mapping[str, ProcessGroup],
+    share: Share | None,
 ) -> DevicePlacement:
     manifest = plan.manifest
     arena = DeviceArena(device, arena_bytes(manifest), "weights, caches and buffers")
@@ -145,6 +148,7 @@ def _placed(
     scratch = _scratch(wanted, programs, manifest)
     library = _library(device, programs, manifest.memory.workspace - scratch)
     kernels = DeviceKernels(device, wanted, plan.entry, device.allocate(scratch, "scratch of kernels") if scratch else 0)
+    exchanges = {} if share is None else open_exchanges(device, wanted.exchanges, rank, share)
     report("memory")
     constants = {item.name: arena.put(from_bytes(plan.entry(item.entry), item.shape, item.dtype)) for item in manifest.constants}
     results = Results(device, max(map(results_bytes, programs)))
@@ -155,7 +159,8 @@ def _placed(
         loading = _load(plan, weights, needed, exact_weights, device, arena, kernels, rank)
         if library is not None:
             loading.settle()  # functions may look at weights when they are bound
-    around = Surroundings(activations, {**inputs.arrays, **constants, **loading.arrays}, state, Context(groups), device=runtime)
+    readable = {**inputs.arrays, **exchanges, **constants, **loading.arrays}
+    around = Surroundings(activations, readable, state, Context(groups), device=runtime)
     return DevicePlacement(device, inputs, slots, results, around, scratch, loading, report)
 
 
@@ -236,7 +241,7 @@ def _check_device(device: Device, manifest: Manifest, wanted: DevicePlan) -> Non
             fix=f"tokenspeed-compile {manifest.model.name} --target, with one that this device is",
         )
     free, total = device.memory()
-    needed = arena_bytes(manifest) + manifest.memory.workspace
+    needed = arena_bytes(manifest) + manifest.memory.workspace + exchange_bytes(wanted.exchanges)
     if needed > free:
         raise MemoryPlanError(
             f"The plan needs {format_bytes(needed - free)} more device memory than is free.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A signature has one letter for each argument: p pointer or handle, i int32, u uint32, z size, q uint64, b byte, s text.
+# A signature has one letter for each argument: p pointer or handle, i int32, u uint32, z size, q uint64, b byte, s text,
+# h a handle of 64 bytes, by value.
 _FUNCTIONS: dict[str, tuple[str | None, str | None, str]] = {
     "initialise": ("cuInit", "hipInit", "u"),
     "error_name": ("cuGetErrorName", "hipDrvGetErrorName", "ip"),
@@ -23,6 +24,9 @@ _FUNCTIONS: dict[str, tuple[str | None, str | None, str]] = {
     "free": ("cuMemFree_v2", "hipFree", "p"),
     "allocate_host": ("cuMemHostAlloc", "hipHostMalloc", "pzu"),
     "free_host": ("cuMemFreeHost", "hipHostFree", "p"),
+    "memory_handle": ("cuIpcGetMemHandle", "hipIpcGetMemHandle", "pp"),
+    "map_memory": ("cuIpcOpenMemHandle_v2", "hipIpcOpenMemHandle", "phu"),
+    "unmap_memory": ("cuIpcCloseMemHandle", "hipIpcCloseMemHandle", "p"),
     "copy_to_device": ("cuMemcpyHtoDAsync_v2", "hipMemcpyHtoDAsync", "ppzp"),
     "copy_to_host": ("cuMemcpyDtoHAsync_v2", "hipMemcpyDtoHAsync", "ppzp"),
     "copy_on_device": ("cuMemcpyDtoDAsync_v2", "hipMemcpyDtoDAsync", "ppzp"),

@@ -20,14 +20,21 @@ def _group(operands: Operands) -> distributed.ProcessGroup:
 
 
 def all_reduce(operands: Operands) -> Launch:
-    """(x) -> the sum of all ranks' x along attribute `axis`."""
+    """(x) -> the sum of all ranks' x along attribute `axis`; where kernels do it for few rows, of more than attribute `above`.
+
+    It may be in place.
+    """
     (x,), (out,) = operands.take(1, 1)
     operands.floating(x, out)
     operands.require(x.shape == out.shape and out.is_contiguous(), "operands of one shape, the result dense")
     group = _group(operands)
 
+    in_place = x.data_ptr() == out.data_ptr()
+    operands.require(not in_place or x.stride() == out.stride(), "operands that are the same, or apart")
+
     def run() -> None:
-        out.copy_(x)
+        if not in_place:
+            out.copy_(x)
         distributed.all_reduce(out, group=group)
 
     return run

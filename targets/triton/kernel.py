@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.mlir import ir
-from ...plans.device_kernels import Parameter, Size, Symbol
-from ...plans.program import Dimension, DType
+from ...plans.device_kernels import Exchange, Parameter, Size, Symbol
+from ...plans.program import Attribute, Dimension, DType
 from ...plans.weight_layout import StoredType
 from ..accelerator import Accelerator
 
@@ -90,7 +90,7 @@ class FunctionTemplate:
 
 
 Operand = int | str
-"""An operand of the operation's call (inputs, then outputs), or the name of an intermediate buffer."""
+"""An operand of the operation's call (inputs, then outputs), or the name of an intermediate buffer or of an exchange."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,16 @@ class DeviceStep:
     function: FunctionTemplate
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class LibraryStep:
+    """One call of a function of the runtime's allow-list."""
+
+    function: str
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    attributes: Mapping[str, Attribute]
 
 
 @dataclass(frozen=True)
@@ -119,12 +129,15 @@ class DeviceOperation:
     `ts.attention`, which is two calls there, has (q, k, v, slot_mapping, k_cache, v_cache, sequence_starts, context_lengths,
     block_tables, counts[, sinks]) -> (out), and `ts.latent_attention` (q_nope, q_rope, kv_b, latent, k_rope, slot_mapping,
     cache, sequence_starts, context_lengths, block_tables, counts) -> (out). `more` are values of the IR that it reads besides,
-    numbered after its outputs.
+    numbered after its outputs; `exchanges` are named by steps that read where they are. Calls of the library,
+    `before`, come first.
     """
 
     steps: tuple[DeviceStep, ...]
     intermediates: tuple[Intermediate, ...] = ()
     more: tuple[ir.Value, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
+    before: tuple[LibraryStep, ...] = ()
 
 
 def single(function: FunctionTemplate) -> DeviceOperation:

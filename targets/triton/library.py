@@ -16,14 +16,15 @@ from .block_linear import block_linear
 from .block_rows import block_embedding
 from .block_tiles import RECEIPT as BLOCK_RECEIPT
 from .block_tiles import efficiency as block_efficiency
-from .elementwise import activation, add, cast, mul, scale, softcap
+from .elementwise import activation, cast, mul, scale, softcap
+from .exchange import add_or_all, add_rms_norm_or_all, all_reduce_or_nothing
 from .gated_linear import gated_activation_or_both, linear_or_nothing
 from .kernel import DeviceOperation, DeviceSetting
 from .latent import latent_attention
 from .linear import measured as measured_linear
 from .linear_tiles import RECEIPT, efficiency
 from .mixture import measured_experts, moe_experts, moe_route
-from .norms import add_rms_norm, layer_norm, rms_norm
+from .norms import layer_norm, rms_norm
 from .operand import layout_of
 from .rope import rope, rope_kv_write, rope_table
 from .rows import embedding, gather_rows
@@ -45,7 +46,7 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
-    Kernel("nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS),
+    Kernel("exchange+nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS, device=all_reduce_or_nothing),
     Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
     Kernel("nccl.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
     Kernel("nccl.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
@@ -73,7 +74,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     replace(_row("ts.linear", linear_or_nothing), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
     _of_blocks(replace(_row("ts.linear", block_linear), efficiency=block_efficiency, receipt=BLOCK_RECEIPT), 1),
     _row("ts.rms_norm", rms_norm),
-    _row("ts.add_rms_norm", add_rms_norm),
+    _row("ts.add_rms_norm", add_rms_norm_or_all),
     _row("ts.layer_norm", layer_norm),
     _row("ts.rope_table", rope_table),
     _row("ts.rope", rope),
@@ -83,7 +84,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.latent_attention", latent_attention),
     _row("ts.gated_activation", gated_activation_or_both),
     _row("ts.activation", activation),
-    _row("ts.add", add),
+    _row("ts.add", add_or_all),
     _row("ts.mul", mul),
     _row("ts.scale", scale),
     _row("ts.softcap", softcap),

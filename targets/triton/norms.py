@@ -14,7 +14,7 @@ _ELEMENTS = 4096
 
 def rms_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.rms_norm: (x, weight) -> out, over the last dimension; x is [R, N] or [R, heads, N]."""
-    return _by_heads("rms_norm", operation, setting, _style(operation))
+    return _by_heads("rms_norm", operation, setting, style(operation))
 
 
 def layer_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
@@ -34,7 +34,7 @@ def add_rms_norm(operation: ir.Operation, setting: DeviceSetting) -> DeviceOpera
         "RESIDUAL_ROW": residual.row_stride,
         "BLOCK": block,
         "DEPENDENT": dependent,
-        **_style(operation),
+        **style(operation),
     }
     parameters = tuple(pointers((*inputs, *outputs)))
     launch = Launch("norms.add_rms_norm", constants, parameters, (rows, 1, 1), _warps(block), dependent_launch=dependent)
@@ -68,7 +68,8 @@ def _heads(x: Layout) -> tuple[int, int, int]:
     return 1, x.columns, 0
 
 
-def _style(operation: ir.Operation) -> dict[str, Constexpr]:
+def style(operation: ir.Operation) -> dict[str, Constexpr]:
+    """What a norm does apart from its sizes."""
     return {
         "EPS": number(operation, "eps"),
         "ONE_PLUS": flag(operation, "one_plus_weight"),

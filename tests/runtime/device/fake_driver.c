@@ -27,7 +27,7 @@ static Graph graphs[64];
 static char log_text[LOG_BYTES], problem[512];
 static size_t log_used;
 static void *captured_stream;
-static int calls, fail_at, fail_code, lost, current, streams, events, modules, capturing, machine = 190, major = 9, minor = 0;
+static int calls, fail_at, fail_code, lost, current, streams, events, modules, mapped, capturing, machine = 190, major = 9, minor = 0;
 static const char *architecture = "gfx942:sramecc+:xnack-";
 static size_t memory_bytes = (size_t)1 << 30;
 static uint32_t shared_limit = 227 << 10;
@@ -222,7 +222,7 @@ void fake_reset(void) {
     memset(graphs, 0, sizeof graphs);
     log_used = 0, log_text[0] = 0, problem[0] = 0;
     declared_count = 0;
-    calls = fail_at = fail_code = lost = current = streams = events = modules = capturing = 0;
+    calls = fail_at = fail_code = lost = current = streams = events = modules = mapped = capturing = 0;
     machine = 190, major = 9, minor = 0, memory_bytes = (size_t)1 << 30, shared_limit = 227 << 10;
 }
 const char *fake_log(void) { return log_text; }
@@ -244,7 +244,7 @@ void fake_declare(const char *name, const char *kinds) {
 }
 /* Everything that is still held: allocations, streams, events, modules, graphs. */
 int fake_held(void) {
-    int held = streams + events + modules;
+    int held = streams + events + modules + mapped;
     for (int i = 0; i < MOST; i++) held += allocations[i].start != NULL;
     for (int i = 0; i < 64; i++) held += graphs[i].live;
     return held;
@@ -284,6 +284,28 @@ BOTH(cuMemGetInfo_v2, hipMemGetInfo, (size_t *free_bytes, size_t *total), (free_
 }
 BOTH(cuMemAlloc_v2, hipMalloc, (void **out, size_t bytes), (out, bytes)) { ENTER("allocate %zu", bytes); return allocate(out, bytes, 0); }
 BOTH(cuMemFree_v2, hipFree, (void *address), (address)) { ENTER("free"); return release(address, 0); }
+/* Memory of another process: there is one alone, so that it is mapped where it lies. */
+typedef struct { char bytes[64]; } Handle;
+BOTH(cuIpcGetMemHandle, hipIpcGetMemHandle, (Handle *out, void *address), (out, address)) {
+    ENTER("memory handle");
+    Allocation *found = holding(address, 1);
+    if (!found || found->host || found->start != (char *)address) return wrong("memory handle: not an allocation on the device");
+    memset(out, 0, sizeof *out);
+    memcpy(out->bytes, &address, sizeof address);
+    return 0;
+}
+BOTH(cuIpcOpenMemHandle_v2, hipIpcOpenMemHandle, (void **out, Handle handle, unsigned flags), (out, handle, flags)) {
+    ENTER("map memory, %u", flags); CURRENT("map memory");
+    memcpy(out, handle.bytes, sizeof *out);
+    if (flags != 1 || !holding(*out, 1)) return wrong("map memory: not a handle");
+    mapped++;
+    return 0;
+}
+BOTH(cuIpcCloseMemHandle, hipIpcCloseMemHandle, (void *address), (address)) {
+    ENTER("unmap memory");
+    (void)address;
+    return mapped-- > 0 ? 0 : wrong("unmap memory: not mapped");
+}
 BOTH(cuMemHostAlloc, hipHostMalloc, (void **out, size_t bytes, unsigned flags), (out, bytes, flags)) {
     ENTER("allocate host %zu, %u", bytes, flags); return allocate(out, bytes, 1);
 }

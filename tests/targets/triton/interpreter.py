@@ -30,14 +30,21 @@ class Interpreter:
         command = [sys.executable, __file__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    def launch(self, launch: Launch, operands: Sequence[NDArray[Any]], symbols: Mapping[str, int]) -> None:
-        """Run it; what it writes is in `operands` afterwards."""
+    def launch(
+        self,
+        launch: Launch,
+        operands: Sequence[NDArray[Any]],
+        symbols: Mapping[str, int],
+        addressed: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        """Run it; what it writes is in `operands` afterwards. `addressed` ones begin with the addresses of others, by number."""
         job = {
             "source": launch.source,
             "constants": dict(launch.constants),
             "arguments": [_argument(item, symbols) for item in launch.parameters],
             "grid": tuple(evaluate(size, symbols) for size in launch.grid),
             "operands": [np.ascontiguousarray(operand) for operand in operands],
+            "addressed": dict(addressed or {}),
         }
         assert self._process.stdin is not None and self._process.stdout is not None
         _send(self._process.stdin, job)
@@ -105,6 +112,8 @@ def _serve() -> None:
         except EOFError:
             return
         tensors = [torch.from_numpy(operand) for operand in job["operands"]]
+        for at, others in job["addressed"].items():
+            tensors[at][: len(others)] = torch.tensor([tensors[other].data_ptr() for other in others])
         file, _, name = job["source"].partition(".")
         function = getattr(importlib.import_module(f"tokenspeed.targets.triton.sources.{file}"), name)
         names = [argument for argument in function.arg_names if argument not in job["constants"]]
