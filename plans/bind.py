@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from .digests import bound_compatibility, tensor_digest
+from .digests import bound_compatibility, with_digests
 from .entry_source import CHUNK_BYTES, EntryData
 from .errors import WeightsError
 from .reader import Plan
@@ -59,10 +59,11 @@ def bind_plan(plan: Plan, checkpoint: CheckpointLike, output: Path, progress: Ca
         _check_tensor(source, checkpoint)
 
     def digested(source: SourceTensor) -> SourceTensor:
-        digest = tensor_digest([checkpoint.read(source.name)])
+        found = with_digests(source, checkpoint.read(source.name))
         if progress is not None:
             progress(source.name)
-        return _with_digest(source, digest)
+        _check_digest(source, found)
+        return found
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         sources = tuple(pool.map(digested, plan.manifest.sources))
@@ -90,9 +91,8 @@ def _described(tensor: TensorLike) -> str:
     return f"{tensor.encoding}{list(tensor.shape)}, {tensor.bytes} bytes"
 
 
-def _with_digest(source: SourceTensor, digest: str) -> SourceTensor:
-    if source.digest not in (None, digest):
+def _check_digest(source: SourceTensor, found: SourceTensor) -> None:
+    if source.digest not in (None, found.digest):
         fix = "the plan is bound to other weights: bind the shape-only plan, or compile anew"
         what = "The plan is already bound to other weights."
-        raise WeightsError(what, where=source.name, expected=str(source.digest), got=digest, fix=fix)
-    return msgspec.structs.replace(source, digest=digest)
+        raise WeightsError(what, where=source.name, expected=str(source.digest), got=str(found.digest), fix=fix)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+import msgspec
+
 from .schema import SourceTensor
 
 DIGEST_CHUNK_BYTES = 64 << 20
@@ -16,6 +18,7 @@ class TensorDigest:
     def __init__(self) -> None:
         self._outer = hashlib.sha256()
         self._chunk = hashlib.sha256()
+        self._chunks: list[str] = []
         self._filled = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
@@ -34,8 +37,14 @@ class TensorDigest:
             self._close_chunk()
         return self._outer.hexdigest()
 
+    def of(self, source: SourceTensor) -> SourceTensor:
+        """The tensor with this digest, and those of its chunks where there are several; no more updates after this."""
+        digest = self.hexdigest()
+        return msgspec.structs.replace(source, digest=digest, chunks=tuple(self._chunks) if len(self._chunks) > 1 else ())
+
     def _close_chunk(self) -> None:
         self._outer.update(self._chunk.digest())
+        self._chunks.append(self._chunk.hexdigest())
         self._chunk = hashlib.sha256()
         self._filled = 0
 
@@ -46,6 +55,18 @@ def tensor_digest(chunks: Iterable[bytes | bytearray | memoryview]) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def with_digests(source: SourceTensor, data: memoryview) -> SourceTensor:
+    """The tensor with the digests of its bytes."""
+    digest = TensorDigest()
+    digest.update(data)
+    return digest.of(source)
+
+
+def digest_of_chunks(chunks: Iterable[str]) -> str:
+    """A tensor's digest from those of its chunks."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, chunks))).hexdigest()
 
 
 def bound_compatibility(shape_only: str, sources: Iterable[SourceTensor]) -> str:

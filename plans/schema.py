@@ -77,7 +77,8 @@ class Model(_Part, frozen=True, kw_only=True):
 class SourceTensor(_Part, frozen=True, kw_only=True):
     """A checkpoint tensor. `encoding` is a safetensors dtype ("F32", "BF16") or a GGUF block type ("Q4_1"); `shape` is
     row-major and logical; `bytes` as stored. `digest` is None in a shape-only plan; else hex SHA-256 over the
-    concatenated SHA-256 digests of its 64 MiB chunks. `entry` names the plan's own copy when weights are bundled.
+    concatenated SHA-256 digests of its 64 MiB chunks, which are in `chunks` where there are several, so that a rank can check
+    those it reads. `entry` names the plan's own copy when weights are bundled.
     """
 
     name: str
@@ -85,6 +86,7 @@ class SourceTensor(_Part, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     bytes: int
     digest: str | None = None
+    chunks: tuple[str, ...] = ()
     entry: str | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from .container import WEIGHTS_PREFIX
+from .digests import DIGEST_CHUNK_BYTES, digest_of_chunks
 from .findings import HEX_DIGEST, require, require_entry, require_number, require_shape, require_unique
 from .names import weight_instances
 from .program import DTYPE_BYTES
@@ -59,6 +60,12 @@ def _check_source(source: SourceTensor, sizes: dict[str, int]) -> None:
     require(expected is None or source.bytes == expected, f"{where}: bytes", expected, source.bytes)
     if source.digest is not None:
         require(HEX_DIGEST.fullmatch(source.digest) is not None, f"{where}: digest", "64 hex digits", repr(source.digest))
+    if source.chunks:
+        expected = -(-source.bytes // DIGEST_CHUNK_BYTES)
+        require(len(source.chunks) == expected > 1, f"{where}: chunks", f"{expected} digests, or none", len(source.chunks))
+        for chunk in source.chunks:
+            require(HEX_DIGEST.fullmatch(chunk) is not None, f"{where}: chunks", "64 hex digits each", repr(chunk))
+        require(source.digest == digest_of_chunks(source.chunks), f"{where}: digest", "that of its chunks", repr(source.digest))
     if source.entry is not None:
         require_entry(source.entry, sizes, f"{where}: entry")
         require(source.entry.startswith(WEIGHTS_PREFIX), f"{where}: entry", f"a name under {WEIGHTS_PREFIX}", repr(source.entry))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..plans.integrity import ranks
 from ..plans.mesh import GROUPS
 from ..plans.schema import Manifest
 from .executor_interface import Report
@@ -42,18 +43,19 @@ class FirstRank:
         before_loading: Callable[[Collectives], None] | None = None,
     ) -> None:
         manifest = plan.manifest
-        rank = Rank(manifest.mesh)
+        count = ranks(manifest)
         self._lost, self._telling = lost, threading.Lock()
         by = launched(manifest)
-        self._watch = RankWatch(rank.count, step_timeout, self._tell, self._exit_code, everywhere=by is not None)
+        self._watch = RankWatch(count, step_timeout, self._tell, self._exit_code, everywhere=by is not None)
         told = options | {"threads": threads, "step_timeout": step_timeout}
-        self._processes = RankProcesses(rank.count, told, self._ended_early) if by is None else None
+        self._processes = RankProcesses(count, told, self._ended_early) if by is None else None
         bind_device(manifest, 0)
         from .collectives import Collectives, backend_of
         from .executor import load_executor
         from .ranked_executor import RankedExecutor
 
-        place = by or Launched(0, 0, rank.count, self._processes.address if self._processes else "", serves_store=False)
+        place = by or Launched(0, 0, count, self._processes.address if self._processes else "", False, tuple(range(count)))
+        rank = Rank(manifest.mesh, 0, place.beside)
         self._collectives = Collectives(
             rank, backend_of(manifest), place.address, serve=not place.serves_store, step_timeout=step_timeout
         )

@@ -96,7 +96,7 @@ def place_on_host(
         memory = allocate(plan, needed)
         report("memory")
         native = _native(plan, threads, pin_threads)
-        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights, coordinates=rank.coordinates)
+        tensors = load_weights(plan, weights, needed, native=native, exact=exact_weights, rank=rank)
         release_free_memory()  # loading went through arrays as large as the largest weight
         report("weights")
         inputs = {**memory.inputs, **memory.constants, **tensors}

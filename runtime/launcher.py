@@ -16,13 +16,15 @@ _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 @dataclass(frozen=True)
 class Launched:
     """This process is the `local_rank`-th of `local_ranks` on its host. `address` is host:port of the store that the ranks meet
-    at; `serves_store` whether the launcher serves it itself."""
+    at; `serves_store` whether the launcher serves it itself. `beside` are the ranks of this host, if it is known which these are.
+    """
 
     rank: int
     local_rank: int
     local_ranks: int
     address: str
     serves_store: bool
+    beside: tuple[int, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -47,10 +49,13 @@ def launched(manifest: Manifest, environment: Mapping[str, str] = os.environ) ->
             fix=f"torchrun --nproc-per-node {count} -m tokenspeed.runtime PLAN, or several nodes with {count} processes in all",
         )
     rank = int(environment["RANK"])
+    known = "LOCAL_RANK" in environment and "LOCAL_WORLD_SIZE" in environment
+    local_rank, local_ranks = int(environment.get("LOCAL_RANK", rank)), int(environment.get("LOCAL_WORLD_SIZE", count))
     return Launched(
         rank=rank,
-        local_rank=int(environment.get("LOCAL_RANK", rank)),
-        local_ranks=int(environment.get("LOCAL_WORLD_SIZE", count)),
+        local_rank=local_rank,
+        local_ranks=local_ranks,
         address=f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
         serves_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        beside=tuple(range(rank - local_rank, rank - local_rank + local_ranks)) if known else (),
     )

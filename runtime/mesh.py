@@ -12,14 +12,25 @@ from ..plans.schema import MeshAxis
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the processes that run a plan together, by its number: coordinates count like digits, the last axis fastest."""
+    """One of the processes that run a plan together, by its number: coordinates count like digits, the last axis fastest.
+
+    `beside` are the ranks that read weights from the same files on the same host, as far as that is known.
+    """
 
     mesh: tuple[MeshAxis, ...]
     number: int = 0
+    beside: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         return prod(axis.size for axis in self.mesh)
+
+    @property
+    def neighbours(self) -> list[Mapping[str, int]]:
+        """The coordinates of this rank and of those beside it that load the same weights or other parts of them, in order."""
+        stage = self.coordinates.get(STAGES)
+        places = (_coordinates(self.mesh, number) for number in sorted({self.number, *self.beside}))
+        return [place for place in places if place.get(STAGES) == stage]
 
     @property
     def coordinates(self) -> Mapping[str, int]:

@@ -40,7 +40,8 @@ def run(options: RankOptions) -> int:
     try:
         with Plan.open(options.plan) as plan:
             check_same_plan(plan, options.plan, options.plan_id)
-            place = Launched(options.rank, options.rank, ranks(plan.manifest), options.address, serves_store=False)
+            count = ranks(plan.manifest)
+            place = Launched(options.rank, options.rank, count, options.address, False, tuple(range(count)))
             take_part(plan, options.weights, options.threads, place, options.step_timeout, options.verify)
             return 0
     except TokenspeedError as error:
@@ -63,7 +64,7 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
     from .executor import load_executor
     from .ranked_executor import follow
 
-    rank = Rank(plan.manifest.mesh, place.rank)
+    rank = Rank(plan.manifest.mesh, place.rank, place.beside)
     collectives = Collectives(rank, backend_of(plan.manifest), place.address, step_timeout=step_timeout)
     watched = WatchedRank(place.rank, collectives.host, collectives.watch_address(), step_timeout, partial(_gone, place.rank))
     try:

@@ -45,10 +45,6 @@ class Stored:
     source: SourceTensor
     data: memoryview
 
-    @property
-    def digest(self) -> str | None:
-        return self.source.digest
-
 
 def evaluate(
     recipe: Recipe, stored: Mapping[str, Stored], layer: int | None, weight: str, coordinates: Mapping[str, int] | None = None

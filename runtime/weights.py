@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from ..plans.checkpoint import Checkpoint, open_checkpoint
-from ..plans.digests import tensor_digest
 from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
@@ -25,10 +24,12 @@ from .device.arrays import DeviceArray
 from .dummy_weights import COUNTER, DUMMY, as_array, counter_array, dummy_array
 from .host_arrays import HostArray, LibraryArray
 from .mapped_pages import release_pages
+from .mesh import Rank
 from .native.records import PackedWeight
 from .native.runtime import NativeRuntime, PackedArena, arena_bytes, pack
 from .operands import Array
 from .recipe_evaluation import Stored, evaluate, lookup, result_of
+from .weight_checks import Check, Shares, digest_checks
 
 _DIGEST_THREADS = 2
 
@@ -47,8 +48,6 @@ class PlanSource(Protocol):
 
 
 Loaded = Array
-Check = Callable[[], None]
-"""Raises when bytes are not those they should be."""
 Wanted = tuple[Weight, str, int]
 """A weight instance: its weight, its name, its layer."""
 
@@ -68,15 +67,15 @@ def load_weights(
     native: NativeRuntime | None = None,
     exact: bool = False,
     upload: Upload | None = None,
-    coordinates: Mapping[str, int] | None = None,
+    rank: Rank | None = None,
 ) -> dict[str, Loaded]:
     """Final tensors by instance name; all of them, or those in `needed`.
 
     `weights` is a path for `open_checkpoint`, None for weights bundled in the plan, "dummy" (fast made-up values) or
     "counter" (the values that goldens are computed with); `native` packs panels; with `exact`, block types are held as
-    the model's own type instead, decoded or not rounded at all; `upload` brings them to a device; `coordinates` are this
-    rank's on the mesh (None: 0 on each axis).
-    Without it one final tensor is made at a time. Their sources are not kept, neither as arrays nor as pages of mapped
+    the model's own type instead, decoded or not rounded at all; `upload` brings them to a device; `rank` is the one whose
+    parts these are (None: of one).
+    Without `upload` one final tensor is made at a time. Their sources are not kept, neither as arrays nor as pages of mapped
     files. Digests are checked meanwhile, in threads of their own.
     Raises WeightsError, naming the tensor, if the weights do not belong to the plan; PlanError if a recipe cannot be done.
     """
@@ -85,7 +84,7 @@ def load_weights(
     arena = PackedArena(arena_bytes([weight.bytes for weight, _, _ in wanted if weight.prepack == "panel"]))
     loaded: dict[str, Loaded] = {}
     done = 0
-    with _maker(plan, weights, wanted, coordinates or {}) as maker:
+    with _maker(plan, weights, wanted, rank or Rank(plan.manifest.mesh)) as maker:
 
         def finish(item: Wanted) -> None:
             nonlocal done
@@ -161,16 +160,14 @@ def _panel(made: HostArray, weight: Weight, name: str, arena: PackedArena, nativ
 class _maker:
     """Context in which instances are made; leaving it waits for the digests and raises if one is wrong."""
 
-    def __init__(
-        self, plan: PlanSource, weights: str | None, wanted: list[tuple[Weight, str, int]], coordinates: Mapping[str, int]
-    ) -> None:
-        self._coordinates = coordinates
+    def __init__(self, plan: PlanSource, weights: str | None, wanted: list[Wanted], rank: Rank) -> None:
+        self._coordinates = rank.coordinates
         self._made_up = weights if weights in (DUMMY, COUNTER) else None
         self._declared = {source.name: source for source in plan.manifest.sources}
         self._stored: dict[str, Stored] = {}
         self._checks: list[Check] = []
         if self._made_up is None:
-            self._stored, self._checks = _stored_sources(plan, weights, _source_names(wanted))
+            self._stored, self._checks = _stored_sources(plan, weights, wanted, rank)
         self._pool: ThreadPoolExecutor | None = None
         self._running: list[Future[None]] = []
 
@@ -217,39 +214,47 @@ class _maker:
                 check.result()
 
 
-def _source_names(wanted: list[tuple[Weight, str, int]]) -> Iterator[str]:
-    for weight, _, layer in wanted:
-        yield from _names_of(weight, layer)
-
-
 def _names_of(weight: Weight, layer: int) -> Iterator[str]:
     """The sources of an instance of a weight."""
     for name in sources(weight.recipe):
         yield instantiate(name, layer) if weight.layers else name
 
 
-def _stored_sources(plan: PlanSource, weights: str | None, names: Iterator[str]) -> tuple[dict[str, Stored], list[Check]]:
+def _stored_sources(
+    plan: PlanSource, weights: str | None, wanted: list[Wanted], rank: Rank
+) -> tuple[dict[str, Stored], list[Check]]:
     """The sources' bytes, once all names, encodings and shapes were checked, and checks of their digests. No byte is read yet."""
     declared = {source.name: source for source in plan.manifest.sources}
     checkpoint = None if weights is None else open_checkpoint(weights)
     stored: dict[str, Stored] = {}
     checks: list[Check] = []
-    for name in names:
-        if name in stored:
-            continue
+    needed = [name for weight, _, layer in wanted for name in _names_of(weight, layer)]
+    for name in needed:
         if name not in declared:
             raise PlanError("A recipe reads a tensor that the plan does not declare.", where=name, fix="compile the plan again")
-        source = declared[name]
+    shares = Shares(rank, _by_weight(wanted), declared)
+    for source in (declared[name] for name in dict.fromkeys(needed)):
+        name, mine = source.name, shares.of(source)
         if checkpoint is not None:
             _check_declared(checkpoint, source)
             stored[name] = Stored(source, checkpoint.read(name))
             if source.digest is not None:
-                checks.append(partial(_check_digest, stored[name]))
+                checks += digest_checks(source, stored[name].data, mine)
         else:
             data, check = _bundled(plan, source)
             stored[name] = Stored(source, data)
-            checks.append(partial(_check_bundled, check, data))
+            if mine:
+                checks.append(partial(_check_bundled, check, data))
     return stored, checks
+
+
+def _by_weight(wanted: list[Wanted]) -> list[tuple[Weight, list[int]]]:
+    """Each weight with its layers."""
+    found: dict[str, tuple[Weight, list[int]]] = {}
+    for weight, _, layer in wanted:
+        # layers that differ in shape are weights of one name
+        found.setdefault(f"{weight.name} {weight.layers}", (weight, []))[1].append(layer)
+    return list(found.values())
 
 
 def _bundled(plan: PlanSource, source: SourceTensor) -> tuple[memoryview, Check]:
@@ -291,19 +296,6 @@ def _check_declared(checkpoint: Checkpoint, source: SourceTensor) -> None:
 def _check_bundled(check: Check, data: memoryview) -> None:
     check()
     release_pages(data)
-
-
-def _check_digest(stored: Stored) -> None:
-    found = tensor_digest([stored.data])
-    release_pages(stored.data)
-    if found != stored.digest:
-        raise WeightsError(
-            "A tensor's bytes are not those the plan is bound to.",
-            where=stored.source.name,
-            expected=f"SHA-256 {stored.digest}",
-            got=found,
-            fix="give the weights the plan was bound to, or bind it to these with tokenspeed-plan bind",
-        )
 
 
 def _made(stored: Mapping[str, Stored], weight: Weight, name: str, layer: int, coordinates: Mapping[str, int]) -> HostArray:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ...plans.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
-from ...plans.digests import tensor_digest
+from ...plans.digests import with_digests
 from ...plans.errors import ModelError, WeightsError
 from ...plans.recipe import Blocks, Cast, Dequantize, Recipe, Scales, Source, UnpermuteRope, map_sources
 from ...plans.recipe_shapes import scale_shape
@@ -207,8 +205,8 @@ class ModelSource:
         read = self.checkpoint.read
         # hashing releases the interpreter lock, so threads scale to the number of cores
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for source, digest in zip(chosen, pool.map(lambda s: tensor_digest([read(s.name)]), chosen), strict=True):
-                found.append(msgspec.structs.replace(source, digest=digest))
+            for source in pool.map(lambda source: with_digests(source, read(source.name)), chosen):
+                found.append(source)
                 done += source.bytes
                 if progress is not None:
                     progress(done, total)

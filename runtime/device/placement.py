@@ -194,7 +194,7 @@ def _load(
 
     def load() -> None:
         device.make_current()
-        load_weights(plan, weights, needed, exact=exact, upload=upload, coordinates=rank.coordinates)
+        load_weights(plan, weights, needed, exact=exact, upload=upload, rank=rank)
 
     return WeightsOnTheirWay(arrays, load)
 

@@ -102,6 +102,7 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("sources.0.bytes", 5, "sources, embed.weight: bytes"),
     ("sources.3.shape", (32, 33), "sources, blk.0.v: shape"),
     ("sources.0.digest", "0" * 64, "sources"),
+    ("sources.0.chunks", ("0" * 64,), "sources, embed.weight: chunks"),
     ("sources.0.entry", "weights/absent", "sources, embed.weight: entry"),
     ("sources.0.entry", "ir/model.mlir", "sources, embed.weight: entry"),
     ("sources.1.name", "embed.weight", "sources"),

@@ -21,7 +21,7 @@ def test_nobody_launched_it() -> None:
 def test_a_launchers_rank() -> None:
     assert launched(TWO, SAID) == Launched(1, 1, 2, "node0:29500", False)
     assert launched(TWO, SAID | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Launched(
-        1, 0, 1, "node0:29500", True
+        1, 0, 1, "node0:29500", True, (1,)
     )
 
 
