@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,9 +37,8 @@ from gpu.torch_loop import Shape, TorchLoop
 from gpu.transformers_arm import TransformersArm
 from tokenspeed.plans.perf_model import step_cost
 from tokenspeed.plans.reader import Plan
-from tokenspeed.runtime.benchmark.fixed_steps import StepMaker, admit_greedy
-from tokenspeed.runtime.executor import PlanExecutor, load_executor
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.benchmark.fixed_steps import StepMaker, admit_greedy, run_ahead
+from tokenspeed.runtime.executor import load_executor
 
 Point = tuple[int, int]
 """Sequences, tokens of context of each."""
@@ -138,21 +136,6 @@ def of_plan(plan: Plan, points: Sequence[Point], prompts: Sequence[int], rates: 
         flops += tokens**2 / 2 * manifest.performance.attention_flops_per_token_pair
         say({"arm": "tokenspeed", "prompt": tokens, **_spread(found[1:]), "least": round(flops / rates[1] * 1e3, 2)})
     executor.close()
-
-
-def run_ahead(executor: PlanExecutor, steps: Sequence[StepBatch]) -> list[float]:
-    """Seconds from result to result, each step started before the one ahead of it is waited for."""
-    ends, waiting = [time.perf_counter()], None
-    for step in steps:
-        started = executor.start(step)
-        if waiting is not None:
-            waiting()
-            ends.append(time.perf_counter())
-        waiting = started
-    if waiting is not None:
-        waiting()
-        ends.append(time.perf_counter())
-    return [end - start for start, end in pairwise(ends)]
 
 
 def of_arm(arm: str, config: str, points: Sequence[Point], prompts: Sequence[int]) -> None:

@@ -129,7 +129,7 @@ def throughput(
             cached_fraction=traffic["cached_fraction"] if cached_fraction is None else cached_fraction,
             overlap=overlap,
         )
-        report = measure.measure_throughput(opened, options, say)
+        report = measure.measure_throughput(opened, plan, options, say)
     from .benchmark import tables
 
     _print(report, tables.throughput, as_json)

@@ -49,6 +49,7 @@ class Collectives:
         distributed.init_process_group(backend, store=self._store, timeout=_MEETING, world_size=rank.count, rank=rank.number)
         self.rank = rank
         self._groups: dict[str, distributed.ProcessGroup] = {}
+        self._shared: dict[str, int] = {}
         for axis in rank.mesh:
             for members in rank.peers(axis.name):
                 group = _group(members, limit, backend)
@@ -89,8 +90,9 @@ class Collectives:
     def share(self, axis: str, name: str, own: bytes) -> list[bytes]:
         """What each rank along an axis, in order, calls by that name, once they all have said so."""
         members = next(members for members in self.rank.peers(axis) if self.rank.number in members)
-        self._store.set(f"{_SHARED}/{name}/{self.rank.number}", own.hex())
-        return [bytes.fromhex(self._store.get(f"{_SHARED}/{name}/{number}").decode()) for number in members]
+        turn = self._shared[name] = self._shared.get(name, 0) + 1
+        self._store.set(f"{_SHARED}/{name}/{turn}/{self.rank.number}", own.hex())
+        return [bytes.fromhex(self._store.get(f"{_SHARED}/{name}/{turn}/{number}").decode()) for number in members]
 
     def meet(self) -> None:
         """Wait until all ranks are here, however long that takes."""

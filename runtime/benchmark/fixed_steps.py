@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +100,21 @@ def admit_greedy(executor: Executor, sequences: int) -> None:
     sampling = SamplingParameters(max_tokens=2**31 - 1, temperature=0.0, ignore_eos=True)
     for slot in range(sequences):
         executor.admit(slot, sampling, (), np.zeros(1, np.int32), _NOTHING)
+
+
+def run_ahead(executor: Executor, steps: Sequence[StepBatch]) -> list[float]:
+    """Seconds from result to result, each step started before the one ahead of it is waited for."""
+    ends, waiting = [time.perf_counter()], None
+    for step in steps:
+        started = executor.start(step)
+        if waiting is not None:
+            waiting()
+            ends.append(time.perf_counter())
+        waiting = started
+    if waiting is not None:
+        waiting()
+        ends.append(time.perf_counter())
+    return [end - start for start, end in pairwise(ends)]
 
 
 def _without_logits(batch: StepBatch) -> StepBatch:

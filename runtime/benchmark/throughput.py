@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,7 +18,6 @@ from ...plans.perf_model import predict
 from ...plans.reader import Plan
 from ...plans.schema import Manifest
 from ..engine import EngineLoop
-from ..executor import load_executor
 from ..executor_interface import Executor, Started, StepResult
 from ..protocol import SamplingParameters, Submit
 from ..scheduling.kv import manager_of
@@ -25,6 +25,7 @@ from ..scheduling.prefix import PrefixChain
 from ..scheduling.request import Outcome, Request, SchedulerLimits
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.step import IntArray, StepBatch
+from .all_ranks import open_all_ranks
 from .closed_loop import ClosedLoop, RequestTimes
 from .environment import Environment, environment
 from .latency import Say
@@ -149,10 +150,10 @@ class TimedExecutor:
         self._executor.close()
 
 
-def measure_throughput(plan: Plan, options: ThroughputOptions, say: Say) -> ThroughputReport:
+def measure_throughput(plan: Plan, path: Path, options: ThroughputOptions, say: Say) -> ThroughputReport:
     """Raises TokenspeedError when the plan cannot be loaded, a request is too long for it, or a request fails."""
     _check(plan.manifest, options)
-    executor = load_executor(plan, options.weights, options.threads, lambda phase: say(f"loaded {phase}"))
+    executor = open_all_ranks(plan, path, options.weights, options.threads, lambda phase: say(f"loaded {phase}"))
     try:
         return run_closed_loop(plan.manifest, executor, options, say)
     finally:
