@@ -63,6 +63,11 @@ class Accelerator(Machine):
         """Devices that reach each other's memory, this one among them."""
         return int(self.sizes["link.devices"].value) if "link.devices" in self.sizes else 1
 
+    @property
+    def most_exchanged(self) -> int:
+        """Bytes of the largest message that ranks sum through each other's memory."""
+        return max((int(self.sizes[name].value) for name in ("exchange.words", "exchange.rows") if name in self.sizes), default=0)
+
     def without_exchanges(self) -> Accelerator:
         """The same, but no sums through each other's memory."""
         return replace(self, sizes={name: size for name, size in self.sizes.items() if not name.startswith("exchange.")})

@@ -16,6 +16,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _ARCH = {"cuda": re.compile(r"sm_[0-9]{2,3}[af]?"), "hip": re.compile(r"gfx[0-9a-f]{3,5}")}
 _DTYPES = ("f32", "f16", "bf16", "fp8", "int8")
 
+_COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "exchange")
 _REQUIRED = ("compute.f32", "compute.bf16", "bandwidth", "dispatch")
 _REQUIRED_OF_ACCELERATORS = ("compute.f16", "link.peer", "link.host", "dispatch.graph")
 _RATE_UNITS = {
@@ -23,6 +24,8 @@ _RATE_UNITS = {
     "bandwidth": "B/s",
     "link.peer": "B/s",
     "link.host": "B/s",
+    **{f"link.{name}": "B/s" for name in _COLLECTIVES},
+    **{f"latency.{name}": "s" for name in _COLLECTIVES},
     "dispatch": "s",
     "dispatch.native": "s",
     "dispatch.graph": "s",

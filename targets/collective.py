@@ -1,4 +1,9 @@
-"""How long a collective takes: the alpha-beta model (Hockney 1994), rings over the links of a node."""
+"""How long a collective takes: the alpha-beta model (Hockney 1994), rings over the links of a node.
+
+Where a target has figures of its own for a collective, `latency.NAME` and `link.NAME`, they count: seconds of the smallest
+message, and bytes per second that a rank sends of large ones. `exchange` is the sum through each other's memory
+(triton/exchange.py), of messages up to the target's limit.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,15 @@ from ..ir.mlir import ir
 from ..ir.sharding import COLLECTIVES
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
-from .machine import Machine
+from .machine import Figure, Machine
 
-Collective = Literal["all_reduce", "all_gather"]
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
 LINKS = "alpha-beta model of the links: nominal rates, latencies set, not measured"
-"""How the seconds of collectives are known."""
+"""How the seconds of collectives are known, where a target has no figures of its own."""
+
+_ROUNDS: dict[Collective, int] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+"""How often a rank sends what is not its own part."""
 
 _HOST_LATENCY, _HOST_SHARE = 50e-6, 0.1
 """Of ranks that are processes of one host: seconds, and the share of the memory's bandwidth. Set, not measured."""
@@ -25,15 +33,40 @@ _DEVICE_LATENCY = 12e-6
 
 
 def collective_seconds(collective: Collective, size: float, ranks: int, machine: Machine) -> float:
-    """Seconds of a collective over a value of `size` bytes as it is afterwards, on all `ranks` of one node."""
+    """Seconds of a collective over a value of `size` bytes as it is whole, on all `ranks` of one node."""
     if ranks < 2:
         return 0.0
-    if "link.peer" in machine.rates:
-        latency, bandwidth = _DEVICE_LATENCY, machine.rates["link.peer"].value
-    else:
-        latency, bandwidth = _HOST_LATENCY, machine.rates["bandwidth"].value * _HOST_SHARE
-    rounds = 2 if collective == "all_reduce" else 1
-    return latency + rounds * (ranks - 1) / ranks * size / bandwidth
+    latency, bandwidth = _link(collective, machine)
+    seconds = latency + _ROUNDS[collective] * (ranks - 1) / ranks * size / bandwidth
+    exchanged = _exchange_seconds(size, ranks, machine) if collective == "all_reduce" else None
+    return seconds if exchanged is None else exchanged
+
+
+def how_known(collective: Collective, machine: Machine) -> str:
+    """The receipt of a collective's seconds."""
+    rate = machine.rates.get(f"link.{collective}")
+    if rate is None:
+        return LINKS
+    exchange = machine.rates.get("link.exchange") if collective == "all_reduce" else None
+    return f"alpha-beta model, {rate.basis}: {rate.source}" + ("" if exchange is None else f"; {exchange.source}")
+
+
+def _link(collective: Collective, machine: Machine) -> tuple[float, float]:
+    """Seconds of latency, bytes per second."""
+    rates = machine.rates
+    if "link.peer" not in rates:
+        return _HOST_LATENCY, rates["bandwidth"].value * _HOST_SHARE
+    own = rates.get(f"latency.{collective}"), rates.get(f"link.{collective}")
+    latency, bandwidth = (None if rate is None else rate.value for rate in own)
+    return latency or _DEVICE_LATENCY, bandwidth or rates["link.peer"].value
+
+
+def _exchange_seconds(size: float, ranks: int, machine: Machine) -> float | None:
+    """Of a sum through each other's memory: every rank sends all it has to every other. None where it is not done so."""
+    latency, bandwidth = (machine.rates.get(f"{name}.exchange") for name in ("latency", "link"))
+    if latency is None or bandwidth is None or ranks > machine.peers or size > machine.most_exchanged:
+        return None
+    return latency.value + (ranks - 1) * size / bandwidth.value
 
 
 def crossing_seconds(size: float, machine: Machine) -> float:
@@ -41,6 +74,17 @@ def crossing_seconds(size: float, machine: Machine) -> float:
     if "link.peer" in machine.rates:
         return _DEVICE_LATENCY + size / machine.rates["link.peer"].value
     return _HOST_LATENCY + size / (machine.rates["bandwidth"].value * _HOST_SHARE)
+
+
+def collective_of(operation: ir.Operation) -> Collective:
+    """What a collective operation is."""
+    return "all_reduce" if operation.name == "ts.all_reduce" else "all_gather"
+
+
+def measured_links(operation: ir.Operation, machine: Machine, _rows: int) -> Figure | None:
+    """How a collective's seconds are known on a target that has figures of its own."""
+    collective = collective_of(operation)
+    return Figure(None, how_known(collective, machine)) if f"link.{collective}" in machine.rates else None
 
 
 def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: float = 1.0) -> float:
@@ -54,5 +98,4 @@ def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: floa
         return 0.0
     whole = operation.results[0]
     size = prod(rows if extent is None else extent for extent in shape_of(whole)) * DTYPE_BYTES[dtype_of(whole)]
-    collective: Collective = "all_reduce" if operation.name == "ts.all_reduce" else "all_gather"
-    return collective_seconds(collective, size * share, attributes.int_attribute(operation, "ranks"), machine)
+    return collective_seconds(collective_of(operation), size * share, attributes.int_attribute(operation, "ranks"), machine)

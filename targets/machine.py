@@ -104,6 +104,16 @@ class Machine:
         """Bytes of the device's own memory; None where a plan uses the host's, whose size is not the target's."""
         return None
 
+    @property
+    def peers(self) -> int:
+        """Devices that reach each other's memory, this one among them."""
+        return 1
+
+    @property
+    def most_exchanged(self) -> int:
+        """Bytes of the largest message that ranks sum through each other's memory."""
+        return 0
+
     def compute_rate(self, dtype: str) -> Rate:
         return self.rates[f"compute.{dtype}"]
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,9 @@ class OnePlan:
             time.sleep(1)
             said = next((line for line in log.read_text().splitlines() if "rank 1" in line), "")
             text = "" if asked is None else asked.communicate(timeout=30)[0].decode()
-            say({"plan": self.path.name, "lost_rank": 1, "busy": busy, "answered": answer.get("usage"), "noticed_seconds": round(noticed, 2),
-                 "health": status, "said": said[:500], "request_got": text[:300], "bytes_held_after": used_bytes()})  # fmt: skip
+            found = {"noticed_seconds": round(noticed, 2), "health": status, "said": said[:500], "request_got": text[:300]}
+            line = {"plan": self.path.name, "lost_rank": 1, "busy": busy, "answered": answer.get("usage")}
+            say({**line, **found, "bytes_held_after": used_bytes()})
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
@@ -279,7 +281,7 @@ def ceilings() -> tuple[float, float]:
         return min(found)
 
     data = torch.ones(4 << 30, dtype=torch.bfloat16, device="cuda")
-    read = data.nbytes / fastest(lambda: torch.sum(data, dtype=torch.float32))
+    read = data.nbytes / fastest(partial(torch.sum, data, dtype=torch.float32))
     del data
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return read, 2 * 8192**3 / fastest(lambda: a @ b)

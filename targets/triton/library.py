@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...ir.mlir import ir
 from ...plans.device_kernels import DEVICE
 from ...plans.weight_layout import WEIGHT_BLOCKS
-from ..collective import LINKS
+from ..collective import LINKS, measured_links
 from ..machine import Kernel, Machine
 from .attention import attention, cached_attention
 from .attention import measured as measured_attention
@@ -42,12 +42,17 @@ def _row(operation: str, device: Callable[[ir.Operation, DeviceSetting], DeviceO
     )
 
 
+def _collective(name: str) -> Kernel:
+    function = name.partition(".")[2]
+    return Kernel(name, f"ts.{function}", function, lambda _rows: 1.0, LINKS, measured=measured_links)
+
+
 LIBRARY_KERNELS: tuple[Kernel, ...] = (
     Kernel("torch.aten", "ts.aten", "aten", lambda _rows: 0.3, "set, not measured"),
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
-    Kernel("exchange+nccl.all_reduce", "ts.all_reduce", "all_reduce", lambda _rows: 1.0, LINKS, device=all_reduce_or_nothing),
-    Kernel("nccl.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
+    replace(_collective("exchange+nccl.all_reduce"), device=all_reduce_or_nothing),
+    _collective("nccl.all_gather"),
     Kernel("nccl.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
     Kernel("nccl.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
 )
