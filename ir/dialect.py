@@ -39,7 +39,8 @@ class Input(TsDialect.Operation, name="input", traits=[ext.Pure]):
 
 
 class Weight(TsDialect.Operation, name="weight", traits=[ext.Pure]):
-    """A weight: model parameters (checkpoint path templates) joined along dimension 0, known to programs as `sym`.
+    """A weight: model parameters (checkpoint path templates) joined along dimension 0, known to programs as `sym`. One of no
+    parameters is the numbers from 0 to an attribute `count`.
 
     An attribute `arrangement`, where present, lists how each parameter is rearranged before (ir/arrangement.py).
     """
@@ -48,6 +49,14 @@ class Weight(TsDialect.Operation, name="weight", traits=[ext.Pure]):
     res: Result
     sym: ir.StringAttr
     parameters: ir.ArrayAttr
+
+
+def numbers_weight(count: int, sym: str) -> ir.Value:
+    """A weight of no parameters: the numbers from 0 to `count` - 1, in i32. Ranks that have a part know which part they have."""
+    attributes = {"sym": ir.StringAttr.get(sym), "parameters": ir.ArrayAttr.get([])}
+    attributes["count"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), count)
+    kind = ir.RankedTensorType.get([count], ir.IntegerType.get_signless(32))
+    return ir.Operation.create("ts.weight", results=[kind], attributes=attributes).results[0]
 
 
 class Constant(TsDialect.Operation, name="constant", traits=[ext.Pure]):
@@ -345,6 +354,9 @@ class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
     `activation` is one of gated_activation's, or "swiglu_clamped" (gpt-oss): gate * sigmoid(alpha * gate) * (up + 1), gate
     clamped from above and up from both sides by `limit`; or "silu_clamped" (Hunyuan 4): silu(gate) * up, clamped likewise.
     `alpha` and `limit` are 0 where they are not named here.
+
+    `numbers`[experts], where given, says which of the model's experts these are: consecutive ones, and zeros behind the last that
+    there is. Others add nothing. An attribute `experts` then says how many the model has.
     """
 
     verify_invariants = _verify
@@ -356,6 +368,7 @@ class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
     down: Operand
     gate_up_bias: Sequence[Operand]
     down_bias: Sequence[Operand]
+    numbers: Sequence[Operand]
     activation: ir.StringAttr
     alpha: ir.FloatAttr
     limit: ir.FloatAttr

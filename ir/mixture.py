@@ -70,22 +70,40 @@ def route_attributes(operation: ir.Operation) -> str | None:
 
 
 def experts_shapes(operands: list[Shape], results: list[Shape]) -> str | None:
-    x, indices, weights, gate_up, down, *biases = operands
+    x, indices, weights, gate_up, down, *rest = operands
+    biases, numbers = rest[: len(rest) // 2 * 2], rest[len(rest) // 2 * 2 :]
     if [len(shape) for shape in (x, indices, gate_up, down)] != [2, 2, 3, 3] or indices != weights or len(biases) not in (0, 2):
         return (
-            f"expects x[rows, h], indices and weights [rows, k], gate_up[e, 2 i, h], down[e, h, i], no or two biases: {operands}"
+            "expects x[rows, h], indices and weights [rows, k], gate_up[e, 2 i, h], down[e, h, i], no or two biases, "
+            f"numbers or none: {operands}"
         )
     experts, hidden, inner = down
     if gate_up != (experts, 2 * (inner or 0), hidden) or x[1] != hidden or x[0] != indices[0]:
         return f"gate_up {gate_up}, down {down} and x {x} do not fit together"
     if biases and biases != [gate_up[:2], (experts, hidden)]:
         return f"biases are {biases}, expected {gate_up[:2]} and {(experts, hidden)}"
+    if numbers and numbers[0] != (experts,):
+        return f"numbers are {numbers[0]}, of {experts} experts"
     return None if results[0] == x else f"result is {results[0]}, expected {x}"
 
 
 def experts_attributes(operation: ir.Operation) -> str | None:
     name = attributes.text_attribute(operation, "activation")
+    if numbers_of(operation) is not None and "experts" not in operation.attributes:
+        return "has numbers of experts, but not how many the model has"
     return None if name in EXPERT_ACTIVATIONS else f"activation is {name!r}, expected one of {', '.join(EXPERT_ACTIVATIONS)}"
+
+
+def numbers_of(operation: ir.Operation) -> ir.Value | None:
+    """The numbers of the experts that `ts.moe_experts` has, None where it has all of the model's."""
+    operands = list(operation.operands)
+    return operands[-1] if len(operands) % 2 == 0 else None
+
+
+def all_experts(operation: ir.Operation) -> int:
+    """How many experts the model has, of which the operation may have some."""
+    held = _size(operation.operands[4], 0)
+    return held if numbers_of(operation) is None else attributes.int_attribute(operation, "experts")
 
 
 def _size(value: ir.Value, axis: int) -> int:
@@ -117,15 +135,21 @@ def _finished(weights: Tensor, routing: Routing) -> Tensor:
     return weights * routing.scale
 
 
-def experts(operation: ir.Operation, operands: Sequence[Tensor], part: Callable[[int, int], Tensor]) -> Tensor:
+def experts(
+    operation: ir.Operation, operands: Sequence[Tensor], part: Callable[[int, int], Tensor], first: int | None = None
+) -> Tensor:
     """`operands` are x, indices, weights; `part(operand, expert)` is one expert's part of a weight operand (3: gate_up, 4: down,
-    5 and 6 their biases). Only experts that are hit are asked for.
+    5 and 6 their biases). Only experts that are hit are asked for. `first` is the number of the first one, where there are others
+    elsewhere.
     """
     x, indices, weights = operands
-    biased = len(operation.operands) > 5
+    biased = len(operation.operands) > 6
     out = torch.zeros_like(x)
-    for expert in indices.unique().tolist():
-        rows, place = torch.where(indices == expert)
+    chosen = indices - (first or 0)
+    for expert in chosen.unique().tolist():
+        if first is not None and not 0 <= expert < _size(operation.operands[4], 0):
+            continue
+        rows, place = torch.where(chosen == expert)
         columns = x[rows] @ part(3, expert).T
         if biased:
             columns = columns + part(5, expert)

@@ -116,7 +116,9 @@ class Interpreter:
         if name == "ts.embedding":
             return [self.weights.rows(operands[1], operands[0].long())]
         if name == "ts.moe_experts":
-            return [mixture.experts(operation, operands[:3], lambda at, expert: self.weights.part(operands[at], expert))]
+            numbered = mixture.numbers_of(operation) is not None
+            first = int(self.weights.full(operands[-1])[0]) if numbered else None
+            return [mixture.experts(operation, operands[:3], lambda at, expert: self.weights.part(operands[at], expert), first)]
         operands = [self.weights.full(value) if isinstance(value, str) else value for value in operands]
         if name == "ts.recurrence":
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))

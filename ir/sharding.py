@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from . import attributes
+from .mixture import numbers_of
 from .mlir import ir
 from .placements import GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard
 from .types import shape_of
@@ -37,7 +38,7 @@ _RULES = {
     # the rows of kv_b are its heads' keys and values, head after head
     "ts.latent_attention": "r h n, r h d, r c, r d, h c -> r h v | r n d c v",
     "ts.moe_route": "r e, e -> r k, r k | e k",
-    # experts' numbers are the whole model's, so ranks that have some of the experts only cannot tell theirs
+    # without numbers of their own, ranks that have some of the experts only cannot tell theirs
     "ts.moe_experts": "r h, r k, r k, e 2*i h, e h i, e 2*i, e h+ -> r h | h k e",
     "ts.cast": "r ... -> r ...",
     "ts.add": "r ..., r ... -> r ...",
@@ -47,6 +48,12 @@ _RULES = {
     "ts.all_reduce": "r ... -> r ...",
     "ts.all_gather": "r ... -> r ...",
 }
+
+_NUMBERED_EXPERTS = {
+    6: "r h, r k, r k, e 2*i h, e h i, e -> r h",
+    8: "r h, r k, r k, e 2*i h, e h i, e 2*i, e h+, e -> r h",
+}
+"""By the number of operands, the last of which are the experts' numbers."""
 
 SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", "ts.all_reduce", "ts.all_gather"}
 """Operations that may be applied to a partial sum before it is reduced (all their activations being partial); collectives of
@@ -101,6 +108,8 @@ def rule_of(operation: ir.Operation) -> ShardingRule:
         names = [factors[: len(shape_of(value))] for value in (operation.operands[0], operation.results[0])]
         return ShardingRule((names[0],), (names[1],), frozenset({"d"}))
     text, _, whole = _RULES[operation.name].partition("|")
+    if operation.name == "ts.moe_experts" and numbers_of(operation) is not None:
+        text, whole = _NUMBERED_EXPERTS[len(operation.operands)], "h k"
     left, right = text.split("->")
     operands = [_factors(part, len(shape_of(value))) for part, value in zip(left.split(","), operation.operands, strict=False)]
     results = [_factors(part, len(shape_of(value))) for part, value in zip(right.split(","), operation.results, strict=True)]

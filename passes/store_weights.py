@@ -19,7 +19,7 @@ from ..plans.weight_layout import Prepack, stored_bytes
 from ..targets.machine import Machine
 from .choose_weight_types import layers_of, users_of
 from .select import kernel_named
-from .weight_parts import part_of_rank
+from .weight_parts import numbers_of_rank, part_of_rank
 
 
 class ParameterRecipes(Protocol):
@@ -141,6 +141,8 @@ def _recipe(
     mesh: Sequence[MeshAxis],
 ) -> Recipe:
     names, steps = modules.text_list(operation, "parameters"), arrangement_of(operation)
+    if not names:
+        return numbers_of_rank(operation, mesh)
     shape_of_part = {name: shapes[instantiate(name, layers[0]) if layers else name] for name in names}
     value = operation.results[0]
 

@@ -7,10 +7,11 @@ from math import prod
 
 import msgspec
 
+from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.placements import PARTIAL, Shard, parse_shard
 from ..ir.types import placement_of
-from ..plans.recipe import Addend, Cast, Concat, Part, Recipe, Stack, Stretch
+from ..plans.recipe import Addend, Cast, Concat, Numbers, Part, Recipe, Stack, Stretch
 from ..plans.schema import MeshAxis
 
 
@@ -33,6 +34,12 @@ def part_of_rank(value: ir.Value, recipe: Recipe, shapes: Sequence[Sequence[int]
         if placements.get(axis.name) == PARTIAL:
             recipe = Addend(recipe, axis.name)
     return recipe
+
+
+def numbers_of_rank(weight: ir.Operation, mesh: Sequence[MeshAxis]) -> Recipe:
+    """The recipe of a rank's part of a weight that is numbers."""
+    count = modules.int_attribute(weight, "count")
+    return part_of_rank(weight.results[0], Numbers(count), [(count,)], mesh)
 
 
 def _copies(cut: Shard) -> list[int]:

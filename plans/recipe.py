@@ -121,14 +121,22 @@ class Addend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="adden
     axis: str
 
 
-Recipe = Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize | Part | Addend
+class Numbers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="numbers", tag_field="step"):
+    """The numbers from 0 to `count` - 1, in i32: a rank that has a part of them knows which part it has of what they number."""
+
+    count: int
+
+
+Recipe = (
+    Source | Slice | Cast | Concat | Stack | Transpose | UnpermuteRope | Dequantize | Blocks | Quantize | Part | Addend | Numbers
+)
 
 
 def decoded(recipe: Recipe) -> Recipe:
     """The recipe with blocks decoded to float32 where it keeps them."""
     if isinstance(recipe, Blocks):
         return Dequantize(recipe.of, recipe.scales)
-    if isinstance(recipe, Source | Dequantize):
+    if isinstance(recipe, Source | Dequantize | Numbers):
         return recipe
     if isinstance(recipe, Concat | Stack):
         return msgspec.structs.replace(recipe, parts=tuple(decoded(part) for part in recipe.parts))
@@ -137,7 +145,7 @@ def decoded(recipe: Recipe) -> Recipe:
 
 def inputs_of(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipes whose values a step takes."""
-    if isinstance(recipe, Source):
+    if isinstance(recipe, Source | Numbers):
         return ()
     if isinstance(recipe, Dequantize | Blocks):
         return (recipe.of,) if recipe.scales is None else (recipe.of, recipe.scales.of)
@@ -153,6 +161,8 @@ def map_sources(recipe: Recipe, change: Callable[[Source], Source | Dequantize |
     """The recipe with every source replaced; there are no blocks in it."""
     if isinstance(recipe, Source):
         return change(recipe)
+    if isinstance(recipe, Numbers):
+        return recipe
     if isinstance(recipe, Concat | Stack):
         return msgspec.structs.replace(recipe, parts=tuple(map_sources(part, change) for part in recipe.parts))
     return msgspec.structs.replace(recipe, of=map_sources(recipe.of, change))

@@ -15,6 +15,7 @@ from .recipe import (
     Cast,
     Concat,
     Dequantize,
+    Numbers,
     Part,
     Quantize,
     Recipe,
@@ -31,6 +32,7 @@ from .template import instantiate
 from .weight_layout import BLOCKS, WEIGHT_BLOCKS, chunk_of
 
 MAX_DEPTH = 32
+MAX_NUMBERS = 1 << 20
 
 PLAIN_ENCODINGS = {"F32": "f32", "BF16": "bf16", "F16": "f16", "I32": "i32", "I64": "i64", "U8": "u8", "I8": "i8"}
 
@@ -76,6 +78,10 @@ def infer(recipe: Recipe, lookup: SourceLookup) -> Result:
             return _part(recipe, *infer(recipe.of, lookup))
         case Addend():
             return _floating("addend", *infer(recipe.of, lookup))
+        case Numbers():
+            if not 1 <= recipe.count <= MAX_NUMBERS:
+                raise ValueError(f"{recipe.count} numbers, expected 1 to {MAX_NUMBERS}")
+            return (recipe.count,), "i32"
         case _:
             assert_never(recipe)
 

@@ -17,6 +17,7 @@ from ..plans.recipe import (
     Cast,
     Concat,
     Dequantize,
+    Numbers,
     Part,
     Quantize,
     Recipe,
@@ -121,6 +122,8 @@ class _Evaluation:
             case Addend():
                 whole = self.value(recipe.of)
                 return HostArray(np.zeros_like(whole.data), whole.dtype) if self.coordinates.get(recipe.axis) else whole
+            case Numbers():
+                return HostArray(np.arange(recipe.count, dtype=np.int32), "i32")
             case _:
                 assert_never(recipe)
 

@@ -10,6 +10,7 @@ from zlib import crc32
 from ..plans.digests import DIGEST_CHUNK_BYTES, tensor_digest
 from ..plans.errors import WeightsError
 from ..plans.rank_reads import reads
+from ..plans.rank_recipes import recipe_of_rank
 from ..plans.recipe_shapes import lookup_in
 from ..plans.schema import SourceTensor, Weight
 from ..plans.template import instantiate
@@ -33,7 +34,7 @@ class Shares:
         for weight, layers in wanted:
             lookup = lookup_in(sources, layers[0] if weight.layers else None)
             for at, place in enumerate(rank.neighbours):
-                for read in reads(weight.recipe, lookup, place):
+                for read in reads(recipe_of_rank(weight.recipe, place), lookup, place):
                     for layer in layers if weight.layers else (0,):
                         source = sources[instantiate(read.name, layer) if weight.layers else read.name]
                         chunks = self._read.setdefault(source.name, [set() for _ in range(self._ranks)])

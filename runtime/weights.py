@@ -15,6 +15,7 @@ from ..plans.errors import PlanError, WeightsError
 from ..plans.names import weight_instances
 from ..plans.program import DTYPE_BYTES, Program
 from ..plans.rank_parts import is_cut, rank_part
+from ..plans.rank_recipes import recipe_of_rank
 from ..plans.recipe import Cast, Concat, Quantize, Recipe, Stack, decoded, sources
 from ..plans.recipe_shapes import before_packing, lookup_in
 from ..plans.schema import Manifest, SourceTensor, Weight
@@ -179,15 +180,15 @@ class _maker:
 
     def make(self, weight: Weight, name: str, layer: int) -> HostArray:
         """An instance of a weight; it may be a view of a mapped file."""
-        if self._made_up:
+        if self._made_up and sources(weight.recipe):
             return self._invented(weight, name, layer)
-        return _made(self._stored, weight, name, layer, self._coordinates)
+        return _made(self._stored, _of_rank(weight, self._coordinates), name, layer, self._coordinates)
 
     def pieces(self, weight: Weight, name: str, layer: int) -> Sequence[HostArray]:
         """The same in pieces that need not be joined first."""
-        if self._made_up:
+        if self._made_up and sources(weight.recipe):
             return [self._invented(weight, name, layer)]
-        return _made_in_pieces(self._stored, weight, name, layer, self._coordinates)
+        return _made_in_pieces(self._stored, _of_rank(weight, self._coordinates), name, layer, self._coordinates)
 
     def _invented(self, weight: Weight, name: str, layer: int) -> HostArray:
         """Counter weights are of the whole, of which a rank has its part. Block types are rounded from float32 while packing."""
@@ -202,7 +203,7 @@ class _maker:
     def release(self, weight: Weight, layer: int) -> None:
         """An instance is where it stays: the pages of its sources may go."""
         if self._made_up is None:
-            for name in _names_of(weight, layer):
+            for name in _names_of(_of_rank(weight, self._coordinates), layer):
                 release_pages(self._stored[name].data)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -212,6 +213,11 @@ class _maker:
         if error is None:
             for check in self._running:
                 check.result()
+
+
+def _of_rank(weight: Weight, coordinates: Mapping[str, int]) -> Weight:
+    """The weight as it is made on one rank."""
+    return msgspec.structs.replace(weight, recipe=recipe_of_rank(weight.recipe, coordinates))
 
 
 def _names_of(weight: Weight, layer: int) -> Iterator[str]:
@@ -228,7 +234,7 @@ def _stored_sources(
     checkpoint = None if weights is None else open_checkpoint(weights)
     stored: dict[str, Stored] = {}
     checks: list[Check] = []
-    needed = [name for weight, _, layer in wanted for name in _names_of(weight, layer)]
+    needed = [name for weight, _, layer in wanted for name in _names_of(_of_rank(weight, rank.coordinates), layer)]
     for name in needed:
         if name not in declared:
             raise PlanError("A recipe reads a tensor that the plan does not declare.", where=name, fix="compile the plan again")

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from ..ir.mixture import all_experts
 from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments, step_block
 from ..ir.storage import stored_type
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
 from ..plans.weight_layout import stored_bytes
+from .mixture_cost import busiest
 
 FREE = {"ts.input", "ts.weight", "ts.constant", "ts.reshape", "ts.slice"}
 """Operations that cost nothing: names for storage that is there anyway."""
@@ -75,17 +77,6 @@ def _aten_flops(operation: ir.Operation, rows: int) -> float:
     return 2.0 * elements * (shape_of(left)[-1] or rows)
 
 
-def _experts_flops(operation: ir.Operation, rows: int) -> float:
-    pairs = rows * (shape_of(operation.operands[1])[1] or 0)
-    _, hidden, inner = (size or 0 for size in shape_of(operation.operands[4]))
-    return pairs * (6.0 * hidden * inner + 5 * inner + 2 * hidden)
-
-
-def touched_experts(experts: int, top_k: int, rows: int) -> float:
-    """Experts that at least one of `rows` rows selects, if each selects `top_k` at random."""
-    return experts * (1 - (1 - top_k / experts) ** rows)
-
-
 def _latent_flops(operation: ir.Operation, rows: int) -> float:
     """Queries into latent space and results out of it."""
     out, inner = shape_of(operation.operands[4])
@@ -117,7 +108,7 @@ _FLOPS: dict[str, Callable[[ir.Operation, int], float]] = {
     "ts.scale": _per_element(1),
     "ts.softcap": _per_element(3),
     "ts.moe_route": lambda operation, rows: 8.0 * _elements(operation.operands[0], rows),
-    "ts.moe_experts": _experts_flops,
+    "ts.moe_experts": lambda operation, rows: cost_of_experts(operation, rows, 1).flops,
     "ts.recurrence": lambda operation, rows: _recurrence_flops(operation, rows),
     "ts.cast": _per_element(1),
     "ts.add": _per_element(1),
@@ -141,9 +132,11 @@ def _state_bytes(operation: ir.Operation, rows: int) -> int:
 
 
 def cost_of(operation: ir.Operation, rows: int) -> Cost:
-    """Work of one run of the operation."""
+    """Work of one run of the operation; of experts that ranks share out, on the busiest rank."""
     if operation.name in FREE:
         return Cost(0, 0, 0)
+    if operation.name == "ts.moe_experts":
+        return cost_of_experts(operation, rows, 1)
     flops = _FLOPS.get(operation.name, lambda *_: 0.0)(operation, rows)
     weights = sum(_weight_size(value) for value in operation.operands if _is_weight(value))
     moved = sum(_size(value, rows) for value in (*operation.operands, *operation.results) if not _is_weight(value))
@@ -153,7 +146,15 @@ def cost_of(operation: ir.Operation, rows: int) -> Cost:
         moved += 2 * _size(operation.results[0], rows)  # its result is copied to its place
     if operation.name == "ts.recurrence":
         moved += _state_bytes(operation, rows)
-    if operation.name == "ts.moe_experts":
-        experts, top_k = shape_of(operation.operands[3])[0] or 0, shape_of(operation.operands[1])[1] or 0
-        return Cost(flops, weights * touched_experts(experts, top_k, rows) / experts, moved)
     return Cost(flops, weights, moved)
+
+
+def cost_of_experts(operation: ir.Operation, rows: int, parts: int) -> Cost:
+    """Work of `ts.moe_experts` on the busiest of `parts` times as many ranks as share its experts out already."""
+    held, hidden, inner = (size or 0 for size in shape_of(operation.operands[4]))
+    top_k, here = shape_of(operation.operands[1])[1] or 0, -(-held // parts)
+    load = busiest(here, all_experts(operation), top_k, rows)
+    flops = load.pairs * (6.0 * hidden * inner + 5 * inner + 2 * hidden)
+    weights = sum(_weight_size(value) for value in operation.operands if _is_weight(value))
+    moved = sum(_size(value, rows) for value in (*operation.operands, *operation.results) if not _is_weight(value))
+    return Cost(flops, weights * load.experts / held, moved)

@@ -28,7 +28,7 @@ from tokenspeed.passes.split_stages import split_stages
 from tokenspeed.passes.store_weights import _arranged, _joined
 from tokenspeed.passes.verify_spmd import verify_spmd
 from tokenspeed.passes.verify_stages import verify_stages
-from tokenspeed.passes.weight_parts import part_of_rank
+from tokenspeed.passes.weight_parts import numbers_of_rank, part_of_rank
 from tokenspeed.plans.mesh import groups_of
 from tokenspeed.plans.recipe import Recipe, Source
 from tokenspeed.plans.schema import MeshAxis, SourceTensor
@@ -79,6 +79,8 @@ class RankWeights(_TensorWeights):
 
 
 def rank_recipe(operation: ir.Operation, layer: int, parameters: Mapping[str, Tensor], axes: Sequence[MeshAxis]) -> Recipe:
+    if not modules.text_list(operation, "parameters"):
+        return numbers_of_rank(operation, axes)
     steps = arrangement_of(operation)
     names = [instantiate(name, layer) for name in modules.text_list(operation, "parameters")]
     shapes = [tuple(parameters[name].shape) for name in names]

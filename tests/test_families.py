@@ -179,7 +179,7 @@ def test_more_families(name: str, tmp_path: Path) -> None:
     assert "ts.aten" not in str(found.state.module)
     check(found, ALL_PAST_THE_ORIGINAL_MAXIMUM if "longrope" in name else ALL_KINDS)
     with context():
-        for axes in (mesh(tp=4), mesh(pp=2, tp=2)):
+        for axes in (mesh(tp=4), mesh(pp=2, tp=2), *([mesh(ep=2), mesh(ep=4), mesh(ep=2, tp=2)] if name in MIXTURES else [])):
             assert mesh_difference(found.state.traced, found.state.ir_texts["raise"], axes) <= TOLERANCE
 
 

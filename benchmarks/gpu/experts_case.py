@@ -17,7 +17,7 @@ def experts_case(rows: int, experts: int, top_k: int, hidden: int, inner: int) -
         f"tensor<{experts}x{2 * inner}x{hidden}xbf16>",
         f"tensor<{experts}x{hidden}x{inner}xbf16>",
     )
-    segments = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>"
+    segments = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>"
     text = f'activation = "silu", alpha = 0.0 : f64, limit = 0.0 : f64, {segments}'
     line = f'%r = "ts.moe_experts"(%a0, %a1, %a2, %a3, %a4) {{{text}}} : ({", ".join(types)}) -> {types[0]}'
 

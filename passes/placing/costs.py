@@ -12,7 +12,7 @@ from ...ir.sharding import COLLECTIVES
 from ...ir.types import dtype_of, placement_of, shape_of
 from ...plans.program import DTYPE_BYTES
 from ...targets.collective import Collective, collective_seconds, seconds_of
-from ...targets.cost import Cost, cost_of
+from ...targets.cost import Cost, cost_of, cost_of_experts
 from ...targets.machine import Machine
 from ...targets.roofline import roofline
 from ..select import Workload
@@ -82,7 +82,9 @@ class Prices:
 
 
 def local_cost(operation: ir.Operation, strategy: Strategy, rows: int, ranks: int) -> Cost:
-    """A rank's share of an operation's work."""
+    """A rank's share of an operation's work, the busiest one's where experts are shared out."""
+    if operation.name == "ts.moe_experts" and strategy.cut == "e":
+        return cost_of_experts(operation, rows, ranks)
     cost = cost_of(operation, rows)
     values = list(zip((*operation.operands, *operation.results), (*strategy.operands, *strategy.results), strict=True))
     weights = _share([(value, placement) for value, placement in values if is_weight(value)], rows, ranks)

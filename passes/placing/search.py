@@ -81,7 +81,7 @@ class _Problem:
         """An operation with its strategies, one of which is taken."""
         self.gathered[operation] = after_gather
         found = self.ways.setdefault(operation, [])
-        for strategy in self.pins.allowed(operation, strategies(operation, self.prices.ranks)):
+        for strategy in self.pins.allowed(operation, strategies(operation, self.axis, self.prices.ranks)):
             seconds = times_of(operation) * self.prices.of_operation(operation, strategy, after_gather)
             seconds += self.pins.surcharge(operation, strategy)
             found.append((self._variable(seconds, binary=True), strategy))

@@ -12,6 +12,9 @@ from ...ir.sharding import SUM_COMMUTES, Factor, ShardingRule, has_rows, place_o
 from ...ir.types import shape_of
 from .cuts import ELEMENTWISE, cut_of, is_padded
 
+EXPERT_AXES = {"ep", "dp"}
+"""Axes along which mixtures are cut between experts; along the others each expert is cut."""
+
 ZERO_SAFE = ELEMENTWISE | {"ts.linear"}
 """Operations that make zeros of the zeros that fill up a cut dimension, or add nothing for them."""
 
@@ -30,14 +33,15 @@ class Strategy:
         return f"{self.cut or 'nothing'} cut: {', '.join(self.results)}"
 
 
-def strategies(operation: ir.Operation, ranks: int) -> list[Strategy]:
-    """The ways that the operation's rule and sizes allow, replicated first."""
+def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]:
+    """The ways that the operation's rule and sizes allow along an axis of so many ranks, replicated first."""
     rule = rule_of(operation)
     found = [Strategy("", (REPLICATE,) * len(operation.operands), (REPLICATE,) * len(operation.results))]
     if operation.name in SUM_COMMUTES:
         parts = [REPLICATE if operation.name == "ts.gather_rows" and at else PARTIAL for at in range(len(operation.operands))]
         found.append(Strategy("", tuple(parts), (PARTIAL,) * len(operation.results)))
-    found += [way for name in rule.cuttable if (way := _cut(operation, rule, name, ranks)) is not None]
+    names = [name for name in rule.cuttable if operation.name != "ts.moe_experts" or (name == "e") == (axis in EXPERT_AXES)]
+    found += [way for name in names if (way := _cut(operation, rule, name, ranks)) is not None]
     if operation.name == "ts.slice" and (way := _cut_windows(operation, ranks)) is not None:
         found.append(way)
     return found
@@ -69,7 +73,7 @@ def _cut(operation: ir.Operation, rule: ShardingRule, name: str, ranks: int) -> 
             operands.append(PARTIAL if added else REPLICATE)
             continue
         cut = _operand_cut(value, at, factors[at], pattern, ranks)
-        if cut is None or (is_padded(cut, shape_of(value)[at] or 0, ranks) and operation.name not in ZERO_SAFE):
+        if cut is None or (is_padded(cut, shape_of(value)[at] or 0, ranks) and not _is_zero_safe(operation, name)):
             return None
         operands.append(str(cut))
     places = [place_of(factors, name) for factors in rule.results]
@@ -102,7 +106,12 @@ def _pattern(operation: ir.Operation, rule: ShardingRule, name: str, ranks: int)
         for value, factors in zip(operation.operands, rule.operands, strict=True)
         if (at := place_of(factors, name)) is not None
     ]
-    return Shard(0) if all(size % ranks == 0 for size in sizes) else None
+    return Shard(0) if _is_zero_safe(operation, name) or all(size % ranks == 0 for size in sizes) else None
+
+
+def _is_zero_safe(operation: ir.Operation, name: str) -> bool:
+    """Whether zeros may fill up the last parts of a factor."""
+    return operation.name in ZERO_SAFE or (operation.name == "ts.moe_experts" and name == "e")
 
 
 def _cut_windows(operation: ir.Operation, ranks: int) -> Strategy | None:

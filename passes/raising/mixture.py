@@ -209,8 +209,8 @@ def _experts(root: AtenOp, raiser: Raiser) -> Raised | None:
         for item, step in zip(parameters, steps, strict=True)
     ]
     biases = [[] if item is None else [item] for item in arranged[2:]]
-    numbers = modules.text(activation), modules.number(alpha), modules.number(limit)
-    made: Any = dialect.MoeExperts(rows.value.type, rows.value, *routed, *arranged[:2], *biases, *numbers)
+    attributes = modules.text(activation), modules.number(alpha), modules.number(limit)
+    made: Any = dialect.MoeExperts(rows.value.type, rows.value, *routed, *arranged[:2], *biases, [], *attributes)
     return Raised(made.res, rows.form)
 
 

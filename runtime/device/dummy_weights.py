@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
 
 from ...plans.names import weight_instances
+from ...plans.recipe import sources
 from ...plans.schema import Manifest
 from ...plans.weight_layout import BLOCKS, planes
 from ..dummy_weights import counter_array
 from ..host_arrays import HostArray
+from ..recipe_evaluation import evaluate
 from .arrays import DeviceArena, DeviceArray
 from .device import Device
 from .kernels import DeviceKernels
@@ -20,14 +23,23 @@ _PATTERN_ELEMENTS = 1 << 20
 
 
 def dummy_weights(
-    manifest: Manifest, needed: set[str] | None, device: Device, arena: DeviceArena, kernels: DeviceKernels
+    manifest: Manifest,
+    needed: set[str] | None,
+    device: Device,
+    arena: DeviceArena,
+    kernels: DeviceKernels,
+    coordinates: Mapping[str, int],
 ) -> dict[str, DeviceArray]:
-    """Every weight instance (or those in `needed`) by name: counter weights at first, repeated over the rest."""
+    """Every weight instance (or those in `needed`) by name: counter weights at first, repeated over the rest. What is made of no
+    source is what the rank at these coordinates has."""
     made: dict[str, DeviceArray] = {}
     first: dict[tuple[tuple[int, ...], str, bool], DeviceArray] = {}
     for weight in manifest.weights:
         for name, _ in weight_instances(weight):
             if needed is not None and name not in needed:
+                continue
+            if not sources(weight.recipe):
+                made[name] = arena.put(evaluate(weight.recipe, {}, None, name, coordinates))
                 continue
             array = made[name] = arena.take(weight.shape, weight.dtype)
             same = first.setdefault((weight.shape, weight.dtype, name.endswith("bias")), array)

@@ -154,7 +154,8 @@ def _placed(
     results = Results(device, max(map(results_bytes, programs)))
     runtime = DeviceRuntime(device, kernels, CapturedBuckets(device, wanted), library, inputs.on_host)
     if weights == DUMMY:
-        loading = WeightsOnTheirWay(dummy_weights(manifest, needed, device, arena, kernels), lambda: None)
+        made = dummy_weights(manifest, needed, device, arena, kernels, rank.coordinates)
+        loading = WeightsOnTheirWay(made, lambda: None)
     else:
         loading = _load(plan, weights, needed, exact_weights, device, arena, kernels, rank)
         if library is not None:

@@ -68,15 +68,18 @@ def moe_route(operands: Operands) -> Launch:
 
 
 def moe_experts(operands: Operands) -> Launch:
-    """(x[R, H], indices[R, k] i32, weights[R, k], gate_up[E, 2 I, H], down[E, H, I][, gate_up_bias[E, 2 I], down_bias[E, H]])
-    -> [R, H]: the sum over a row's experts of weight * (down @ (activation(gate) * up) + down_bias), where gate and up are
-    the first and second I of gate_up @ x + gate_up_bias. Sums over experts are in f32.
+    """(x[R, H], indices[R, k] i32, weights[R, k], gate_up[E, 2 I, H], down[E, H, I][, gate_up_bias[E, 2 I], down_bias[E, H]][,
+    numbers[E] i32]) -> [R, H]: the sum over a row's experts of weight * (down @ (activation(gate) * up) + down_bias), where gate
+    and up are the first and second I of gate_up @ x + gate_up_bias. Sums over experts are in f32.
 
     `activation` "silu", "gelu", "gelu_tanh", "swiglu_clamped": gate * sigmoid(alpha * gate) * (up + 1), gate clamped from
-    above and up from both sides by `limit`, or "silu_clamped": silu(gate) * up, clamped likewise.
+    above and up from both sides by `limit`, or "silu_clamped": silu(gate) * up, clamped likewise. Where there are `numbers`,
+    these are the model's experts from the first of the numbers on, and others add nothing.
     """
-    (x, indices, weights, gate_up, down, *biases), (out,) = operands.take(5, 1, optional=2)
-    _check(operands, biases)
+    (x, indices, weights, gate_up, down, *biases), (out,) = operands.take(5, 1, optional=3)
+    numbers = biases.pop() if len(biases) % 2 else None
+    _check(operands, biases, numbers)
+    before = 0 if numbers is None else int(numbers[0])
     activation = operands.choice("activation", _ACTIVATIONS)
     alpha, limit = operands.number("alpha", 0.0), operands.number("limit", 0.0)
     rows, top_k = indices.shape
@@ -118,17 +121,17 @@ def moe_experts(operands: Operands) -> Launch:
         total.zero_()
         order = torch.argsort(flat, stable=True)
         start = 0
-        for number, count in enumerate(torch.bincount(flat, minlength=experts).tolist()):
-            if count:
-                expert(number, order[start : start + count])
-                start += count
+        for number, count in enumerate(torch.bincount(flat, minlength=before + experts).tolist()):
+            if count and 0 <= number - before < experts:
+                expert(number - before, order[start : start + count])
+            start += count
         if total is not out:
             out.copy_(total)
 
     return run
 
 
-def _check(operands: Operands, biases: list[torch.Tensor]) -> None:
+def _check(operands: Operands, biases: list[torch.Tensor], numbers: torch.Tensor | None) -> None:
     (x, indices, weights, gate_up, down), (out,) = operands.inputs[:5], operands.outputs
     operands.floating(x, gate_up, down, out, *biases)
     operands.typed(torch.int32, indices)
@@ -142,4 +145,7 @@ def _check(operands: Operands, biases: list[torch.Tensor]) -> None:
     if biases:
         operands.shaped(biases[0], *gate_up.shape[:2])
         operands.shaped(biases[1], *down.shape[:2])
+    if numbers is not None:
+        operands.typed(torch.int32, numbers)
+        operands.shaped(numbers, down.shape[0])
     operands.require(indices.is_contiguous() and weights.is_contiguous(), "dense indices and weights")

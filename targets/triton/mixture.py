@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir import module as modules
+from ...ir.mixture import all_experts, numbers_of
 from ...ir.mlir import ir
 from ...plans.device_kernels import Computed, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
@@ -63,16 +64,16 @@ TilesOf = Callable[[int], ExpertTiles]
 
 
 def moe_experts(operation: ir.Operation, setting: DeviceSetting, tiles_of: TilesOf | None = None) -> DeviceOperation:
-    """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias]) -> out. `tiles_of` gives the tiles, as they
-    were measured, or else those of rules, unless given."""
+    """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias][, numbers]) -> out. `tiles_of` gives the
+    tiles, as they were measured, or else those of rules, unless given."""
     inputs, (out,) = layouts(operation)
     return _Experts(operation, setting, inputs, out, tiles_of).operation_of()
 
 
 def measured_experts(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
-    """What was measured of such experts."""
+    """What was measured of such experts; of some of them, what was measured of all: each has as many pairs."""
     x, indices, _, _, down, *_ = layouts(operation)[0]
-    experts, hidden, inner = (size or 1 for size in down.shape)
+    experts, (_, hidden, inner) = all_experts(operation), (size or 1 for size in down.shape)
     row = find_experts(machine.arch, x.dtype, rows, (experts, indices.columns, hidden, inner))
     if row is None:
         return None
@@ -102,11 +103,16 @@ class _Experts:
         experts, hidden, inner = (size or 1 for size in self.inputs[4].shape)
         return experts, hidden, inner
 
+    @property
+    def numbers(self) -> int | None:
+        """The operand that says which of the model's experts these are; None: all."""
+        return None if numbers_of(self.operation) is None else len(self.inputs) - 1
+
     def tiles(self, rows: int) -> ExpertTiles:
         """Few pairs of an expert read its weights once; many fill the matrix instructions."""
         if self.tiles_of is not None:
             return self.tiles_of(rows)
-        experts, hidden, inner = self.sizes
+        experts, (_, hidden, inner) = all_experts(self.operation), self.sizes
         if any(self.inputs[at].dtype in WEIGHT_BLOCKS for at in (3, 4)):
             return self._tiles_of_blocks(rows)
         sizes = (experts, self.top_k, hidden, inner)
@@ -127,7 +133,8 @@ class _Experts:
         stages = 3 if self.setting.accelerator.kind == "cuda" else 2
         if self.inputs[0].dtype == "f32":
             return _tiles(16, 16, 128, 4, 2)
-        return _tiles(16, 64, 128, 4, stages) if rows * self.top_k <= 16 * self.sizes[0] else _tiles(64, 64, 128, 4, stages)
+        few = rows * self.top_k <= 16 * all_experts(self.operation)
+        return _tiles(16 if few else 64, 64, 128, 4, stages)
 
     def blocks(self, rows: int) -> int:
         """The most blocks of pairs that there can be."""
@@ -136,9 +143,10 @@ class _Experts:
 
     def operation_of(self) -> DeviceOperation:
         experts, hidden, inner = self.sizes
-        biased = len(self.inputs) == 7
+        biased = len(self.inputs) > 6
         after = len(self.inputs)
         biases = (5, 6) if biased else ()
+        numbers = () if self.numbers is None else (self.numbers,)
         most = self.setting.max_rows
         room = max(self.blocks(rows) * self.tiles(rows).pairs for rows in (*range(1, min(most, 512) + 1), most))
         # fewer pairs to a block make more blocks
@@ -150,31 +158,37 @@ class _Experts:
             Intermediate("results", self.inputs[0].dtype, ("rows", self.top_k * hidden)),
         )
         steps = (
-            DeviceStep(self._count(), (1,), ("sizes",)),
-            DeviceStep(self._arrange(), (1, "sizes"), ("order", "owners")),
+            DeviceStep(self._count(), (1, *numbers), ("sizes",)),
+            DeviceStep(self._arrange(), (1, *numbers, "sizes"), ("order", "owners")),
             DeviceStep(self._product("gate_up", self.inputs[0], 3, biased), (0, 3, *biases[:1], "order", "owners"), ("made",)),
             DeviceStep(self._product("down", None, 4, biased), ("made", 4, *biases[1:], "order", "owners"), ("results",)),
-            DeviceStep(self._combine(), ("results", 2), (after,)),
+            DeviceStep(self._combine(), ("results", 2, *((1, *numbers) if numbers else ())), (after,)),
         )
         return DeviceOperation(steps, intermediates)
 
     def _count(self) -> FunctionTemplate:
         dependent = waits_for_inputs(self.setting.accelerator)
-        constants: dict[str, Constexpr] = {"K": self.top_k, "BLOCK": _SCAN, "DEPENDENT": dependent}
-        parameters = (*_integers(2), Computed("rows"))
+        constants: dict[str, Constexpr] = {"K": self.top_k, "BLOCK": _SCAN, "DEPENDENT": dependent, **self._all_here}
+        inputs: tuple[DType, ...] = ("i32",) if self.numbers is None else ("i32", "i32")
+        parameters = (*_integers(len(inputs) + 1), Computed("rows"))
         launch = Launch("mixture.count", constants, parameters, (self.sizes[0], 1, 1), dependent_launch=dependent)
-        return one_function("moe_count", launch, ("i32",), ("i32",))
+        return one_function("moe_count", launch, inputs, ("i32",))
+
+    @property
+    def _all_here(self) -> dict[str, Constexpr]:
+        return {"numbers": None} if self.numbers is None else {}
 
     def _arrange(self) -> FunctionTemplate:
         dependent, experts = waits_for_inputs(self.setting.accelerator), self.sizes[0]
+        inputs: tuple[DType, ...] = ("i32",) * (2 if self.numbers is None else 3)
 
         def launch(rows: int) -> Launch:
             constants: dict[str, Constexpr] = {"E": experts, "K": self.top_k, "BLOCK_R": self.tiles(rows).pairs, "BLOCK": _SCAN}
-            constants |= {"BLOCK_E": power_of_two_above(experts), "DEPENDENT": dependent}
-            parameters = (*_integers(4), Computed("rows"), Constant("i32", self.blocks(rows)))
+            constants |= {"BLOCK_E": power_of_two_above(experts), "DEPENDENT": dependent, **self._all_here}
+            parameters = (*_integers(len(inputs) + 2), Computed("rows"), Constant("i32", self.blocks(rows)))
             return Launch("mixture.arrange", constants, parameters, (experts + 1, 1, 1), dependent_launch=dependent)
 
-        return self._function("moe_arrange", ("i32", "i32"), ("i32", "i32"), launch)
+        return self._function("moe_arrange", inputs, ("i32", "i32"), launch)
 
     def _product(self, name: str, x: Layout | None, weight: int, biased: bool) -> FunctionTemplate:
         """gate_up over rows x, or down over what that made (x is None)."""
@@ -211,10 +225,24 @@ class _Experts:
     def _combine(self) -> FunctionTemplate:
         dependent, hidden, dtype = waits_for_inputs(self.setting.accelerator), self.sizes[1], self.inputs[0].dtype
         block = min(_COLUMNS, power_of_two_above(hidden))
-        constants: dict[str, Constexpr] = {"H": hidden, "K": self.top_k, "BLOCK": block, "DEPENDENT": dependent}
-        parameters = (Pointer(0, dtype, MOST_ALIGNMENT), self.inputs[2].pointer(1), self.out.pointer(2))
-        launch = Launch("mixture.combine", constants, parameters, ("rows", -(-hidden // block), 1), dependent_launch=dependent)
-        return one_function("moe_combine", launch, (dtype, self.inputs[2].dtype), (dtype,))
+        constants: dict[str, Constexpr] = {
+            "E": self.sizes[0],
+            "H": hidden,
+            "K": self.top_k,
+            "BLOCK": block,
+            "DEPENDENT": dependent,
+        }
+        inputs: list[str] = [dtype, self.inputs[2].dtype]
+        parameters: list[Parameter] = [Pointer(0, dtype, MOST_ALIGNMENT), self.inputs[2].pointer(1)]
+        if self.numbers is None:
+            constants |= {"indices": None, "numbers": None}
+        else:
+            inputs += ["i32", "i32"]
+            parameters += [Pointer(at, "i32", MOST_ALIGNMENT) for at in (2, 3)]
+        parameters.append(self.out.pointer(len(inputs)))
+        grid: tuple[Size, Size, Size] = ("rows", -(-hidden // block), 1)
+        launch = Launch("mixture.combine", constants, tuple(parameters), grid, dependent_launch=dependent)
+        return one_function("moe_combine", launch, inputs, (dtype,))
 
     def _function(
         self, stem: str, inputs: tuple[DType, ...], outputs: tuple[DType, ...], launch: Callable[[int], Launch]

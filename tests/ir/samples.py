@@ -30,9 +30,10 @@ ROUTE = (
 )
 ROUTE_BY, ROUTE_BIASED = "operandSegmentSizes = array<i32: 1, 0>", "operandSegmentSizes = array<i32: 1, 1>"
 EXPERTS = 'activation = "silu", alpha = 0.0 : f64, limit = 0.0 : f64'
-EXPERTS_OF = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>"
-EXPERTS_BIASED = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1>"
-INDICES, FACTORS = "tensor<?x3xi32>", "tensor<?x3xf32>"
+EXPERTS_OF = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>"
+EXPERTS_SHARED_OUT = "experts = 24 : i64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 1>"
+EXPERTS_BIASED = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 0>"
+INDICES, FACTORS, NUMBERS = "tensor<?x3xi32>", "tensor<?x3xf32>", "tensor<8xi32>"
 GATE_UP, DOWN = "tensor<8x10x8xbf16>", "tensor<8x8x5xbf16>"
 
 X, X3 = "tensor<?x8xf32>", "tensor<?x4x8xf32>"
@@ -73,6 +74,7 @@ SOUND: tuple[Sample, ...] = (
         (XB,),
         f'activation = "swiglu_clamped", alpha = 1.7 : f64, limit = 7.0 : f64, {EXPERTS_BIASED}',
     ),
+    Sample("ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN, NUMBERS), (XB,), f"{EXPERTS}, {EXPERTS_SHARED_OUT}"),
     Sample("ts.cast", (XB,), (X,)),
     Sample("ts.add", (X, X), (X,)),
     Sample("ts.mul", (X3, X3), (X3,)),
@@ -163,6 +165,21 @@ WRONG: tuple[tuple[Sample, str], ...] = (
             f"{EXPERTS}, {EXPERTS_BIASED}",
         ),
         "biases are",
+    ),
+    (
+        Sample(
+            "ts.moe_experts", (XB, INDICES, FACTORS, GATE_UP, DOWN, "tensor<7xi32>"), (XB,), f"{EXPERTS}, {EXPERTS_SHARED_OUT}"
+        ),
+        "numbers are",
+    ),
+    (
+        Sample(
+            "ts.moe_experts",
+            (XB, INDICES, FACTORS, GATE_UP, DOWN, NUMBERS),
+            (XB,),
+            f"{EXPERTS}, {EXPERTS_SHARED_OUT.partition(', ')[2]}",
+        ),
+        "not how many the model has",
     ),
     (Sample("ts.cast", (XB,), (X3,)), "one shape"),
     (Sample("ts.add", (X, X3), (X,)), "one shape"),

@@ -59,6 +59,9 @@ LEGAL: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("ts.linear", (S1, S1, P), (P,)),
     ("ts.moe_experts", (R, R, R, "shard(1, segments=5+5)", S2), (P,)),
     ("ts.moe_experts", (R, R, R, "shard(1, segments=5+5)", S2, "shard(1, segments=5+5)", P), (P,)),
+    # with numbers, whole experts
+    ("ts.moe_experts", (R, R, R, S0, S0, S0), (P,)),
+    ("ts.moe_experts", (R, R, R, "shard(1, segments=5+5)", S2, R), (P,)),
     ("ts.all_gather", (S1,), (R,)),
     ("ts.all_reduce", (P,), (R,)),
 )
@@ -78,6 +81,9 @@ ILLEGAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("ts.moe_experts", (R, R, R, "shard(1)", S2), "2 equal segments"),
     ("ts.moe_experts", (R, R, R, "shard(1, segments=4+6)", S2), "2 equal segments"),
     ("ts.moe_experts", (R, R, R, S0, S0), "factor 'e' may not be cut"),
+    ("ts.moe_experts", (R, R, R, S0, S0, R), "operand 5 is replicate: factor 'e' is cut"),
+    ("ts.moe_experts", (R, R, R, R, R, S0), "operand 3 is replicate: factor 'e' is cut"),
+    ("ts.moe_experts", (R, R, R, "shard(0, copies=2)", "shard(0, copies=2)", "shard(0, copies=2)"), "some have the same part"),
     ("ts.moe_experts", (R, R, R, "shard(1, segments=5+5)", S2, "shard(1, segments=5+5)", R), "added once by each"),
     ("ts.all_gather", (R,), "all_gather here needs shard"),
     ("ts.all_gather", ("shard(1, copies=2)",), "all_gather here needs shard"),

@@ -3,7 +3,8 @@
 //
 // (row, choice) pairs are sorted by expert; the pairs of an expert are one product (gemm.h) with its weights. Sums are float32 along
 // K and over the choices, whatever the number of rows and threads; between the products values are rounded to x's type, as eager
-// models do. A row with a choice that is no expert becomes NaN.
+// models do. A row with a choice that is no expert becomes NaN; where there are numbers[E], these are the model's experts from the
+// first of the numbers on, and all other choices add nothing.
 #include "activation.h"
 #include "gemm_tasks.h"
 #include "lanes.h"
@@ -31,6 +32,7 @@ int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Mixture {
     const Call& call;
     int64_t rows, choices, pairs, experts, hidden, inner, element;
+    const Tensor* numbers;  // null: all of the model's experts are here
     Counts* counts;
     int32_t *starts, *order, *places;  // by expert: its next pair; by place: the row; by pair: its place, -1 for none
     Stretch* runs[STEPS];
@@ -38,6 +40,7 @@ struct Mixture {
     float* results;           // of a task, by thread
     int64_t bytes;
 
+    bool biased() const { return call.inputs > DOWN_BIAS; }
     const Tensor& weight(int step) const { return call.input(step == FIRST ? GATE_UP : DOWN); }
     int64_t features(int step) const { return step == FIRST ? hidden : inner; }
     Product product(int step, const Stretch& run) const { return product_of(run.way, weight(step).type, run.count, features(step)); }
@@ -53,6 +56,7 @@ struct Mixture {
         hidden = x.shape[1];
         inner = call.input(DOWN).shape[2];
         element = size_of(x.type);
+        numbers = call.inputs % 2 ? nullptr : &call.input(call.inputs - 1);
         int64_t hit = experts < pairs ? experts : pairs, at = 0, largest = 0;
         auto take = [&](auto*& part, int64_t count) {
             part = reinterpret_cast<decltype(&*part)>(memory + at);
@@ -93,10 +97,11 @@ static void cut(const Mixture& mixture, int step, int32_t expert, int32_t first,
 static void sort_pairs(const Mixture& mixture) {
     const int32_t* indices = mixture.call.input(INDICES).at<int32_t>();
     int32_t *starts = mixture.starts, experts = static_cast<int32_t>(mixture.experts);
-    auto is_expert = [&](int32_t e) { return e >= 0 && e < experts; };
+    int32_t before = mixture.numbers ? *mixture.numbers->at<int32_t>() : 0;
+    auto is_expert = [&](int32_t e) { return e >= before && e - before < experts; };
     *mixture.counts = {};
     for (int32_t e = 0; e <= experts; e++) starts[e] = 0;
-    for (int64_t i = 0; i < mixture.pairs; i++) if (is_expert(indices[i])) starts[indices[i] + 1]++;
+    for (int64_t i = 0; i < mixture.pairs; i++) if (is_expert(indices[i])) starts[indices[i] - before + 1]++;
     int64_t arranged[STEPS] = {};
     for (int32_t e = 0; e < experts; e++) {
         int32_t count = starts[e + 1];
@@ -105,7 +110,7 @@ static void sort_pairs(const Mixture& mixture) {
         for (int step = FIRST; step < STEPS; step++) cut(mixture, step, e, starts[e], count, arranged[step]);
     }
     for (int64_t i = 0; i < mixture.pairs; i++) {
-        mixture.places[i] = is_expert(indices[i]) ? starts[indices[i]]++ : -1;
+        mixture.places[i] = is_expert(indices[i]) ? starts[indices[i] - before]++ : -1;
         if (mixture.places[i] >= 0) mixture.order[mixture.places[i]] = static_cast<int32_t>(i / mixture.choices);
     }
 }
@@ -167,7 +172,7 @@ static void multiply_run(const Mixture& mixture, int step, const Stretch& run, i
     multiply_panel(product, mixture.arranged + run.arranged, at, results);
     alignas(64) float addend[COLUMNS];
     const float* bias = nullptr;
-    if (mixture.call.inputs > GATE_UP_BIAS) {
+    if (mixture.biased()) {
         const Tensor& given = mixture.call.input(step == FIRST ? GATE_UP_BIAS : DOWN_BIAS);
         read_bias(given, run.expert * given.strides[0] + first, count, addend);
         bias = addend;
@@ -197,12 +202,13 @@ static float factor(const Tensor& weights, int64_t row, int64_t choice) {
 template <class T> static void add_choices(const Mixture& mixture, Team& team) {
     const Tensor &out = mixture.call.output(0), &weights = mixture.call.input(WEIGHTS);
     const T* made = reinterpret_cast<const T*>(mixture.values);
+    float missing = mixture.numbers ? 0.0f : __builtin_nanf("");
     share_rows(team, mixture.rows, mixture.hidden, [&](int64_t row, int64_t first, int64_t last) {
         const int32_t* places = mixture.places + row * mixture.choices;
         for_vectors(last - first, [&](int64_t k, auto lanes) {
             Vec total = zero();
             for (int64_t j = 0; j < mixture.choices; j++) {
-                Vec value = places[j] < 0 ? all(__builtin_nanf("")) : load(made + places[j] * mixture.hidden + first + k, lanes);
+                Vec value = places[j] < 0 ? all(missing) : load(made + places[j] * mixture.hidden + first + k, lanes);
                 total = fma(all(factor(weights, row, j)), value, total);
             }
             store(out.at<T>(row, first + k), total, lanes);
@@ -213,8 +219,8 @@ template <class T> static void add_choices(const Mixture& mixture, Team& team) {
 SCRATCH(moe_experts) { return Mixture(call, nullptr, threads).bytes; }
 
 CHECK(moe_experts) {
-    if ((call.inputs != 5 && call.inputs != 7) || call.outputs != 1)
-        return "(x, indices, weights, gate_up, down[, gate_up_bias, down_bias]) -> out";
+    if (call.inputs < 5 || call.inputs > 8 || call.outputs != 1)
+        return "(x, indices, weights, gate_up, down[, gate_up_bias, down_bias][, numbers]) -> out";
     const Tensor &x = call.input(X), &indices = call.input(INDICES), &weights = call.input(WEIGHTS), &out = call.output(0);
     const Tensor *activations[] = {&x, &out}, *choices[] = {&indices, &weights};
     for (const Tensor* t : activations)
@@ -237,10 +243,15 @@ CHECK(moe_experts) {
     if (gate_up.shape[0] != down.shape[0] || gate_up.shape[1] != 2 * down.shape[2] || gate_up.shape[2] != x.shape[1] ||
         down.shape[1] != x.shape[1])
         return "x[rows, H], gate_up[E, 2 I, H] and down[E, H, I]";
-    for (int i = GATE_UP_BIAS; i < call.inputs; i++) {
+    for (int i = GATE_UP_BIAS; i <= DOWN_BIAS && call.inputs > DOWN_BIAS; i++) {
         const Tensor &bias = call.input(i), &of = i == GATE_UP_BIAS ? gate_up : down;
         if (!is_float(bias) || bias.rank != 2 || bias.strides[1] != 1 || bias.shape[0] != of.shape[0] || bias.shape[1] != of.shape[1])
             return "gate_up_bias[E, 2 I] and down_bias[E, H], float32 or bfloat16";
+    }
+    if (call.inputs % 2 == 0) {
+        const Tensor& numbers = call.input(call.inputs - 1);
+        if (numbers.type != I32 || numbers.rank != 1 || numbers.layout != ROW_MAJOR || numbers.shape[0] != down.shape[0])
+            return "numbers[E] of int32";
     }
     return nullptr;
 }

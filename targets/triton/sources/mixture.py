@@ -1,7 +1,8 @@
 """Mixture of experts: which experts each row goes to, pairs of row and expert in the order of experts, and the experts.
 
 A pair p of K for each row is of row p // K. Blocks of BLOCK_R pairs are of one expert each; `order` names the pairs of a block,
--1 where it has fewer, and `owners` the block's expert, -1 where there is no such block.
+-1 where it has fewer, and `owners` the block's expert, -1 where there is no such block. Of experts that ranks share out,
+`numbers`[E] says which these are: from its first entry on. Pairs of others are in no block. It is None where all are here.
 """
 
 import triton
@@ -80,42 +81,52 @@ def route(
 
 
 @triton.jit
-def count(indices, sizes, rows, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+def _first_of(numbers):
+    if numbers is None:
+        return 0
+    else:
+        return tl.load(numbers)
+
+
+@triton.jit
+def count(indices, numbers, sizes, rows, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """How many pairs each expert has. Grid: experts."""
     expert = tl.program_id(0)
+    number = expert + _first_of(numbers)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, rows * K, BLOCK):
         pairs = start + tl.arange(0, BLOCK)
-        total += (tl.load(indices + pairs, mask=pairs < rows * K, other=-1) == expert).to(tl.int32)
+        total += (tl.load(indices + pairs, mask=pairs < rows * K, other=-1) == number).to(tl.int32)
     tl.store(sizes + expert, tl.sum(total, axis=0))
 
 
 @triton.jit
 def arrange(
-    indices, sizes, order, owners, rows, blocks,
+    indices, numbers, sizes, order, owners, rows, blocks,
     E: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The pairs of each expert into its blocks, which follow those of the experts before. Grid: experts, and one that marks the
     blocks that are left."""
     expert = tl.program_id(0)
-    numbers, places = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK)
+    others, places = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK)
+    number = expert + _first_of(numbers)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
-    of_expert = tl.cdiv(tl.load(sizes + numbers, mask=numbers < E, other=0), BLOCK_R)
-    first = tl.sum(tl.where(numbers < expert, of_expert, 0), axis=0)
+    of_expert = tl.cdiv(tl.load(sizes + others, mask=others < E, other=0), BLOCK_R)
+    first = tl.sum(tl.where(others < expert, of_expert, 0), axis=0)
     if expert == E:
         for start in range(first, blocks, BLOCK):
             tl.store(owners + start + places, -1, mask=start + places < blocks)
     else:
-        mine = tl.sum(tl.where(numbers == expert, of_expert, 0), axis=0)
+        mine = tl.sum(tl.where(others == expert, of_expert, 0), axis=0)
         for start in range(0, mine, BLOCK):
             tl.store(owners + first + start + places, expert, mask=start + places < mine)
         done = first * BLOCK_R
         for start in range(0, rows * K, BLOCK):
             pairs = start + places
-            taken = (tl.load(indices + pairs, mask=pairs < rows * K, other=-1) == expert).to(tl.int32)
+            taken = (tl.load(indices + pairs, mask=pairs < rows * K, other=-1) == number).to(tl.int32)
             tl.store(order + done + tl.cumsum(taken, axis=0) - 1, pairs, mask=taken != 0)
             done += tl.sum(taken, axis=0)
         stop = (first + mine) * BLOCK_R
@@ -203,8 +214,11 @@ def down(
 
 
 @triton.jit
-def combine(results, weights, out, H: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
-    """out[row] = the sum over the row's pairs of weight * result, in f32. Grid: rows, blocks of H."""
+def combine(
+    results, weights, indices, numbers, out,
+    E: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """out[row] = the sum over the row's pairs of weight * result, in f32, of pairs that have one. Grid: rows, blocks of H."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < H
@@ -213,6 +227,10 @@ def combine(results, weights, out, H: tl.constexpr, K: tl.constexpr, BLOCK: tl.c
     total = tl.zeros((BLOCK,), tl.float32)
     for place in tl.static_range(K):
         pair = row * K + place
-        made = tl.load(results + pair * H + columns, mask=inside, other=0.0).to(tl.float32)
+        present = inside
+        if numbers is not None:
+            expert = tl.load(indices + pair) - tl.load(numbers)
+            present = columns < tl.where((expert >= 0) & (expert < E), H, 0)
+        made = tl.load(results + pair * H + columns, mask=present, other=0.0).to(tl.float32)
         total += made * tl.load(weights + pair).to(tl.float32)
     tl.store(out + row * H + columns, total.to(out.dtype.element_ty), mask=inside)

@@ -126,6 +126,24 @@ def test_experts_are_those_of_the_definition(
     assert error(out, by_definition(x, indices, weights, [gate_up, down, *biases], activation)) < 1e-5
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_shares_of_the_experts_add_up(biased: bool) -> None:
+    """Four of seven and the other three, which zeros fill up."""
+    x, indices, weights, gate_up, down = drawn(9, 3, 7, 12, 5, 8)
+    biases = [random(7, 10, seed=5), random(7, 12, seed=6)] if biased else []
+    total = torch.zeros(9, 12)
+    for first in (0, 4):
+        parts = [
+            torch.nn.functional.pad(part[first : first + 4], (0, 0) * (part.ndim - 1) + (0, first // 4))
+            for part in (gate_up, down, *biases)
+        ]
+        numbers = torch.tensor([first, *range(first + 1, min(first + 4, 7))] + [0] * (first // 4), dtype=torch.int32)
+        out = poisoned(9, 12)
+        call("moe_experts", [x, indices, weights, *parts, numbers], [out], activation="silu")
+        total += out
+    assert error(total, by_definition(x, indices, weights, [gate_up, down, *biases], "silu")) < 1e-5
+
+
 def test_experts_read_windows_and_run_again() -> None:
     """x a window of a wider buffer; a second launch gives the same, and nothing of the first is left in it."""
     x, indices, weights, gate_up, down = drawn(6, 2, 5, 8, 3, 1)
@@ -179,6 +197,8 @@ def test_wrong_experts_are_refused() -> None:
         [x, indices, weights, gate_up, down, random(4, 10)],
         [x, indices, weights, gate_up, down, random(4, 9), random(4, 8)],
         [x, indices, weights, gate_up, down.bfloat16()],
+        [x, indices, weights, gate_up, down, torch.zeros(3, dtype=torch.int32)],
+        [x, indices, weights, gate_up, down, torch.zeros(4)],
     ]
     for inputs in wrong:
         with pytest.raises(PlanError):

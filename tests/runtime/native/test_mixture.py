@@ -165,6 +165,24 @@ def test_experts_are_those_of_the_library(machine: str, activation: str) -> None
     assert error(found.float(), out.float()) < 0.02 * float(out.float().abs().max())
 
 
+@on_every_machine
+@pytest.mark.parametrize("biased", [False, True])
+def test_shares_of_the_experts_add_up(machine: str, biased: bool) -> None:
+    """Four of seven, the other three, and a share that no row wants."""
+    x, indices, weights, gate_up, down = drawn(9, 3, 7, 32, 24, 8)
+    biases = [random(7, 48, seed=5), random(7, 32, seed=6)] if biased else []
+    total = torch.zeros(9, 32)
+    for first, stop in ((0, 4), (4, 7)):
+        parts = [packed(machine, part[first:stop].contiguous(), "f32") for part in (gate_up, down)]
+        own = [bias[first:stop].contiguous() for bias in biases]
+        numbers = torch.arange(first, stop, dtype=torch.int32)
+        total += experts(machine, [x, indices, weights, *parts, *own, numbers])
+        assert not experts(machine, [x, indices, weights, *parts, *own, numbers + 7]).any()
+    assert error(total, by_definition(x, indices, weights, [gate_up, down, *biases], "silu")) < 2e-5
+    with pytest.raises(PlanError, match="numbers"):
+        experts(machine, [x, indices, weights, *parts, *own, numbers.long()])
+
+
 def packed_blocks(machine: str, weight: torch.Tensor, dtype: str) -> tuple[PackedWeight, torch.Tensor]:
     """[E, N, K] in blocks, and the values they stand for."""
     flat = weight.reshape(-1, weight.shape[2])

@@ -139,7 +139,7 @@ def test_experts(interpreter: Interpreter, stored: str, inner: int, rows: int) -
     body = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(types)]
     for at, kept in ((3, in_blocks), (4, in_blocks if inner % 32 == 0 else "")):
         body.append(f'%a{at} = "ts.weight"() {{sym = "w{at}", parameters = ["w{at}"]{kept}}} : () -> {weights[at - 3]}')
-    more = 'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>'
+    more = 'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>'
     body.append(f'%r = "ts.moe_experts"(%a0, %a1, %a2, %a3, %a4) {{{more}}} : ({", ".join((*types, *weights))}) -> {types[0]}')
     with modules.context():
         module = modules.parse(step([*body, "return"]))

@@ -24,7 +24,7 @@ PAIRS = ("tensor<?x2xi32>", "tensor<?x2xf32>")
 SEGMENTS = "operandSegmentSizes = array<i32: "
 SCORES = f'kv_heads = 2 : i64, layer = "0", scale = 0.125 : f64, softcap = 0.0 : f64, window = 0 : i64, {SEGMENTS}1, 0>'
 ATTENTION = f'%r = "ts.cached_attention"(%a0) {{{SCORES}}} : ({HEADS}) -> {HEADS}'
-MIXTURE = f'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, {SEGMENTS}1, 1, 1, 1, 1, 0, 0>'
+MIXTURE = f'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, {SEGMENTS}1, 1, 1, 1, 1, 0, 0, 0>'
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "few_rows": (
         f'%r = "ts.linear"(%a0, %a1) {{{SEGMENTS}1, 1, 0>}} : ({ROWS}, {MATRIX}) -> tensor<?x64xbf16>',

@@ -9,6 +9,7 @@ from .compared import Case, compare
 from .interpreter import Interpreter
 
 EXPERTS, HIDDEN, INNER, TOP = 6, 12, 10, 2
+ALL = 3 * EXPERTS
 
 
 ROUTES = [
@@ -42,19 +43,26 @@ def _text(value: object) -> str:
     return f"{value} : f64" if isinstance(value, float) else str(value)
 
 
-@pytest.mark.parametrize(("activation", "bias", "rows"), [("silu", False, 1), ("swiglu_clamped", True, 40)])
-def test_experts(interpreter: Interpreter, activation: str, bias: bool, rows: int) -> None:
+CASES = [("silu", False, 1, None), ("swiglu_clamped", True, 40, None), ("silu", False, 3, 4), ("swiglu_clamped", True, 40, 2)]
+
+
+@pytest.mark.parametrize(("activation", "bias", "rows", "first"), CASES)
+def test_experts(interpreter: Interpreter, activation: str, bias: bool, rows: int, first: int | None) -> None:
+    """`first`: these are experts of more, from that number on."""
     generator = np.random.default_rng(2)
     # no row goes to the last expert
-    indices = np.argsort(generator.random((rows, EXPERTS - 1)), axis=1)[:, :TOP].astype(np.int32)
+    indices = np.argsort(generator.random((rows, EXPERTS - 1 if first is None else ALL)), axis=1)[:, :TOP].astype(np.int32)
     types = [
         *(f"tensor<?x{HIDDEN}xf32>", f"tensor<?x{TOP}xi32>", f"tensor<?x{TOP}xf32>"),
         *(f"tensor<{EXPERTS}x{2 * INNER}x{HIDDEN}xf32>", f"tensor<{EXPERTS}x{HIDDEN}x{INNER}xf32>"),
         *([f"tensor<{EXPERTS}x{2 * INNER}xf32>", f"tensor<{EXPERTS}x{HIDDEN}xf32>"] * bias),
+        *([f"tensor<{EXPERTS}xi32>"] * (first is not None)),
     ]
-    segments = ", ".join("1" * 5 + str(int(bias)) * 2)
+    segments = ", ".join("1" * 5 + str(int(bias)) * 2 + str(int(first is not None)))
     text = f'activation = "{activation}", alpha = 1.7 : f64, limit = 0.9 : f64, operandSegmentSizes = array<i32: {segments}>'
+    text += f", experts = {ALL} : i64"
     names = ", ".join(f"%a{at}" for at in range(len(types)))
     line = f'%r = "ts.moe_experts"({names}) {{{text}}} : ({", ".join(types)}) -> {types[0]}'
     attributes = {"activation": activation, "alpha": 1.7, "limit": 0.9}
-    compare(interpreter, Case("moe_experts", line, types, (), {1: indices}, (), None, (), attributes, rows, rows, 2e-5))
+    given = {1: indices} if first is None else {1: indices, len(types) - 1: first + np.arange(EXPERTS, dtype=np.int32)}
+    compare(interpreter, Case("moe_experts", line, types, (), given, (), None, (), attributes, rows, rows, 2e-5))
