@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ..passes.schedule import BucketSize
 from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Exchange, Variant, Vendor
 from ..plans.errors import ModelError
-from ..plans.program import Program
+from ..plans.program import Program, symbols_of
 from ..targets.accelerator import Accelerator
 from ..targets.triton.build import build
 from ..targets.triton.kernel import FunctionTemplate, Launch, Variants
@@ -88,9 +88,15 @@ class _Kernels:
 
 
 def _sizes(name: str, programs: Sequence[Program]) -> list[BucketSize]:
-    """The buckets in which a function is called."""
-    calling = [program for program in programs if any(call.function.endswith(f".{name}") for call in program.calls)]
-    return [BucketSize(bucket.rows, bucket.logit_rows) for program in calling for bucket in program.buckets]
+    """The buckets in which a function is called, with the rows that it sees there."""
+    found: list[BucketSize] = []
+    for program in programs:
+        shapes = {item.name: item.shape for item in (*program.buffers, *program.views)}
+        calling = [call for call in program.calls if call.function.endswith(f".{name}")]
+        for bucket in program.buckets:
+            symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
+            found += [BucketSize(**symbols_of((*call.outputs, *call.inputs), shapes, symbols)) for call in calling]
+    return list(dict.fromkeys(found))
 
 
 def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: _Kernels) -> DeviceFunction:

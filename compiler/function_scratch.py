@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
-from ..plans.program import DTYPE_BYTES, Call, Program
+from ..plans.program import DTYPE_BYTES, Call, Program, count_of
 from ..plans.recurrence_body import decode_body, peak_bytes
 from ..plans.schema import Weight
 
@@ -26,7 +26,7 @@ def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> 
         symbols = {"rows": last.rows, "logit_rows": last.logit_rows}
         shapes: dict[str, Shape] = {**of_weights, "logit_rows": (last.logit_rows,)}
         for item in (*program.buffers, *program.views):
-            shapes[item.name] = tuple(symbols[extent] if isinstance(extent, str) else extent for extent in item.shape)
+            shapes[item.name] = tuple(count_of(extent, symbols) for extent in item.shape)
         types = {buffer.name: DTYPE_BYTES[buffer.dtype] for buffer in program.buffers}
         for call in program.calls:
             need = _NEEDS.get(call.function)
@@ -55,8 +55,18 @@ def _recurrence(call: Call, shapes: Mapping[str, Shape], _size: int) -> int:
     return peak_bytes(decode_body(call.attributes.get("body"), call.label), sequences)
 
 
+def _collective(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
+    """The whole and a rank's part of it, as dense arrays of equal parts."""
+    of_rank = min(prod(shapes[name]) for name in (*call.inputs, *call.outputs))
+    ranks = call.attributes["ranks"]
+    assert isinstance(ranks, int)
+    return (ranks + 1) * of_rank * size
+
+
 _NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {
     "moe_experts": _experts,
     "latent_attention": _latent,
     "recurrence": _recurrence,
+    "all_gather": _collective,
+    "reduce_scatter": _collective,
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from ..plans.device_library import library_functions, runs_in_library
-from ..plans.program import DTYPE_BYTES, Program
+from ..plans.program import DTYPE_BYTES, Program, count_of
 from ..plans.schema import Weight
 from .function_scratch import function_scratch
 
@@ -31,8 +31,7 @@ def _largest_call(program: Program) -> int:
     dtypes = {buffer.name: buffer.dtype for buffer in program.buffers}
     dtypes |= {view.name: dtypes[view.base] for view in program.views}
     sizes = {
-        item.name: DTYPE_BYTES[dtypes[item.name]]
-        * prod(symbols[extent] if isinstance(extent, str) else extent for extent in item.shape)
+        item.name: DTYPE_BYTES[dtypes[item.name]] * prod(count_of(extent, symbols) for extent in item.shape)
         for item in (*program.buffers, *program.views)
     }
     calls = [call for call in program.calls if runs_in_library(call.function)]

@@ -10,7 +10,7 @@ import msgspec
 from ..plans.container import ALIGNMENT
 from ..plans.errors import MemoryPlanError
 from ..plans.kv_caches import block_bytes, state_bytes
-from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput
+from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput, count_of
 from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, StateGroup, Weight
 from ..plans.units import format_bytes
 from .function_scratch import function_scratch
@@ -84,7 +84,7 @@ def _largest_result(programs: Sequence[Program]) -> int:
         last = program.buckets[-1]
         symbols = {"rows": last.rows, "logit_rows": last.logit_rows}
         for buffer in program.buffers:
-            shape = [symbols[extent] if isinstance(extent, str) else extent for extent in buffer.shape]
+            shape = [count_of(extent, symbols) for extent in buffer.shape]
             largest = max(largest, prod(shape) * DTYPE_BYTES[buffer.dtype])
     return largest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,7 +15,8 @@ from ..plans.errors import UsageError
 
 class _Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module: str
-    weight: str
+    weight: str = ""
+    rows: Literal["", "cut", "replicate"] = ""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,14 +24,18 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_placement(path: Path) -> tuple[Pin, ...]:
-    """The pins of a TOML file: tables [[pin]] with `module` and `weight`. Raises UsageError for anything else."""
+    """The pins of a TOML file: tables [[pin]] with `module` and `weight` or `rows`. Raises UsageError for anything else."""
     try:
         found = msgspec.convert(tomllib.loads(path.read_text()), _File)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        expected = 'tables [[pin]] with module = "PATTERN" and weight = "PLACEMENT"'
+        expected = 'tables [[pin]] with module = "PATTERN" and weight = "PLACEMENT" or rows = "cut"'
         raise UsageError("this is not a placement file", where=str(path), expected=expected, got=str(error)) from error
     for pin in found.pin:
-        if pin.weight not in {CUT, REPLICATE} and parse_shard(pin.weight) is None:
+        if not pin.weight and not pin.rows:
+            raise UsageError(
+                "a pin says nothing", where=f"{path}, {pin.module}", expected='weight = "..." or rows = "..."', got=""
+            )
+        if pin.weight not in {"", CUT, REPLICATE} and parse_shard(pin.weight) is None:
             expected = f"{CUT}, {REPLICATE}, or a cut such as shard(0)"
             raise UsageError("there is no such placement", where=f"{path}, {pin.module}", expected=expected, got=pin.weight)
-    return tuple(Pin(pin.module, pin.weight) for pin in found.pin)
+    return tuple(Pin(pin.module, pin.weight, pin.rows) for pin in found.pin)

@@ -435,7 +435,35 @@ class AllReduce(TsDialect.Operation, name="all_reduce", traits=[ext.Pure]):
 class AllGather(TsDialect.Operation, name="all_gather", traits=[ext.Pure]):
     """The parts that the `ranks` ranks of mesh axis `axis` have of dimension `dimension`, behind each other: shard -> replicate.
 
-    Zeros that fill up the last parts are at the end of the result.
+    Zeros that fill up the last parts are at the end of the result, but for those of rows, which go.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    axis: ir.StringAttr
+    dimension: ir.IntegerAttr
+    ranks: ir.IntegerAttr
+
+
+class ReduceScatter(TsDialect.Operation, name="reduce_scatter", traits=[ext.Pure]):
+    """The sum over the `ranks` ranks of mesh axis `axis`, of which each gets its part of dimension `dimension`: partial -> shard.
+
+    Rows are filled up with zeros where ranks do not divide them.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    axis: ir.StringAttr
+    dimension: ir.IntegerAttr
+    ranks: ir.IntegerAttr
+
+
+class TakePart(TsDialect.Operation, name="take_part", traits=[ext.Pure]):
+    """This rank's part of what all `ranks` ranks of mesh axis `axis` have, along dimension `dimension`: replicate -> shard.
+
+    Nothing is sent. Rows are filled up with zeros where ranks do not divide them.
     """
 
     verify_invariants = _verify

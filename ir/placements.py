@@ -81,13 +81,13 @@ def _segment(text: str) -> Segment:
 
 
 def local_shape(shape: Sequence[int | None], placement: str, ranks: int) -> tuple[int | None, ...]:
-    """A rank's part of a value of this shape on an axis of so many ranks."""
+    """A rank's part of a value of this shape on an axis of so many ranks; rows stay a symbol (ir/rows.py says of what)."""
     cut = parse_shard(placement)
     if cut is None:
         return tuple(shape)
     size = shape[cut.dimension]
     if size is None:
-        raise ValueError("rows are not cut")
+        return tuple(shape)
     return (*shape[: cut.dimension], cut.local_size(size, ranks), *shape[cut.dimension + 1 :])
 
 

@@ -6,7 +6,7 @@ Rounding to the model's element type is left out on purpose when `dtype` is wide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from .aten_reference import run_aten
 from .latent import attend
 from .mlir import ir
 from .recurrence import States, recur
+from .rows import evaluate, rows_after
+from .sharding import CHANGES
 from .types import shape_of
 
 
@@ -75,10 +77,15 @@ class Interpreter:
     """What the stage before this one sent and this one has still to receive, in order."""
     sent: list[Tensor] = field(default_factory=list)
     """What this stage of a pipeline sent, in order."""
+    place: Mapping[str, int] = field(default_factory=dict)
+    """This rank's coordinates."""
+    counts: dict[ir.Value, str] = field(default_factory=dict)
+    """How many rows values have (ir/rows.py)."""
 
     def step(self, module: ir.Module, rows: StepRows) -> Tensor:
         """Logits [logit rows, vocabulary] of one step; of a stage that is not the last, nothing: an empty tensor."""
         values: dict[ir.Value, Any] = {}
+        self.counts = {}
         returned = self._block(modules.step_block(module), values, rows, 0)
         return returned[0] if returned else torch.empty(0)
 
@@ -90,6 +97,8 @@ class Interpreter:
             results = self._operation(operation, values, rows, index)
             for result, value in zip(operation.results, results, strict=True):
                 values[result] = value
+                if result not in self.counts:
+                    self.counts[result] = rows_after(operation, self.counts)
         return []
 
     def _operation(
@@ -126,28 +135,40 @@ class Interpreter:
         if name in _STATEFUL:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
             return _STATEFUL[name](operation, operands, rows, self.cache, layer)
-        if name in _COLLECTIVES:
-            parts = self.exchange(modules.text_attribute(operation, "axis"), operands[0])
-            return [_COLLECTIVES[name](operation, parts)]
+        if name in CHANGES:
+            return [self._change(operation, operands[0], rows)]
         if name == "ts.aten":
             return [run_aten(operation, operands, self.dtype)]
         return REFERENCE[name](operation, operands, self.dtype)
+
+    def _change(self, operation: ir.Operation, x: Tensor, rows: StepRows) -> Tensor:
+        """Of a value's placement."""
+        axis = modules.text_attribute(operation, "axis")
+        if operation.name != "ts.take_part":
+            parts = self.exchange(axis, x)
+            if operation.name == "ts.all_gather":
+                dimension = modules.int_attribute(operation, "dimension")
+                whole, count = torch.cat(parts, dimension), rows_after(operation, self.counts)
+                return whole if dimension else whole[: evaluate(count, len(rows.token_ids), len(rows.logit_rows))]
+            x = torch.stack(parts).sum(0)
+        if operation.name == "ts.all_reduce":
+            return x
+        dimension, ranks = (modules.int_attribute(operation, name) for name in ("dimension", "ranks"))
+        size = -(-x.shape[dimension] // ranks)
+        missing = [0, 0] * (x.dim() - dimension - 1) + [0, size * ranks - x.shape[dimension]]
+        return functional.pad(x, missing).narrow(dimension, self.place.get(axis, 0) * size, size)
 
     def _repeat(self, operation: ir.Operation, values: dict[ir.Value, Any], rows: StepRows) -> list[Tensor]:
         carried = [values[value] for value in operation.operands]
         first, stride = modules.int_attribute(operation, "first"), modules.int_attribute(operation, "stride")
         body = modules.body_of(operation)
+        for group in (body.arguments, operation.results):
+            self.counts |= {held: self.counts[given] for held, given in zip(group, operation.operands, strict=True)}
         for turn in range(1 if self.truncate else modules.int_attribute(operation, "count")):
             for argument, value in zip(body.arguments, carried, strict=True):
                 values[argument] = value
             carried = self._block(body, values, rows, first + turn * stride)
         return carried
-
-
-_COLLECTIVES: dict[str, Callable[[ir.Operation, list[Tensor]], Tensor]] = {
-    "ts.all_reduce": lambda _op, parts: torch.stack(parts).sum(0),
-    "ts.all_gather": lambda op, parts: torch.cat(parts, modules.int_attribute(op, "dimension")),
-}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Tensor:

@@ -140,7 +140,7 @@ def _gather_rows(operands: list[Shape], results: list[Shape]) -> str | None:
 def _gathered(operands: list[Shape], results: list[Shape]) -> str | None:
     x, whole = operands[0], results[0]
     differs = [at for at, (part, size) in enumerate(zip(x, whole, strict=False)) if part != size]
-    return _expect(len(x) == len(whole) and len(differs) < 2, f"{x} cannot become {whole}: only one dimension grows")
+    return _expect(len(x) == len(whole) and len(differs) < 2, f"{x} cannot become {whole}: only one dimension changes")
 
 
 def _source(_operands: list[Shape], results: list[Shape]) -> str | None:
@@ -183,6 +183,8 @@ RULES: dict[str, Rule] = {
     "ts.all_gather": _gathered,
     "ts.send": _crossing,
     "ts.receive": _crossing,
+    "ts.reduce_scatter": _gathered,
+    "ts.take_part": _gathered,
 }
 
 _MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}
@@ -248,11 +250,21 @@ def _one_of_activations(attribute: str) -> Callable[[ir.Operation], str | None]:
 
 
 def _gathered_dimension(operation: ir.Operation) -> str | None:
+    return _parts(operation, shape_of(operation.operands[0]), shape_of(operation.results[0]))
+
+
+def _scattered_dimension(operation: ir.Operation) -> str | None:
+    return _parts(operation, shape_of(operation.results[0]), shape_of(operation.operands[0]))
+
+
+def _parts(operation: ir.Operation, part: Shape, whole: Shape) -> str | None:
     dimension, ranks = (ir.IntegerAttr(operation.attributes[name]).value for name in ("dimension", "ranks"))
-    x, whole = shape_of(operation.operands[0]), shape_of(operation.results[0])
-    if not 0 < dimension < len(x):
-        return f"gathers dimension {dimension} of {x}; rows are not gathered"
-    return _expect(whole[dimension] == (x[dimension] or 0) * ranks, f"{ranks} parts of {x} do not give {whole}")
+    if not 0 <= dimension < len(part):
+        return f"is about dimension {dimension} of {part}"
+    own, every = part[dimension], whole[dimension]
+    if own is None or every is None:  # rows
+        return _expect(dimension == 0 and part == whole and ranks > 0, f"{ranks} parts of {part} do not give {whole}")
+    return _expect(every == own * ranks, f"{ranks} parts of {part} do not give {whole}")
 
 
 def _cap(operation: ir.Operation) -> str | None:
@@ -285,6 +297,8 @@ ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.activation": _one_of_activations("kind"),
     "ts.softcap": _cap,
     "ts.all_gather": _gathered_dimension,
+    "ts.reduce_scatter": _scattered_dimension,
+    "ts.take_part": _scattered_dimension,
     "ts.moe_route": mixture.route_attributes,
     "ts.moe_experts": mixture.experts_attributes,
     "ts.attention": _scores,

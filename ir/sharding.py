@@ -47,6 +47,8 @@ _RULES = {
     "ts.gather_rows": "r ..., l -> l ... | r l",
     "ts.all_reduce": "r ... -> r ...",
     "ts.all_gather": "r ... -> r ...",
+    "ts.reduce_scatter": "r ... -> r ...",
+    "ts.take_part": "r ... -> r ...",
 }
 
 _NUMBERED_EXPERTS = {
@@ -55,11 +57,15 @@ _NUMBERED_EXPERTS = {
 }
 """By the number of operands, the last of which are the experts' numbers."""
 
-SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", "ts.all_reduce", "ts.all_gather"}
+COLLECTIVES = {"ts.all_reduce", "ts.all_gather", "ts.reduce_scatter"}
+"""Operations in which ranks meet."""
+
+CHANGES = COLLECTIVES | {"ts.take_part"}
+"""Operations that are there to change a placement along their own axis."""
+
+SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", *CHANGES}
 """Operations that may be applied to a partial sum before it is reduced (all their activations being partial); collectives of
 other axes among them."""
-
-COLLECTIVES = {"ts.all_reduce", "ts.all_gather"}
 
 BORDERS = {"ts.send", "ts.receive"}
 """Where values leave a stage of a pipeline or enter it, each rank's own; passes/verify_stages.py compares the two sides."""
@@ -115,9 +121,9 @@ def rule_of(operation: ir.Operation) -> ShardingRule:
     results = [_factors(part, len(shape_of(value))) for part, value in zip(right.split(","), operation.results, strict=True)]
     added = frozenset(at for at, part in enumerate(left.split(",")[: len(operands)]) if "+" in part)
     names = set(whole.split())
-    if operation.name == "ts.all_gather":
-        # parts of the parts would come in the wrong order
-        names.add(operands[0][attributes.int_attribute(operation, "dimension")].name)
+    about = _dimension(operation) if operation.name in CHANGES else None
+    if about is not None:
+        names.add(operands[0][about].name)  # parts of the parts would come in the wrong order
     return ShardingRule(tuple(operands), tuple(results), frozenset(names), added)
 
 
@@ -156,10 +162,10 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
         cut = parse_shard(found)
         if found not in {REPLICATE, PARTIAL} and (cut is None or cut.dimension >= len(factors)):
             _refuse(operation, position, found, f"no placement of an operand of rank {len(factors)}")
-    if operation.name in COLLECTIVES:
+    if operation.name in CHANGES:
         own = attributes.text_attribute(operation, "axis")
         if own == axis:
-            return [_collective(operation, placements[0])]
+            return [_change(operation, placements[0])]
         if NESTING.index(axis) < NESTING.index(own):
             rule = replace(rule, whole=frozenset())  # what this axis cut is cut further by the one that is gathered
     name = _cut_factor(operation, rule, placements)
@@ -202,11 +208,24 @@ def _own_results(operation: ir.Operation, placements: Sequence[str], axis: str) 
     return [OWN if has_rows(value) else REPLICATE for value in operation.results]
 
 
-def _collective(operation: ir.Operation, placement: str) -> str:
-    if operation.name == "ts.all_reduce":
-        return REPLICATE if placement == PARTIAL else _refuse(operation, 0, placement, "all_reduce needs a partial sum")
-    expected = str(Shard(attributes.int_attribute(operation, "dimension")))
-    return REPLICATE if placement == expected else _refuse(operation, 0, placement, f"all_gather here needs {expected}")
+def _change(operation: ir.Operation, placement: str) -> str:
+    """What a collective makes of its operand along its own axis."""
+    part = str(Shard(_dimension(operation) or 0))
+    expected, made = {
+        "ts.all_reduce": (PARTIAL, REPLICATE),
+        "ts.all_gather": (part, REPLICATE),
+        "ts.reduce_scatter": (PARTIAL, part),
+        "ts.take_part": (REPLICATE, part),
+    }[operation.name]
+    if placement != expected:
+        what = "a partial sum" if expected == PARTIAL else expected
+        _refuse(operation, 0, placement, f"{operation.name.removeprefix('ts.')} here needs {what}")
+    return made
+
+
+def _dimension(operation: ir.Operation) -> int | None:
+    """The dimension that a change of placement is about."""
+    return attributes.int_attribute(operation, "dimension") if "dimension" in operation.attributes else None
 
 
 def _cut_results(operation: ir.Operation, rule: ShardingRule, placements: Sequence[str], name: str, added: set[int]) -> list[str]:

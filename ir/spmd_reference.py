@@ -46,6 +46,7 @@ class MeshInterpreter:
         for rank, place in enumerate(places):
             peers = {axis: [at for at, other in enumerate(places) if _same_but(place, other, axis)] for axis, _ in self.mesh}
             interpreter = self.interpreter(self.weights(place), self.constants, self.instantiate, self.dtype)
+            interpreter.place = place
             interpreter.exchange = lambda axis, x, rank=rank, peers=peers: self._exchange(rank, peers[axis], x)
             self.ranks.append(interpreter)
 

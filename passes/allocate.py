@@ -12,7 +12,7 @@ from math import prod
 
 import msgspec
 
-from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, Program, Repeat
+from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, Program, Repeat, count_of
 from .lower import LOGITS
 from .schedule import BucketSize
 
@@ -73,7 +73,7 @@ def _carried_or_outer(body: Sequence[Call], bases: dict[str, str], touched: dict
 
 def _bytes(buffer: Buffer, size: BucketSize) -> int:
     symbols = {"rows": size.rows, "logit_rows": size.logit_rows}
-    elements = prod(symbols[extent] if isinstance(extent, str) else extent for extent in buffer.shape)
+    elements = prod(count_of(extent, symbols) for extent in buffer.shape)
     return -(-elements * DTYPE_BYTES[buffer.dtype] // ALIGNMENT) * ALIGNMENT
 
 

@@ -11,11 +11,12 @@ from math import prod
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments
+from ..ir.rows import rows_after
 from ..ir.types import dtype_of, shape_of
 from ..plans.aten_functions import function_of
 from ..plans.device_kernels import DEVICE
 from ..plans.kv_caches import state_name
-from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, View
+from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, RowCount, View, base_of
 from ..plans.recurrence_body import RECURRENCE_INPUTS, encode_body
 from ..targets.machine import Machine
 from ..targets.triton.elementwise import copy
@@ -56,7 +57,7 @@ class _Lowering:
         self.buffers: dict[str, Buffer] = {}
         self.views: dict[str, View] = {}
         self.places: dict[ir.Value, _Place] = {}
-        self.symbols: dict[ir.Value, Dimension] = {}
+        self.symbols: dict[ir.Value, RowCount] = {}
         self.renamed: dict[str, str] = {}
         self.lowered: set[ir.Operation] = set()
         self.counter = 0
@@ -91,7 +92,7 @@ class _Lowering:
             return self._leaf(operation)
         if operation.name in {"ts.reshape", "ts.slice"}:
             return self._view(operation)
-        symbol = self._symbol(operation)
+        symbol = rows_after(operation, self.symbols)
         for result in operation.results:
             self.symbols[result] = symbol
             self.places[result] = self._summed_in_place(operation) or self._buffer(operation, result, symbol)
@@ -105,7 +106,7 @@ class _Lowering:
         reads, writes = operands_of(calls)
         made = kernel.device(operation, self.device.setting)
         more = [self.places[value].name for value in made.more]
-        return self.device.calls(made, (*reads, *writes, *more), modules.label_of(operation), self._room)
+        return self.device.calls(made, (*reads, *writes, *more), modules.label_of(operation), self._room, symbol)
 
     def _calls(self, operation: ir.Operation, function: str, inputs: list[str], outputs: list[str]) -> list[Call]:
         build = _CALLS.get(operation.name)
@@ -129,9 +130,9 @@ class _Lowering:
         """Into a buffer of its own."""
         if self.device is None:
             return [Call(self.copy, (source,), (target,), {}, label)]
-        by = "logit_rows" if self.buffers[target].shape[0] == "logit_rows" else "rows"
-        made = copy(self._layout(source), self._layout(target), self.device.setting, by)
-        return self.device.calls(made, (source, target), label, self._room)
+        count = str(self.buffers[target].shape[0])
+        made = copy(self._layout(source), self._layout(target), self.device.setting, base_of(count))
+        return self.device.calls(made, (source, target), label, self._room, count)
 
     def _layout(self, name: str) -> Layout:
         view = self.views.get(name)
@@ -151,7 +152,7 @@ class _Lowering:
     def _leaf(self, operation: ir.Operation) -> list[Call]:
         name = modules.text_attribute(operation, "sym")
         value = operation.results[0]
-        self.symbols[value] = "logit_rows" if name == "logit_rows" else "rows"
+        self.symbols[value] = rows_after(operation, {})
         if name != "token_ids":
             self.places[value] = _Place(name)
             return []
@@ -162,14 +163,7 @@ class _Lowering:
             return self.device.calls(take_last_tokens(self.device.setting), (*inputs, *outputs), "token_ids", self._room)
         return [Call(self.take_last_tokens, inputs, outputs, {}, "token_ids")]
 
-    def _symbol(self, operation: ir.Operation) -> Dimension:
-        if operation.name == "ts.gather_rows":
-            return "logit_rows"
-        # weights and what is made of them alone have no rows
-        symbols: list[Dimension] = [self.symbols[value] for value in operation.operands if None in shape_of(value)]
-        return symbols[0] if symbols else "rows"
-
-    def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: Dimension, stem: str = "") -> _Place:
+    def _buffer(self, operation: ir.Operation, value: ir.Value, symbol: RowCount, stem: str = "") -> _Place:
         name = f"{stem or operation.name.removeprefix('ts.')}.{self.counter}"
         self.counter += 1
         shape: tuple[Dimension, ...] = tuple(symbol if size is None else size for size in shape_of(value))
@@ -288,6 +282,7 @@ _NORM = {"eps": modules.float_attribute, "cast_before_weight": _flag, "one_plus_
 _ATTENTION = {"scale": modules.float_attribute, "window": modules.int_attribute, "softcap": modules.float_attribute}
 _ROPE = {"interleaved": _flag}
 _CROSSING = {"axis": modules.text_attribute, "value": lambda operation, _name: modules.text_attribute(operation, "sym")}
+_PARTS = {"axis": modules.text_attribute, "dimension": modules.int_attribute, "ranks": modules.int_attribute}
 _ATTRIBUTES = {
     "ts.rms_norm": _NORM,
     "ts.add_rms_norm": _NORM,
@@ -314,7 +309,9 @@ _ATTRIBUTES = {
     "ts.cached_attention": _ATTENTION,
     "ts.latent_attention": {"scale": modules.float_attribute},
     "ts.all_reduce": {"axis": modules.text_attribute, "ranks": modules.int_attribute},
-    "ts.all_gather": {"axis": modules.text_attribute, "dimension": modules.int_attribute, "ranks": modules.int_attribute},
+    "ts.all_gather": _PARTS,
+    "ts.reduce_scatter": _PARTS,
+    "ts.take_part": _PARTS,
     "ts.send": _CROSSING,
     "ts.receive": _CROSSING,
     "ts.recurrence": {"body": lambda operation, _name: encode_body(body_of_recurrence(operation))},

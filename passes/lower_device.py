@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..plans.device_kernels import DEVICE, Exchange
-from ..plans.program import Buffer, Call
+from ..plans.program import Buffer, Call, RowCount, base_of
 from ..targets.triton.kernel import DeviceOperation, DeviceSetting, FunctionTemplate
 
 NewBuffer = Callable[[str, Buffer], str]
@@ -21,11 +21,14 @@ class DeviceCalls:
     templates: dict[str, FunctionTemplate] = field(default_factory=dict)
     exchanges: dict[str, Exchange] = field(default_factory=dict)
 
-    def calls(self, operation: DeviceOperation, operands: Sequence[str], label: str, room: NewBuffer) -> list[Call]:
-        """The calls of an operation whose operands are these names: inputs, outputs, and what more it reads."""
+    def calls(
+        self, operation: DeviceOperation, operands: Sequence[str], label: str, room: NewBuffer, count: RowCount = "rows"
+    ) -> list[Call]:
+        """The calls of an operation whose operands are these names: inputs, outputs, what more it reads. `count`: its rows."""
         names: dict[int | str, str] = dict(enumerate(operands))
         for item in operation.intermediates:
-            names[item.name] = room(item.name, Buffer("", item.dtype, item.shape))
+            shape = tuple(count if extent == base_of(count) else extent for extent in item.shape)
+            names[item.name] = room(item.name, Buffer("", item.dtype, shape))
         for exchange in operation.exchanges:
             self.exchanges[exchange.name] = exchange
             names[exchange.name] = exchange.name

@@ -17,7 +17,7 @@ from .number_experts import number_experts
 from .placing.apply import apply
 from .placing.costs import Prices
 from .placing.pins import Pins
-from .placing.search import LEAVES, STRUCTURE, Choice, search
+from .placing.search import ENDS, LEAVES, Choice, search
 from .placing.strategies import EXPERT_AXES, own_rows, strategies
 from .verify_spmd import verify_spmd
 
@@ -44,10 +44,10 @@ def partition(
         of_axis = replace(prices, ranks=axis.size, further=prod(inner.size for inner in mesh[at + 1 :]))
         found = search(module, axis.name, of_axis, pins or Pins())
         apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
-        chosen += found.values()
+        chosen += (choice for operation, choice in found.items() if operation.name != "ts.repeat")
     verify_spmd(module)
     return tuple(chosen)
 
 
 def _operations(module: ir.Module) -> list[ir.Operation]:
-    return [item for item in modules.walk(modules.step_block(module)) if item.name not in STRUCTURE | LEAVES]
+    return [item for item in modules.walk(modules.step_block(module)) if item.name not in ENDS | LEAVES]

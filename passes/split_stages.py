@@ -14,6 +14,7 @@ from math import ceil, inf
 from ..ir import dialect
 from ..ir import module as modules
 from ..ir.mlir import func, ir
+from ..ir.rows import ROWS, count_rows
 from ..ir.sharding import COLLECTIVES
 from ..ir.types import shape_of
 from ..plans.template import instantiate
@@ -152,10 +153,13 @@ def _stage(text: str, stage_of: Sequence[int], number: int, crossing: Sequence[l
     operations = [view.operation for view in block.operations]
     ends = _Ends(crossing[number], crossing[number + 1])
     values = {made: operations[made[0]].results[made[1]] for made in {*ends.received, *ends.sent}}
+    counts = count_rows(block)
     with ir.InsertionPoint.at_block_begin(block):
         for made in ends.received:
             received = dialect.Receive(values[made].type, modules.text(_name(made)), modules.text(AXIS))
             modules.set_label(received.operation, modules.label_of(operations[made[0]]))
+            if counts[values[made]] != ROWS:
+                received.operation.attributes["rows"] = modules.text(counts[values[made]])
             values[made].replace_all_uses_with(received.res)
             values[made] = received.res
     if number < max(stage_of):

@@ -12,8 +12,8 @@ from .aten_functions import ATEN_FUNCTIONS
 from .program import Program
 from .recurrence_integrity import RECURRENCE
 
-COLLECTIVES = frozenset({"all_reduce", "all_gather"})
-"""Functions in which the ranks of a plan meet; a graph may hold them."""
+COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "take_part"})
+"""Functions by which the ranks of a plan meet, or part; a graph may hold them."""
 
 
 def runs_in_library(function: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from .device_kernels import DEVICE, DeviceKernel, DevicePlan, Exchange, Scratch, evaluate
-from .program import Program
+from .program import Program, symbols_of
 
 _STRETCH = 2 << 20
 """Bytes; drivers map memory of other processes in such stretches, so that nothing else is in one."""
@@ -23,16 +23,20 @@ def scratch_needed(plan: DevicePlan, programs: Iterable[Program]) -> int:
     kernels = {kernel.name: kernel for kernel in plan.kernels}
     most = 0
     for program in programs:
-        called = {call.function.removeprefix(DEVICE) for call in program.calls}
-        for bucket in program.buckets:
-            symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
-            for function in (functions[name] for name in called if name in functions):
-                variant = function.variant_for(symbols)
-                if variant is not None and variant.kernel is not None:
-                    kernel = kernels[variant.kernel]
-                    blocks = prod(blocks_of(kernel, symbols))
-                    both = (kernel.global_scratch, kernel.profile_scratch)
-                    most = max(most, sum(scratch_bytes(item, blocks) for item in both))
+        shapes = {item.name: item.shape for item in (*program.buffers, *program.views)}
+        launched = {
+            (call.function.removeprefix(DEVICE), tuple(symbols_of((*call.outputs, *call.inputs), shapes, symbols).items()))
+            for call in program.calls
+            for symbols in ({"rows": bucket.rows, "logit_rows": bucket.logit_rows} for bucket in program.buckets)
+        }
+        for name, counts in launched:
+            symbols = dict(counts)
+            variant = functions[name].variant_for(symbols) if name in functions else None
+            if variant is not None and variant.kernel is not None:
+                kernel = kernels[variant.kernel]
+                blocks = prod(blocks_of(kernel, symbols))
+                both = (kernel.global_scratch, kernel.profile_scratch)
+                most = max(most, sum(scratch_bytes(item, blocks) for item in both))
     return most
 
 

@@ -6,11 +6,16 @@ fixed input buffers of `STEP_INPUTS`; no instruction takes a per-step host scala
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
 import msgspec
 
-Dimension = int | Literal["rows", "logit_rows"]
+RowCount = Annotated[str, msgspec.Meta(pattern=r"^(rows|logit_rows)([*/][1-9][0-9]{0,3}){0,4}$")]
+"""`rows` or `logit_rows` of a step, times or divided by numbers of ranks, from left to right; divided is rounded up: "rows/4"."""
+
+Dimension = int | RowCount
 DType = Literal["f64", "f32", "bf16", "f16", "i32", "i64", "u8", "i8", "i1", "f8e4m3"]
 Attribute = bool | int | float | str | tuple[int, ...]
 
@@ -22,6 +27,28 @@ NATIVE = "native."
 
 DTYPE_BYTES: dict[str, int] = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "u8": 1, "i8": 1, "i1": 1}
 DTYPE_BYTES["f8e4m3"] = 1
+
+
+def count_of(dimension: Dimension, symbols: Mapping[str, int]) -> int:
+    """The number that a dimension stands for; `symbols` gives `rows` and `logit_rows`."""
+    if isinstance(dimension, int):
+        return dimension
+    name, *steps = re.split("([*/])", dimension)
+    count = symbols[name]
+    for sign, ranks in zip(steps[::2], map(int, steps[1::2]), strict=True):
+        count = count * ranks if sign == "*" else -(-count // ranks)
+    return count
+
+
+def base_of(count: RowCount) -> Literal["rows", "logit_rows"]:
+    """Which of a step's counts it is made of."""
+    return "logit_rows" if count.startswith("logit_rows") else "rows"
+
+
+def symbols_of(names: Iterable[str], shapes: Mapping[str, tuple[Dimension, ...]], symbols: Mapping[str, int]) -> dict[str, int]:
+    """A step's counts as a call sees them whose operands are `names`, results first: ranks may have some of the rows only."""
+    found = next((extent for name in names for extent in shapes.get(name, ()) if isinstance(extent, str)), None)
+    return dict(symbols) if found is None else {**symbols, base_of(found): count_of(found, symbols)}
 
 
 class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

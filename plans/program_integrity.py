@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -14,7 +14,7 @@ from .device_library import runs_in_library
 from .findings import MAX_NUMBER, require, require_number, require_unique
 from .kv_caches import cache_names, caches_of_libraries, state_arrays
 from .names import read_only_names, weight_instances, writable_names
-from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View
+from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View, count_of, symbols_of
 from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
 from .template import instantiate, is_templated
@@ -45,7 +45,7 @@ def check_program(manifest: Manifest, program: Program) -> None:
 def extents(shape: Sequence[Dimension], bucket: Bucket) -> tuple[int, ...]:
     """A shape with `rows` and `logit_rows` replaced by the bucket's."""
     symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
-    return tuple(symbols[extent] if isinstance(extent, str) else extent for extent in shape)
+    return tuple(count_of(extent, symbols) for extent in shape)
 
 
 def _check_shapes(program: Program, where: str) -> None:
@@ -155,7 +155,8 @@ def _check_device_calls(manifest: Manifest, program: Program, where: str) -> Non
         require(loose is None, where, "device functions only in a plan for an accelerator", repr(loose))
         return
     types = _element_types(manifest, program)
-    called: dict[str, DeviceFunction] = {}
+    shapes = {item.name: item.shape for item in (*program.buffers, *program.views)}
+    called: dict[tuple[str, tuple[tuple[str, int], ...]], tuple[DeviceFunction, Mapping[str, int]]] = {}
     for position, (call, indices) in enumerate(_calls(manifest, program, where)):
         at = f"{where}, instruction {position} ({call.function})"
         if runs_in_library(call.function):
@@ -163,12 +164,11 @@ def _check_device_calls(manifest: Manifest, program: Program, where: str) -> Non
         expected = "a device function, or one that runs on devices, in a plan for an accelerator"
         require(call.function.startswith(DEVICE), at, expected, repr(call.function))
         function = _check_device_types(device, call, indices, types, at)
-        called.setdefault(function.name, function)
-    for bucket in program.buckets:
-        symbols = {"rows": bucket.rows, "logit_rows": bucket.logit_rows}
-        for function in called.values():
-            at = f"{where}, bucket of {bucket.rows} rows, {DEVICE}{function.name}"
-            check_device_launch(device, function, symbols, at)
+        for bucket in program.buckets:
+            symbols = symbols_of((*call.outputs, *call.inputs), shapes, {"rows": bucket.rows, "logit_rows": bucket.logit_rows})
+            called.setdefault((function.name, tuple(symbols.items())), (function, symbols))
+    for function, symbols in called.values():
+        check_device_launch(device, function, symbols, f"{where}, {symbols['rows']} rows, {DEVICE}{function.name}")
 
 
 def _check_device_types(

@@ -105,7 +105,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             native.add(call.function, readable, writable, call.attributes, _named(call.label, index))
             continue
         if call.function.startswith(DEVICE):
-            on_device = _on_device(call, index, arrays, extent, around)
+            on_device = _on_device(call, index, arrays, around)
             if around.device is not None:
                 kernels = around.device.kernels
                 unneeded.of_decoding.update(on_device if kernels.decoding_only(call.function) else ())
@@ -127,7 +127,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     return Expansion(made, unneeded, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
 
 
-def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Extent, around: Surroundings) -> tuple[Launch, ...]:
+def _on_device(call: Call, index: int | None, arrays: OperandArrays, around: Surroundings) -> tuple[Launch, ...]:
     """The launches of a device kernel: none where its grid is empty."""
     where = _named(call.label or call.function, index)
     if around.device is None:
@@ -136,8 +136,7 @@ def _on_device(call: Call, index: int | None, arrays: OperandArrays, extent: Ext
         )
     operands = [arrays.addressed(_named(name, index)) for name in call.inputs]
     operands += [arrays.writable_addressed(_named(name, index)) for name in call.outputs]
-    symbols = {"rows": extent.rows, "logit_rows": extent.logit_rows}
-    return around.device.kernels.prepare(call.function, symbols, operands, where)
+    return around.device.kernels.prepare(call.function, arrays.symbols(call), operands, where)
 
 
 def _in_library(

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ..plans.errors import PlanError
-from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Dimension, Program, View
+from ..plans.program import DTYPE_BYTES, Bucket, Buffer, Call, Dimension, Program, View, count_of, symbols_of
 from .device.arrays import DeviceArray
 from .functions.context import Context
 from .host_arrays import HostArray, LibraryArray
@@ -42,7 +42,7 @@ class Extent:
 
     def of(self, shape: tuple[Dimension, ...]) -> tuple[int, ...]:
         symbols = {"rows": self.rows, "logit_rows": self.logit_rows}
-        return tuple(symbols[extent] if isinstance(extent, str) else extent for extent in shape)
+        return tuple(count_of(extent, symbols) for extent in shape)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,18 @@ class OperandArrays:
         if name in _LOGIT_INPUTS:
             return "logit_rows"
         shape = self._views[name].shape if name in self._views else self._buffers[name][0].shape if name in self._buffers else ()
-        return shape[0] if shape and isinstance(shape[0], str) else ""
+        symbols: dict[str, Symbol] = {"rows": "rows", "logit_rows": "logit_rows"}
+        return symbols.get(str(shape[0]), "") if shape else ""
+
+    def symbols(self, call: Call) -> Mapping[str, int]:
+        """The counts of rows that a call sees."""
+        shapes = {
+            name: self._views[name].shape if name in self._views else self._buffers[name][0].shape
+            for name in (*call.outputs, *call.inputs)
+            if name in self._views or name in self._buffers
+        }
+        symbols = {"rows": self._extent.rows, "logit_rows": self._extent.logit_rows}
+        return symbols_of((*call.outputs, *call.inputs), shapes, symbols)
 
     def tensor(self, name: str) -> torch.Tensor:
         """An input of a library function."""

@@ -8,16 +8,17 @@ message, and bytes per second that a rank sends of large ones. `exchange` is the
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from ..ir import attributes
 from ..ir.mlir import ir
-from ..ir.sharding import COLLECTIVES
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
 from .machine import Figure, Machine
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+
+_COLLECTIVES: dict[str, Collective] = {f"ts.{name}": name for name in get_args(Collective)}
 
 LINKS = "alpha-beta model of the links: nominal rates, latencies set, not measured"
 """How the seconds of collectives are known, where a target has no figures of its own."""
@@ -76,26 +77,29 @@ def crossing_seconds(size: float, machine: Machine) -> float:
     return _HOST_LATENCY + size / (machine.rates["bandwidth"].value * _HOST_SHARE)
 
 
-def collective_of(operation: ir.Operation) -> Collective:
-    """What a collective operation is."""
-    return "all_reduce" if operation.name == "ts.all_reduce" else "all_gather"
+def collective_of(operation: ir.Operation) -> Collective | None:
+    """What an operation is as a collective."""
+    return _COLLECTIVES.get(operation.name)
 
 
 def measured_links(operation: ir.Operation, machine: Machine, _rows: int) -> Figure | None:
     """How a collective's seconds are known on a target that has figures of its own."""
     collective = collective_of(operation)
-    return Figure(None, how_known(collective, machine)) if f"link.{collective}" in machine.rates else None
+    if collective is None or f"link.{collective}" not in machine.rates:
+        return None
+    return Figure(None, how_known(collective, machine))
 
 
 def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: float = 1.0) -> float:
-    """Seconds of a collective operation over a share of its value at a number of rows, or of handing a value on to the next
-    stage; 0 for all other operations, receiving among them: it is the same transfer."""
+    """Seconds of a collective operation over a share of its value at a number of rows (as they are before they are cut), or of
+    handing a value on to the next stage; 0 for all other operations, receiving among them: it is the same transfer."""
     if operation.name == "ts.send":
         x = operation.operands[0]
         size = prod(rows if extent is None else extent for extent in shape_of(x)) * DTYPE_BYTES[dtype_of(x)]
         return crossing_seconds(size, machine)
-    if operation.name not in COLLECTIVES:
+    collective = collective_of(operation)
+    if collective is None:
         return 0.0
-    whole = operation.results[0]
+    whole = operation.results[0] if collective == "all_gather" else operation.operands[0]
     size = prod(rows if extent is None else extent for extent in shape_of(whole)) * DTYPE_BYTES[dtype_of(whole)]
-    return collective_seconds(collective_of(operation), size * share, attributes.int_attribute(operation, "ranks"), machine)
+    return collective_seconds(collective, size * share, attributes.int_attribute(operation, "ranks"), machine)

@@ -40,6 +40,9 @@ from torch import Tensor
 WHATEVER_CAN_BE = Pins((Pin("*", "cut"),))
 """Cut: models this small would be replicated."""
 
+ROWS_OF_NORMS = Pins((Pin("*", "cut"), Pin("*norm*", rows="cut"), Pin("*ln*", rows="cut")))
+"""And each rank does the norms of some of the rows."""
+
 
 def mesh(**sizes: int) -> tuple[MeshAxis, ...]:
     return tuple(MeshAxis(name=name, size=size) for name, size in sizes.items())

@@ -32,7 +32,7 @@ from tokenspeed.runtime.goldens import replay_goldens
 from transformers import PreTrainedModel
 
 from .compiler.frontends.tiny_gguf import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAYERS, Tiny
-from .mesh import mesh, mesh_difference
+from .mesh import ROWS_OF_NORMS, mesh, mesh_difference
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
 
 TOLERANCE = 1e-4
@@ -150,6 +150,13 @@ def test_logits_are_those_of_transformers(family: Compiled, run: str) -> None:
 def test_several_ranks_compute_what_one_does(family: Compiled, sizes: dict[str, int]) -> None:
     with context():
         assert mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(**sizes)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 3}, {"ep": 2, "tp": 2}, {"pp": 2, "tp": 2}], ids=str)
+def test_ranks_may_share_the_rows_of_norms(family: Compiled, sizes: dict[str, int]) -> None:
+    with context():
+        found = mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(**sizes), ROWS_OF_NORMS)
+    assert found <= TOLERANCE
 
 
 def test_the_check_can_fail(family: Compiled) -> None:

@@ -15,10 +15,11 @@ from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import compile_model
 from tokenspeed.ir.module import context
-from tokenspeed.passes.placing.pins import Pin
+from tokenspeed.passes.placing.pins import Pins
 from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.writer import write_plan
 
+from .mesh import ROWS_OF_NORMS, WHATEVER_CAN_BE
 from .test_families import ALL_KINDS, BLOCKS_PER_SEQUENCE, CHUNK, CONTEXT, SEQUENCES, TOLERANCE
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_traces, save
 
@@ -26,7 +27,11 @@ CHOSEN = {2: ("phi3", "deepseek_v3"), 4: ("llama", "gpt_oss")}
 """By ranks: packed projections, latents; tied embeddings, biases and sinks and experts, heads in copies."""
 
 
-def compiled(directory: Path, ranks: int) -> Path:
+ROWS_CUT = {"deepseek_v3", "llama"}
+"""Those in which each rank does the norms of some of the rows."""
+
+
+def compiled(directory: Path, ranks: int, pins: Pins = WHATEVER_CAN_BE) -> Path:
     """A plan in which whatever can be cut is: models this small would be replicated."""
     options = CompileOptions(
         dtype="f32",
@@ -35,7 +40,7 @@ def compiled(directory: Path, ranks: int) -> Path:
         prefill_chunk=CHUNK,
         traffic=TrafficProfile(prompt_tokens=CONTEXT, output_tokens=CONTEXT),
         parallel=f"tp={ranks}",
-        placement=(Pin("*", "cut"),),
+        placement=pins.pins,
     )
     with context():
         state = compile_model(open_model(directory), options, lambda _phase, _state: None)
@@ -61,7 +66,8 @@ def test_logits_on_several_ranks(ranks: int, tmp_path: Path) -> None:
         remember_traces(patch)
         for number, (name, model) in enumerate(models.items()):
             directory = save(model, tmp_path / str(number))
-            plans.append((name, str(compiled(directory, ranks)), str(directory)))
+            pins = ROWS_OF_NORMS if name in ROWS_CUT else WHATEVER_CAN_BE
+            plans.append((name, str(compiled(directory, ranks, pins)), str(directory)))
     out = tmp_path / "logits.npz"
     job = {"plans": plans, "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE, "address": free_address(), "out": str(out)}
     script = Path(__file__).with_name("ranked_logits.py")

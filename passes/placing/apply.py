@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...ir import dialect
@@ -10,14 +10,15 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.placements import PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, with_axis
 from ...ir.types import Placement, dtype_of, placement_of, shape_of, tensor
-from .search import STRUCTURE
+from .search import ENDS
 from .strategies import Strategy, is_weight
 
 
 def apply(module: ir.Module, axis: str, ranks: int, chosen: Mapping[ir.Operation, Strategy]) -> ir.Module:
     """Give every value its placement on one more axis and a rank's own shape, in place."""
     block = modules.step_block(module)
-    _Application(axis, ranks, chosen).block(block)
+    returned = list(block.operations)[-1].operation.operands
+    _Application(axis, ranks, chosen).block(block, [at_rest(shape_of(value), axis) for value in returned])
     modules.retype(block)
     modules.verify(module)
     return module
@@ -36,7 +37,8 @@ class _Application:
     placed: set[ir.Value] = field(default_factory=set)
     """Weights."""
 
-    def block(self, block: ir.Block) -> None:
+    def block(self, block: ir.Block, ending: Sequence[str]) -> None:
+        """`ending`: how what the block ends with lies."""
         for view in list(block.operations):
             operation = view.operation
             if operation.name == "ts.weight":
@@ -44,22 +46,21 @@ class _Application:
                     self._place(operation.results[0], REPLICATE)
             elif operation.name == "ts.repeat":
                 self._repeat(operation)
-            elif operation.name in STRUCTURE:
-                self._operands(operation, self._at_rest(operation))
+            elif operation.name in ENDS:
+                self._operands(operation, ending)
             elif operation in self.chosen:
                 self._operation(operation, self.chosen[operation])
             else:
                 self._place(operation.results[0], at_rest(shape_of(operation.results[0]), self.axis))
 
     def _repeat(self, operation: ir.Operation) -> None:
-        self._operands(operation, self._at_rest(operation))
+        strategy = self.chosen[operation]
+        self._operands(operation, strategy.operands)
         body = modules.body_of(operation)
-        for value in (*body.arguments, *operation.results):
-            self._place(value, at_rest(shape_of(value), self.axis))
-        self.block(body)
-
-    def _at_rest(self, operation: ir.Operation) -> list[str]:
-        return [at_rest(shape_of(value), self.axis) for value in operation.operands]
+        for group in (body.arguments, operation.results):
+            for value, placement in zip(group, strategy.results, strict=True):
+                self._place(value, placement)
+        self.block(body, strategy.operands)
 
     def _operation(self, operation: ir.Operation, strategy: Strategy) -> None:
         cut = parse_shard(strategy.operands[0]) if operation.name == "ts.slice" else None
@@ -69,7 +70,7 @@ class _Application:
         for result, placement in zip(operation.results, strategy.results, strict=True):
             self._place(result, placement)
 
-    def _operands(self, operation: ir.Operation, wanted: list[str] | tuple[str, ...]) -> None:
+    def _operands(self, operation: ir.Operation, wanted: Sequence[str]) -> None:
         for position, (value, placement) in enumerate(zip(operation.operands, wanted, strict=True)):
             operation.operands[position] = self._weight(value, placement) if is_weight(value) else self._as(value, placement)
 
@@ -102,12 +103,14 @@ class _Application:
         before = placement_of(value)[self.axis]
         if before == placement:
             return value
+        if placement != REPLICATE and before not in {REPLICATE, PARTIAL}:
+            return self._as(self._as(value, REPLICATE), placement)
         if (value, placement) not in self.changed:
-            maker = modules.made_by(value)
-            with _behind(maker):
+            maker = modules.maker_of(value)
+            with _behind(value):
                 made = self._collective(value, before, placement)
             for operation in _makers_between(made, value):
-                modules.set_label(operation, modules.label_of(maker))
+                modules.set_label(operation, modules.label_of(maker) if maker is not None else "")
             self.changed[value, placement] = made
         return self.changed[value, placement]
 
@@ -115,12 +118,20 @@ class _Application:
         axis, ranks = modules.text(self.axis), modules.integer(self.ranks)
         placements = {**placement_of(value), self.axis: after}
         cut = parse_shard(before)
+        if after == str(Shard(0)):
+            kind = tensor(dtype_of(value), shape_of(value), placements)
+            rows = modules.integer(0)
+            if before == PARTIAL:
+                return dialect.ReduceScatter(kind, value, axis, rows, ranks).res
+            assert before == REPLICATE, f"no collective from {before} to {after}"
+            return dialect.TakePart(kind, value, axis, rows, ranks).res
         assert after == REPLICATE and (before == PARTIAL or isinstance(cut, Shard)), f"no collective from {before} to {after}"
         if cut is None:
             return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis, ranks).res
         shape = list(shape_of(value))
         true_size = self.whole[value][cut.dimension]
-        shape[cut.dimension] = (shape[cut.dimension] or 0) * self.ranks
+        own = shape[cut.dimension]
+        shape[cut.dimension] = None if own is None else own * self.ranks
         dimension = modules.integer(cut.dimension)
         gathered = dialect.AllGather(tensor(dtype_of(value), shape, placements), value, axis, dimension, ranks).res
         if shape[cut.dimension] == true_size:
@@ -151,7 +162,11 @@ def _move_window(operation: ir.Operation, cut: Shard, ranks: int) -> None:
     operation.attributes["start"] = modules.integer(own)
 
 
-def _behind(operation: ir.Operation) -> ir.InsertionPoint:
+def _behind(value: ir.Value) -> ir.InsertionPoint:
+    """Behind what makes a value: at the beginning of a body, of what it is given."""
+    operation = modules.maker_of(value)
+    if operation is None:
+        return ir.InsertionPoint.at_block_begin(ir.BlockArgument(value).owner)
     block = operation.block
     following = list(block.operations)
     at = next(number for number, view in enumerate(following) if view.operation == operation)

@@ -8,7 +8,7 @@ from math import prod
 
 from ...ir.mlir import ir
 from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard
-from ...ir.sharding import COLLECTIVES
+from ...ir.sharding import CHANGES
 from ...ir.types import dtype_of, placement_of, shape_of
 from ...plans.program import DTYPE_BYTES
 from ...targets.collective import Collective, collective_seconds, seconds_of
@@ -21,7 +21,14 @@ from .strategies import Strategy, is_weight
 
 ATTENTION = {"ts.attention", "ts.latent_attention"}
 
-_CHANGES: dict[tuple[str, str], Collective] = {(PARTIAL, REPLICATE): "all_reduce", ("shard", REPLICATE): "all_gather"}
+_ROWS = str(Shard(0))
+
+_CHANGES: dict[tuple[str, str], Collective] = {
+    (PARTIAL, REPLICATE): "all_reduce",
+    ("shard", REPLICATE): "all_gather",
+    (PARTIAL, _ROWS): "reduce_scatter",
+}
+"""And each rank may take its own rows of what all have."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,23 @@ class Prices:
         cut = parse_shard(before)
         if cut is not None and (cut.copies > 1 or cut.segments or self._leaves_a_gap(value, cut)):
             return None
+        if cut is not None and after == _ROWS:
+            ways = self.of_change(value, before, REPLICATE, after_gather), self.of_change(value, REPLICATE, after, after_gather)
+            return None if None in ways else sum(filter(None, ways))
         collective = _CHANGES.get(("shard" if cut is not None else before, after))
-        if collective is None:
+        taken = (before, after) == (REPLICATE, _ROWS)
+        if collective is None and not taken:
+            return None
+        if after == _ROWS and (after_gather or shape_of(value)[0] is not None):
             return None
         total = 0.0
         for load in self.workloads:
             size = _bytes(shape_of(value), value, load.logit_rows if after_gather else load.rows)
-            total += load.share * collective_seconds(collective, size, self.ranks, self.machine)
+            if collective is None:
+                seconds = 2 * size / self.ranks / self.machine.rates["bandwidth"].value
+            else:
+                seconds = collective_seconds(collective, size, self.ranks, self.machine)
+            total += load.share * seconds
         return total
 
     def _leaves_a_gap(self, value: ir.Value, cut: Shard) -> bool:
@@ -71,7 +88,7 @@ class Prices:
 
     def _seconds(self, operation: ir.Operation, strategy: Strategy, load: Workload, after_gather: bool) -> float:
         rows = load.logit_rows if after_gather else load.rows
-        if operation.name in COLLECTIVES:  # along an axis before this one
+        if operation.name in CHANGES:  # along an axis before this one
             parts = _share(list(zip(operation.results, strategy.results, strict=True)), rows, self.ranks)
             return seconds_of(operation, rows, self.machine, parts)
         cost = local_cost(operation, strategy, rows, self.ranks)
@@ -100,8 +117,13 @@ def weight_bytes(value: ir.Value, placement: str, ranks: int) -> int:
 
 def _share(values: Sequence[tuple[ir.Value, str]], rows: int, ranks: int) -> float:
     whole = sum(_bytes(shape_of(value), value, rows) for value, _ in values)
-    parts = sum(_bytes(local_shape(shape_of(value), placement, ranks), value, rows) for value, placement in values)
+    parts = sum(_local_bytes(value, placement, rows, ranks) for value, placement in values)
     return parts / whole if whole else 1.0
+
+
+def _local_bytes(value: ir.Value, placement: str, rows: int, ranks: int) -> int:
+    own = -(-rows // ranks) if placement == _ROWS else rows
+    return _bytes(local_shape(shape_of(value), placement, ranks), value, own)
 
 
 def _bytes(shape: Sequence[int | None], value: ir.Value, rows: int) -> int:

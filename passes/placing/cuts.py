@@ -21,12 +21,15 @@ ELEMENTWISE = {
 def cut_of(value: ir.Value, dimension: int, ranks: int) -> Shard | None:
     """The cut of an activation's dimension over so many ranks; None where it is not cut.
 
+    Rows are cut whatever their number, the last parts filled up: `ir/rows.py`.
     Columns that are heads are cut between heads, and heads that are too few for the ranks are held in copies. Columns of which
     windows are taken are cut window by window. Columns that are neither may be filled up with zeros (`is_padded`).
     """
     shape = shape_of(value)
     size = shape[dimension]
-    if dimension == 0 or size is None or dimension > 1:
+    if size is None:
+        return Shard(dimension)
+    if dimension != 1:
         return None
     windows = _windows(value) if len(shape) == 2 else {}
     if windows:

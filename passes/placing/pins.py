@@ -1,4 +1,4 @@
-"""What a user wants of the layout: modules by name, and how their weights lie. What is not pinned is searched."""
+"""What a user wants of the layout: how modules' weights lie, whether ranks share their rows. What is not pinned is searched."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.placements import parse_shard
 from ...plans.errors import UsageError
-from .strategies import Strategy, is_weight
+from .strategies import ROWS, Strategy, is_weight
 
 CUT, REPLICATE = "cut", "replicate"
 
-_SURCHARGE = 1.0
-"""Seconds a step that a weight costs which lies whole although it is wanted cut: more than any layout."""
+SURCHARGE = 1.0
+"""Seconds a step that it costs when something lies whole although it is wanted cut: more than any layout."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Pin:
     """`module` is a pattern of module paths, in which * stands for anything; layers are written as their template {i}.
 
     `weight` is "cut" (in whichever way, as far as the layout of the others allows), "replicate", or a placement such as
-    "shard(0)".
+    "shard(0)". `rows` is "cut" (each rank does some of the rows, where that can be) or "replicate". "": as is cheapest.
     """
 
     module: str
-    weight: str
+    weight: str = ""
+    rows: str = ""
 
     def fits(self, operation: ir.Operation, strategy: Strategy) -> bool:
         """Whether the strategy places the operation's weights so."""
@@ -45,7 +46,9 @@ class Pins:
 
     def allowed(self, operation: ir.Operation, strategies: Sequence[Strategy]) -> Sequence[Strategy]:
         """The strategies that the pins allow. Raises UsageError where a placement is asked for that does not exist."""
-        pin = self._of(operation)
+        if self._rows(operation) == REPLICATE:
+            strategies = [strategy for strategy in strategies if strategy.cut != ROWS]
+        pin = self._weight(operation)
         if pin is None or pin.weight == CUT:
             return strategies
         allowed = [strategy for strategy in strategies if pin.fits(operation, strategy)]
@@ -62,12 +65,21 @@ class Pins:
         return allowed
 
     def surcharge(self, operation: ir.Operation, strategy: Strategy) -> float:
-        """Seconds a step beyond what the strategy takes: for weights that lie otherwise than is wanted."""
-        pin = self._of(operation)
-        return _SURCHARGE if pin is not None and pin.weight == CUT and not pin.fits(operation, strategy) else 0.0
+        """Seconds a step beyond what the strategy takes: for weights or rows that lie otherwise than is wanted."""
+        pin = self._weight(operation)
+        whole = pin is not None and pin.weight == CUT and not pin.fits(operation, strategy)
+        every = self._rows(operation) == CUT and strategy.cut != ROWS
+        return SURCHARGE * (whole + every)
 
-    def _of(self, operation: ir.Operation) -> Pin | None:
+    def _weight(self, operation: ir.Operation) -> Pin | None:
         if not any(is_weight(value) for value in operation.operands):
             return None
+        return self._last(operation, [pin for pin in self.pins if pin.weight])
+
+    def _rows(self, operation: ir.Operation) -> str:
+        found = self._last(operation, [pin for pin in self.pins if pin.rows])
+        return "" if found is None else found.rows
+
+    def _last(self, operation: ir.Operation, pins: Sequence[Pin]) -> Pin | None:
         label = modules.label_of(operation)
-        return next((pin for pin in reversed(self.pins) if fnmatchcase(label, pin.module)), None)
+        return next((pin for pin in reversed(pins) if fnmatchcase(label, pin.module)), None)

@@ -21,10 +21,12 @@ from ...plans.errors import MemoryPlanError, UsageError
 from ...plans.units import format_bytes
 from ..select import logit_operations, times_of
 from .costs import Prices, weight_bytes
-from .pins import Pins
-from .strategies import Strategy, is_weight, strategies
+from .pins import SURCHARGE, Pins
+from .strategies import ROWS, Strategy, is_weight, strategies
 
-STRUCTURE = {"ts.repeat", "ts.yield", "func.return"}
+ENDS = {"ts.yield", "func.return"}
+"""Of a repeat's body, which hands on what the repeat carries, and of the step, whose result every rank has whole."""
+
 LEAVES = {"ts.input", "ts.constant", "ts.weight"}
 _NODES = 10_000
 """Of the branch and bound."""
@@ -52,7 +54,7 @@ def search(module: ir.Module, axis: str, prices: Prices, pins: Pins) -> dict[ir.
     block = modules.step_block(module)
     after_gather = logit_operations(block)
     for operation in modules.walk(block):
-        if operation.name not in STRUCTURE and operation.name not in LEAVES:
+        if operation.name not in ENDS | LEAVES:
             problem.add(operation, operation in after_gather)
     for operation in modules.walk(block):
         problem.connect(operation)
@@ -82,7 +84,10 @@ class _Problem:
         self.gathered[operation] = after_gather
         found = self.ways.setdefault(operation, [])
         for strategy in self.pins.allowed(operation, strategies(operation, self.axis, self.prices.ranks)):
-            seconds = times_of(operation) * self.prices.of_operation(operation, strategy, after_gather)
+            if strategy.cut == ROWS and after_gather:
+                continue  # there are so few of them
+            carries = operation.name == "ts.repeat"
+            seconds = 0.0 if carries else times_of(operation) * self.prices.of_operation(operation, strategy, after_gather)
             seconds += self.pins.surcharge(operation, strategy)
             found.append((self._variable(seconds, binary=True), strategy))
         self._constrain({variable: 1.0 for variable, _ in found}, 1.0, 1.0)
@@ -92,7 +97,7 @@ class _Problem:
         if operation.name in LEAVES:
             return
         for position, value in enumerate(operation.operands):
-            wanted = self._by_placement(operation, lambda strategy, at=position: strategy.operands[at])
+            wanted = self._by_placement(decider(operation), lambda strategy, at=position: strategy.operands[at])
             if is_weight(value):
                 self._store(value, wanted)
                 continue
@@ -110,8 +115,8 @@ class _Problem:
             self.costs[variable] += self.prices.of_memory(step, self.sizes[variable])
 
     def solve(self) -> dict[ir.Operation, Choice]:
-        # of two ways that cost the same, the one that is named first
-        scale = max(self.costs, default=1.0) or 1.0
+        # of two ways that cost the same, the one that is named first; the solver takes for the same what differs by a millionth
+        scale = max((cost for cost in self.costs if cost < SURCHARGE), default=1.0) or 1.0
         costs = np.array(self.costs) / scale + 1e-9 * np.arange(len(self.costs)) * np.array(self.binary)
         values = self._solution(costs, self.prices.room)
         if values is None:
@@ -180,7 +185,8 @@ class _Problem:
         for result, placement in zip(operation.results, strategy.results, strict=True):
             wanted: dict[str, ir.Operation] = {}
             for user, position in modules.readers_of(result):
-                wanted.setdefault(chosen[user].operands[position] if user in chosen else REPLICATE, user)
+                deciding = decider(user)
+                wanted.setdefault(chosen[deciding].operands[position] if deciding in chosen else REPLICATE, user)
             total += sum(
                 self._price(user, result, placement, after) for after, user in sorted(wanted.items(), key=lambda i: i[0])
             )
@@ -216,10 +222,9 @@ class _Problem:
 
     def _made(self, value: ir.Value) -> Mapping[str, Sequence[int]]:
         """Placements that a value may be made in, each with the variables that say so; none: it always is."""
-        maker = modules.maker_of(value)
-        if maker is None or maker not in self.ways:
+        maker, at = _source(value)
+        if maker not in self.ways:
             return {REPLICATE: ()}
-        at = list(maker.results).index(value)
         made = self._by_placement(maker, lambda strategy: strategy.results[at])
         return {placement: found or () for placement, found in made.items()}
 
@@ -248,7 +253,19 @@ class _Problem:
 
 
 def _made_as(value: ir.Value, chosen: Mapping[ir.Operation, Strategy]) -> str:
+    maker, at = _source(value)
+    return chosen[maker].results[at] if maker in chosen else REPLICATE
+
+
+def decider(operation: ir.Operation) -> ir.Operation:
+    """Whose strategy says what an operation's operands are like: a repeat's, of what its body ends with."""
+    return operation.parent if operation.name == "ts.yield" else operation
+
+
+def _source(value: ir.Value) -> tuple[ir.Operation, int]:
+    """Whose strategy says how a value is made, and which of its results it is: a repeat's, of what its body begins with."""
     maker = modules.maker_of(value)
-    if maker is None or maker not in chosen:
-        return REPLICATE
-    return chosen[maker].results[list(maker.results).index(value)]
+    if maker is not None:
+        return maker, list(maker.results).index(value)
+    argument = ir.BlockArgument(value)
+    return argument.owner.owner, argument.arg_number

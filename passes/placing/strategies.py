@@ -19,6 +19,10 @@ ZERO_SAFE = ELEMENTWISE | {"ts.linear"}
 """Operations that make zeros of the zeros that fill up a cut dimension, or add nothing for them."""
 
 
+ROWS = "r"
+"""The factor that rows are in rules."""
+
+
 @dataclass(frozen=True)
 class Strategy:
     """Placements of an operation's operands and results on one axis. `cut` is the factor that is cut, "" for none."""
@@ -34,7 +38,13 @@ class Strategy:
 
 
 def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]:
-    """The ways that the operation's rule and sizes allow along an axis of so many ranks, replicated first."""
+    """The ways that the operation's rule and sizes allow along an axis of so many ranks, replicated first.
+
+    What a repeat carries lies alike all along.
+    """
+    if operation.name == "ts.repeat":
+        count = len(operation.operands)
+        return [Strategy(cut, (where,) * count, (where,) * count) for cut, where in (("", REPLICATE), (ROWS, str(Shard(0))))]
     rule = rule_of(operation)
     found = [Strategy("", (REPLICATE,) * len(operation.operands), (REPLICATE,) * len(operation.results))]
     if operation.name in SUM_COMMUTES:

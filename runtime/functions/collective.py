@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import distributed
+from torch import Tensor, distributed
 
 from .base import Launch, Operands
 
 # torch 2.13's name; releases before call it as the second does
 _gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 
 
 def _group(operands: Operands) -> distributed.ProcessGroup:
@@ -41,20 +42,99 @@ def all_reduce(operands: Operands) -> Launch:
 
 
 def all_gather(operands: Operands) -> Launch:
-    """(x) -> the x of all `ranks` ranks along attribute `axis`, behind each other along `dimension`."""
+    """(x) -> the x of all `ranks` ranks along attribute `axis`, one after the other along `dimension`, rows too many left out."""
     (x,), (out,) = operands.take(1, 1)
-    group, ranks, dimension = _group(operands), operands.integer("ranks"), operands.integer("dimension")
-    operands.require(x.dtype == out.dtype and 0 < dimension < x.dim(), "operands of one type, and one of x's columns")
-    operands.shaped(out, *(size * ranks if at == dimension else size for at, size in enumerate(x.shape)))
-    scratch = operands.context.scratch
-    joined = scratch("all_gather", x.dtype, x.numel() * ranks, x.device).view(ranks * x.shape[0], *x.shape[1:])
-    parts = joined.view(ranks, *x.shape)
-    own = scratch("all_gather.own", x.dtype, x.numel(), x.device).view(x.shape)
-    target = out.unflatten(dimension, (ranks, x.shape[dimension])).movedim(dimension, 0)
+    parts = _Parts(operands, x, out)
+    own = parts.dense(x)
 
     def run() -> None:
-        own.copy_(x)
-        _gather(joined, own, group=group)
-        target.copy_(parts)
+        if own is not x:
+            own.copy_(x)
+        _gather(parts.joined, own, group=parts.group)
+        parts.spread(out)
 
     return run
+
+
+def reduce_scatter(operands: Operands) -> Launch:
+    """(x) -> this rank's part, along `dimension`, of the sum of the x of all `ranks` ranks along attribute `axis`.
+
+    Rows are filled up with zeros where ranks do not divide them.
+    """
+    (x,), (out,) = operands.take(1, 1)
+    operands.floating(x, out)
+    parts = _Parts(operands, out, x)
+    own = parts.dense(out)
+
+    def run() -> None:
+        parts.collect(x)
+        _scatter(own, parts.joined, group=parts.group)
+        if own is not out:
+            out.copy_(own)
+
+    return run
+
+
+def take_part(operands: Operands) -> Launch:
+    """(x) -> this rank's part of x, along `dimension`, among those of all `ranks` ranks along attribute `axis`; no rank is asked.
+
+    Rows are filled up with zeros where ranks do not divide them.
+    """
+    (x,), (out,) = operands.take(1, 1)
+    parts = _Parts(operands, out, x, meets=False)
+    size = out.shape[parts.dimension]
+    start = min(parts.place * size, x.shape[parts.dimension])
+    count = min(size, x.shape[parts.dimension] - start)
+    source = x.narrow(parts.dimension, start, count)
+    target, rest = out.narrow(parts.dimension, 0, count), out.narrow(parts.dimension, count, size - count)
+
+    def run() -> None:
+        target.copy_(source)
+        rest.zero_()
+
+    return run
+
+
+class _Parts:
+    """A whole and a rank's part of it along a dimension: what lies between them and the dense arrays that ranks exchange."""
+
+    def __init__(self, operands: Operands, part: Tensor, whole: Tensor, *, meets: bool = True) -> None:
+        self.group, ranks, self.dimension = _group(operands), operands.integer("ranks"), operands.integer("dimension")
+        same = part.dtype == whole.dtype and part.dim() == whole.dim() and 0 <= self.dimension < part.dim()
+        operands.require(same, "operands of one type and rank, and one of their dimensions")
+        size, every = part.shape[self.dimension], whole.shape[self.dimension]
+        fits = size == -(-every // ranks) if self.dimension == 0 else size * ranks == every
+        others = all(at == self.dimension or part.shape[at] == extent for at, extent in enumerate(whole.shape))
+        operands.require(fits and others, f"a whole and one of its {ranks} parts along dimension {self.dimension}")
+        self.place = distributed.get_rank(self.group)
+        self._scratch = operands.context.scratch
+        if not meets:
+            return
+        # equal parts, one behind the other: the whole itself where it is that already
+        self._is_whole = self.dimension == 0 and size * ranks == every and whole.is_contiguous()
+        self.joined = whole
+        if not self._is_whole:
+            joined = self._scratch("parts", part.dtype, part.numel() * ranks, part.device)
+            self.joined = joined.view(ranks * part.shape[0], *part.shape[1:])
+            if self.dimension == 0:
+                self._used, self._rest = self.joined[:every], self.joined[every:]
+            else:
+                self._used, self._rest = joined.view(ranks, *part.shape), joined[:0]
+                self._split = whole.unflatten(self.dimension, (ranks, size)).movedim(self.dimension, 0)
+
+    def dense(self, part: Tensor) -> Tensor:
+        """The part itself, or where it lies in between."""
+        if part.is_contiguous():
+            return part
+        return self._scratch("part", part.dtype, part.numel(), part.device).view(part.shape)
+
+    def spread(self, whole: Tensor) -> None:
+        """From the parts to the whole."""
+        if not self._is_whole:
+            (whole if self.dimension == 0 else self._split).copy_(self._used)
+
+    def collect(self, whole: Tensor) -> None:
+        """From the whole to the parts."""
+        if not self._is_whole:
+            self._used.copy_(whole if self.dimension == 0 else self._split)
+            self._rest.zero_()

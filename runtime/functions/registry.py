@@ -12,7 +12,7 @@ from .adjust_logits import adjust_logits
 from .aten import aten_function
 from .attention import attention
 from .base import Launch, Operands
-from .collective import all_gather, all_reduce
+from .collective import all_gather, all_reduce, reduce_scatter, take_part
 from .draw_tokens import draw_tokens
 from .elementwise import add, copy, mul, scale, softcap
 from .kv import kv_write, rope_kv_write
@@ -59,6 +59,8 @@ _FUNCTIONS: dict[str, Function] = {
         gather_rows,
         all_reduce,
         all_gather,
+        reduce_scatter,
+        take_part,
         recurrence,
         adjust_logits,
         draw_tokens,

@@ -52,6 +52,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     Kernel("gloo.all_gather", "ts.all_gather", "all_gather", lambda _rows: 1.0, LINKS),
     Kernel("gloo.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
     Kernel("gloo.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
+    Kernel("gloo.reduce_scatter", "ts.reduce_scatter", "reduce_scatter", lambda _rows: 1.0, LINKS),
+    _simple("ts.take_part"),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),

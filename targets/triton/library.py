@@ -55,6 +55,8 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     _collective("nccl.all_gather"),
     Kernel("nccl.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
     Kernel("nccl.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
+    _collective("nccl.reduce_scatter"),
+    Kernel("torch.take_part", "ts.take_part", "take_part", lambda _rows: 0.5, "set, not measured"),
 )
 """What has no kernel of its own: torch runs it on the device, call by call beside the captured graphs; collectives in them."""
 

@@ -51,6 +51,8 @@ def test_placement_files(tmp_path: Path) -> None:
     path = tmp_path / "layout.toml"
     path.write_text('[[pin]]\nmodule = "*"\nweight = "cut"\n[[pin]]\nmodule = "lm_head"\nweight = "shard(0)"\n')
     assert read_placement(path) == (Pin("*", "cut"), Pin("lm_head", "shard(0)"))
+    path.write_text('[[pin]]\nmodule = "*norm"\nrows = "cut"\n')
+    assert read_placement(path) == (Pin("*norm", rows="cut"),)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,7 @@ def test_placement_files(tmp_path: Path) -> None:
         "[[pin]",
         '[[pin]]\nmodule = "*"\n',
         '[[pin]]\nmodule = "*"\nweight = "diagonal"\n',
+        '[[pin]]\nmodule = "*"\nrows = "diagonal"\n',
         '[[pin]]\nmodule = "*"\nweight = "cut"\nbias = "cut"\n',
         '[[pins]]\nmodule = "*"\nweight = "cut"\n',
         "\udcff",

@@ -85,6 +85,10 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.all_gather", (X,), ("tensor<?x24xf32>",), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'),
     Sample("ts.send", (X,), (), 'axis = "pp", sym = "x"'),
     Sample("ts.receive", (), (X,), 'axis = "pp", sym = "x"'),
+    Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'),
+    Sample("ts.reduce_scatter", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'),
+    Sample("ts.reduce_scatter", ("tensor<?x24xf32>",), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'),
+    Sample("ts.take_part", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'),
 )
 
 F16 = "tensor<?x8xf16>"
@@ -192,9 +196,13 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.all_reduce", (X,), (X3,), 'axis = "tp", ranks = 3 : i64'), "one shape"),
     (Sample("ts.send", ("tensor<4x8xf32>",), (), 'axis = "pp", sym = "x"'), "a value of rows"),
     (Sample("ts.receive", (), ("tensor<8xf32>",), 'axis = "pp", sym = "x"'), "a value of rows"),
-    (Sample("ts.all_gather", (X,), (X3,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "only one dimension grows"),
+    (Sample("ts.all_gather", (X,), (X3,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "only one dimension changes"),
+    (Sample("ts.all_gather", (X,), (X3,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "only one dimension changes"),
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
-    (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'), "rows are not gathered"),
+    (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 2 : i64, ranks = 3 : i64'), "is about dimension 2 of"),
+    (Sample("ts.reduce_scatter", (X,), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
+    (Sample("ts.reduce_scatter", (X,), ("tensor<?x24xf32>",), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
+    (Sample("ts.take_part", (X,), ("tensor<?x4xf32>",), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'), "3 parts of"),
 )
 
 

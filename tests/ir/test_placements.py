@@ -35,8 +35,7 @@ def test_local_shapes() -> None:
     assert local_shape((None, 10), "shard(1)", 4) == (None, 3)  # the last rank's part ends in zeros
     assert local_shape((2, 8), "shard(0, copies=4)", 8) == (1, 8)
     assert local_shape((20, 8), "shard(0, segments=3+2*2)", 4) == (5, 8)
-    with pytest.raises(ValueError, match="rows are not cut"):
-        local_shape((None, 8), "shard(0)", 2)
+    assert local_shape((None, 12), "shard(0)", 4) == (None, 12)  # rows are a symbol
 
 
 def test_segments_of_two_axes_are_those_that_a_rank_has() -> None:

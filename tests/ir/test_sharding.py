@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
-from tokenspeed.ir.sharding import PlacementConflict, results_on_axis, rule_of
+from tokenspeed.ir.sharding import CHANGES, PlacementConflict, results_on_axis, rule_of
 
 from .modules import Sample
 from .samples import SOUND
@@ -64,6 +64,13 @@ LEGAL: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("ts.moe_experts", (R, R, R, "shard(1, segments=5+5)", S2, R), (P,)),
     ("ts.all_gather", (S1,), (R,)),
     ("ts.all_reduce", (P,), (R,)),
+    ("ts.reduce_scatter", (P,), (S0,)),
+    ("ts.take_part", (R,), (S0,)),
+    # each rank has rows of its own
+    ("ts.embedding", (S0, R), (S0,)),
+    ("ts.linear", (S0, R, R), (S0,)),
+    ("ts.add_rms_norm", (S0, S0, R), (S0, S0)),
+    ("ts.moe_route", (S0,), (S0, S0)),
 )
 
 ILLEGAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -113,6 +120,9 @@ ILLEGAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("ts.gather_rows", (S0, R), "factor 'r' may not be cut"),
     ("ts.gather_rows", (R, S0), "factor 'l' may not be cut"),
     ("ts.all_reduce", (R,), "needs a partial sum"),
+    ("ts.reduce_scatter", (R,), "reduce_scatter here needs a partial sum"),
+    ("ts.take_part", (P,), "take_part here needs replicate"),
+    ("ts.add", (S0, R), "operand 1 is replicate"),
     ("ts.add", ("shard(2)", "shard(2)"), "no placement of an operand of rank 2"),
     ("ts.add", ("banana", R), "no placement"),
     ("ts.add", ("shard(-1)", R), "no placement"),
@@ -170,7 +180,7 @@ def test_collectives_of_another_axis() -> None:
 
 @pytest.mark.parametrize(
     "sample",
-    [s for s in SOUND if s.operands and s.results and s.name not in {"ts.aten", "ts.all_reduce", "ts.all_gather"}],
+    [s for s in SOUND if s.operands and s.results and s.name not in {"ts.aten", *CHANGES}],
     ids=lambda s: s.name,
 )
 def test_replicated_operands_give_replicated_results(sample: Sample) -> None:
@@ -224,3 +234,12 @@ def test_rows_of_ranks_own(name: str, operands: tuple[str, ...], results: tuple[
 def test_rows_that_are_not_ranks_own(name: str, operands: tuple[str, ...], axis: str, message: str) -> None:
     with pytest.raises(PlacementConflict, match=message):
         results_on_axis(operation(name, len(operands)), operands, axis)
+
+
+@pytest.mark.parametrize("name", ["ts.all_gather", "ts.reduce_scatter", "ts.take_part"])
+def test_outer_axes_cut_rows_first(name: str) -> None:
+    inner = built(next(item for item in SOUND if item.name == name and "dimension = 0" in item.attributes))
+    assert results_on_axis(inner, [S0], "ep") == [S0]
+    inner.attributes["axis"] = module.text("ep")
+    with pytest.raises(PlacementConflict, match="may not be cut"):
+        results_on_axis(inner, [S0], "tp")

@@ -14,7 +14,7 @@ from .test_dialect import operation_names
 CONTROL = {"ts.repeat", "ts.step", "ts.yield"}
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
 VIEWS = {"ts.reshape", "ts.slice"}
-COLLECTIVES, BORDERS = sharding.COLLECTIVES, sharding.BORDERS
+CHANGES, BORDERS = sharding.CHANGES, sharding.BORDERS
 """Inserted by the partitioner for more than one rank: bytes over links."""
 MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
 """Bytes, no floating-point operations."""
@@ -39,19 +39,12 @@ def test_sharding_rules() -> None:
 
 
 def test_reference_implementations() -> None:
-    assert {
-        *reference.REFERENCE,
-        *reference._STATEFUL,
-        *READ_WEIGHTS,
-        *OWN_REFERENCE,
-        *COLLECTIVES,
-    } == OPERATIONS - LEAVES - BORDERS
-    assert set(reference._COLLECTIVES) == COLLECTIVES
+    assert {*reference.REFERENCE, *reference._STATEFUL, *READ_WEIGHTS, *OWN_REFERENCE, *CHANGES} == OPERATIONS - LEAVES - BORDERS
     assert not set(reference.REFERENCE) & set(reference._STATEFUL)
 
 
 def test_cost_rules() -> None:
-    assert {*cost._FLOPS, *cost.FREE, *MOVES_ONLY, *COLLECTIVES, *BORDERS} == OPERATIONS
+    assert {*cost._FLOPS, *cost.FREE, *MOVES_ONLY, *CHANGES, *BORDERS} == OPERATIONS
     assert cost.FREE == LEAVES | VIEWS
 
 
@@ -65,5 +58,5 @@ def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None
 
     structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "operandSegmentSizes"}
     attributed = {sample.name for sample in SOUND if set(re.findall(r"(\w+) =", sample.attributes)) - structural}
-    assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS | COLLECTIVES | BORDERS
+    assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS | CHANGES | BORDERS
     assert set(lower._CALLS) == {*reference._STATEFUL, *OF_REGIONS}

@@ -32,7 +32,7 @@ def weights(parsed: ir.Module) -> dict[str, str]:
 def test_a_decoder_is_cut_as_megatron_does(ranks: int) -> None:
     """Heads and columns, then rows: one all-reduce behind attention and one behind the MLP (arXiv:1909.08053, section 3)."""
     parsed = module.parse(decoder())
-    chosen = partition(parsed, mesh(tp=ranks), cheap_links(prices()))
+    chosen = partition(parsed, mesh(tp=ranks), cheap_links(prices()), Pins((Pin("*", rows="replicate"),)))
     found = weights(parsed)
     copies = ", copies=2" if ranks == 4 else ""
     assert found["layers.{i}.q_proj.weight"] == found["layers.{i}.up_proj.weight"] == "shard(0)"
