@@ -10,6 +10,9 @@ from ..plans.errors import UsageError
 from ..plans.integrity import ranks
 from ..plans.schema import Manifest
 
+HOST_RANKS = "TOKENSPEED_HOST_RANKS"
+"""Environment variable with the ranks of this host, where they are not numbered one after another: "0,2"."""
+
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -49,13 +52,14 @@ def launched(manifest: Manifest, environment: Mapping[str, str] = os.environ) ->
             fix=f"torchrun --nproc-per-node {count} -m tokenspeed.runtime PLAN, or several nodes with {count} processes in all",
         )
     rank = int(environment["RANK"])
-    known = "LOCAL_RANK" in environment and "LOCAL_WORLD_SIZE" in environment
+    known, listed = "LOCAL_RANK" in environment and "LOCAL_WORLD_SIZE" in environment, environment.get(HOST_RANKS)
     local_rank, local_ranks = int(environment.get("LOCAL_RANK", rank)), int(environment.get("LOCAL_WORLD_SIZE", count))
+    counted = tuple(range(rank - local_rank, rank - local_rank + local_ranks)) if known else ()
     return Launched(
         rank=rank,
         local_rank=local_rank,
         local_ranks=local_ranks,
         address=f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
         serves_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        beside=tuple(range(rank - local_rank, rank - local_rank + local_ranks)) if known else (),
+        beside=tuple(map(int, listed.split(","))) if listed else counted,
     )

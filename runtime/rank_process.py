@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from .first_rank import bind_device
 from .launcher import Launched
 from .mesh import Rank
 from .openmp import bound_spinning
+from .parent_death import end_with_parent
 from .rank_watch import RanksLost
 from .watched_rank import WatchedRank
 
@@ -90,17 +90,11 @@ def _gone(rank: int, what: str) -> None:
     os._exit(RanksLost.exit_code)
 
 
-def _end_with_parent() -> None:
-    """Killed with the process that started this one, even where it is stopped or hangs."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 def main() -> int:
     # the first rank ends this one by its own means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     exit_with_parent()
     return run(msgspec.json.decode(sys.argv[1], type=RankOptions))
 

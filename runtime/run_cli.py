@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..plans.command import run_command
 from ..plans.errors import UsageError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..plans.signing import TrustStore
 
 
+_KEYS = "TOKENSPEED_API_KEY"
+
+
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--weights", metavar="DIR|FILE|dummy", help="Where the weights are. [default: in the plan]")
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
 @click.option(
-    "--api-key", "api_keys", multiple=True, envvar="TOKENSPEED_API_KEY", metavar="KEY",
+    "--api-key", "api_keys", multiple=True, envvar=_KEYS, metavar="KEY",
     help="Accept this API key; may be repeated. Better in TOKENSPEED_API_KEY: other users see command lines.",
 )  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="For --prompt and --chat. [default: what the context holds]")
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
     "--step-timeout", default=60.0, show_default=True, type=click.FloatRange(min=1),
     help="For several ranks: seconds until one that is silent, or a step that does not end, ends all.",
 )  # fmt: skip
+@click.option("--ray", "on_ray", is_flag=True, help="Start the ranks on the hosts of a Ray cluster; the first one serves.")
+@click.option(
+    "--ray-address", metavar="ADDRESS", help="For --ray. [default: RAY_ADDRESS, this host's cluster, or this host alone]"
+)
 @click.option("--overlap/--no-overlap", default=True, show_default=True, help="Schedule each step while the one before it runs.")
 @click.option("--trust-store", type=click.Path(path_type=Path), help="Public key, or folder of them, the plan must be signed by.")
 @click.option("--require-signature", is_flag=True, help="Refuse to go on without a trust store.")
@@ -64,6 +72,8 @@ def main(
     pin_threads: bool,
     drain_timeout: float,
     step_timeout: float,
+    on_ray: bool,
+    ray_address: str | None,
     overlap: bool,
     trust_store: Path | None,
     require_signature: bool,
@@ -78,7 +88,15 @@ def main(
     clock.finish("imports")
     if prompt is not None and chat:
         raise UsageError("--prompt and --chat exclude each other", fix="give one of them")
+    if chat and on_ray:
+        raise UsageError("--chat needs this terminal, the first rank of --ray runs elsewhere", fix="serve, or use --prompt")
     with Plan.open(plan, trust=_trust(trust_store), require_signature=require_signature) as opened:
+        if on_ray:
+            from .ray_ranks import run_on_ray
+
+            keys = {_KEYS: " ".join(api_keys)} if api_keys else {}
+            run_on_ray(opened.manifest, _arguments(click.get_current_context()), keys, ray_address, threads)
+            return
         check_host(opened.manifest)
         clock.finish("plan checks")
         by = launched(opened.manifest)
@@ -109,6 +127,25 @@ def main(
             as_json=as_json,
         )
         launch(opened, options, clock)
+
+
+_OF_THIS_PROCESS = {"on_ray", "ray_address", "threads", "api_keys"}
+
+
+def _arguments(context: click.Context) -> list[str]:
+    """What the user said, for a rank elsewhere: paths are absolute, keys go by the environment."""
+    found: list[str] = []
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        if name == "weights" and value is not None and Path(value).exists():
+            value = Path(value)
+        text = str(value.absolute()) if isinstance(value, Path) else str(value)
+        if isinstance(parameter, click.Argument):
+            found.append(text)
+        elif name not in _OF_THIS_PROCESS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            is_flag = isinstance(value, bool)
+            found += [(parameter.opts if value else parameter.secondary_opts)[0]] if is_flag else [parameter.opts[0], text]
+    return found
 
 
 def _trust(path: Path | None) -> TrustStore | None:

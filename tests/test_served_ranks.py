@@ -139,6 +139,24 @@ def test_processes_of_another_launcher(plan: Path, tmp_path: Path) -> None:
             host.end()
 
 
+def test_ray(plan: Path, tmp_path: Path) -> None:
+    """On a cluster of this machine alone; when a rank is gone, all ends with its name."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    host, port = Host(tmp_path / "log"), free_address().partition(":")[2]
+    try:
+        weights = ("--weights", plan.parent / "model")
+        driver = host.start("-c", SERVE, plan, *weights, "--port", port, "--ray", RAY_ADDRESS="local")
+        until(lambda: host.says("is served at"))
+        assert host.output(ASK, f"http://127.0.0.1:{port}") == "4"
+        (rank,) = [found for found in processes(plan, "ray_rank") if b"\0RANK=1\0" in Path(f"/proc/{found}/environ").read_bytes()]
+        os.kill(rank, signal.SIGKILL)
+        assert driver.wait(60) == 9
+        assert host.says("rank 1 ended with exit code -9") and host.says("rank 1 (last step ")
+        until(lambda: not processes(plan, "ray_rank") and not processes(plan, "engine_process"))
+    finally:
+        host.end()
+
+
 def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 

@@ -25,6 +25,11 @@ def test_a_launchers_rank() -> None:
     )
 
 
+def test_ranks_of_a_host_may_be_listed() -> None:
+    found = launched(TWO, SAID | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TOKENSPEED_HOST_RANKS": "0,1"})
+    assert found is not None and found.beside == (0, 1)
+
+
 def test_another_number_of_processes_is_refused() -> None:
     with pytest.raises(UsageError) as refused:
         launched(TWO, SAID | {"WORLD_SIZE": "3"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_a_missing_plan_as_json(tmp_path: Path) -> None:
 
 def test_prompt_and_chat_exclude_each_other(plan: Path) -> None:
     assert run(plan, "--prompt", "x", "--chat").exit_code == 2
+
+
+def test_ray_must_be_there(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run(plan, "--ray")
+    assert result.exit_code == 2 and "Ray is not installed" in result.stderr and "tokenspeed-compile[ray]" in result.stderr
+    assert run(plan, "--ray", "--chat").exit_code == 2
 
 
 def test_another_machine_is_refused(tmp_path: Path) -> None:
