@@ -42,7 +42,10 @@ def all_reduce(operands: Operands) -> Launch:
 
 
 def all_gather(operands: Operands) -> Launch:
-    """(x) -> the x of all `ranks` ranks along attribute `axis`, one after the other along `dimension`, rows too many left out."""
+    """(x) -> the x of all `ranks` ranks along attribute `axis`, one after the other along `dimension`, rows too many left out.
+
+    Where kernels do it for few rows, of more than attribute `above`.
+    """
     (x,), (out,) = operands.take(1, 1)
     parts = _Parts(operands, x, out)
     own = parts.dense(x)

@@ -7,14 +7,14 @@ anything by itself, and a third function does the work of both. How large a mess
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import dtype_of
-from ...plans.device_kernels import Computed, Exchange, Parameter, Pointer, Symbol
+from ...plans.device_kernels import Computed, Exchange, Parameter, Pointer, Product, Size, Symbol
 from ...plans.program import DTYPE_BYTES
 from ...plans.weight_layout import StoredType
 from ..accelerator import Accelerator
@@ -31,6 +31,8 @@ BLOCKS = 128
 """Most blocks that pass messages; all of them must run at the same time."""
 
 _TURNS = 2
+_WORD_BYTES = 8
+_GATHERED_WORDS = 2048
 _COUNT_BYTES = 4
 _MOST_COLUMNS = 16384
 _LEAST_COLUMNS = 64
@@ -69,6 +71,50 @@ def all_reduce_or_nothing(operation: ir.Operation, setting: DeviceSetting) -> De
         return DeviceOperation((), before=(library,))
     exchanges, steps = _steps(_Followed(operation), setting, (0,), (1,))
     return DeviceOperation(steps, exchanges=exchanges, before=(library,))
+
+
+def all_gather(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.all_gather: (x) -> the x of all ranks side by side along a dimension; by the library but for few rows of columns."""
+    (x,), (out,) = (tuple(map(layout_of, values)) for values in (operation.operands, operation.results))
+    axis = modules.text_attribute(operation, "axis")
+    dimension, ranks = (modules.int_attribute(operation, name) for name in ("dimension", "ranks"))
+    rows = _most_gathered(x, dimension, ranks, setting.accelerator)
+    library = LibraryStep("all_gather", (0,), (1,), {"axis": axis, "dimension": dimension, "ranks": ranks, "above": rows})
+    if not rows:
+        return DeviceOperation((), before=(library,))
+    block = min(_GATHERED_WORDS, power_of_two_above(x.columns // 2))
+    parts = -(-x.columns // 2 // block)
+    size = _counts() + BLOCKS * _TURNS * ranks * block * _WORD_BYTES
+    exchange = Exchange(name=f"exchange.{axis}.gather.{block}", axis=axis, bytes=size)
+    constants: dict[str, Constexpr] = {"N": x.columns, "X_ROW": x.row_stride, "PARTS": parts, "RANKS": ranks, "BLOCK": block}
+    constants |= {"COUNTS": _counts(), "THROUGH": setting.accelerator.kind == "hip"}
+    constants |= {"DEPENDENT": waits_for_inputs(setting.accelerator)}
+    by = rows_of(operation)
+    parameters: tuple[Parameter, ...] = (x.pointer(0), Pointer(1, _ADDRESS, 8), out.pointer(2), Computed(by))
+
+    def launch(count: int) -> Launched | None:
+        if count > rows:
+            return None
+        blocks: Size = Product((by, parts)) if count * parts <= BLOCKS else BLOCKS
+        warps = max(1, min(8, block // 256))
+        return Launched("exchange.gather", constants, parameters, (blocks, 1, 1), warps, dependent_launch=_dependent(constants))
+
+    name = function_name(f"exchange.gather.n{x.columns}", x.dtype, parameters, {**constants, "most": rows, "by": by})
+    inputs: tuple[StoredType, ...] = (x.dtype, _ADDRESS)
+    function = FunctionTemplate(name, inputs, (out.dtype,), lambda bounds: merged([(most, launch(most)) for most in bounds]), by)
+    return DeviceOperation((DeviceStep(function, (0, exchange.name), (1,)),), exchanges=(exchange,), before=(library,))
+
+
+def _most_gathered(x: Layout, dimension: int, ranks: int, accelerator: Accelerator) -> int:
+    """The most rows that are gathered through each other's memory."""
+    fits = x.dtype in {"bf16", "f16"} and len(x.shape) == 2 and x.shape[0] is None and x.alignment == MOST_ALIGNMENT
+    if not fits or dimension != 1 or x.columns % 8 or ranks > accelerator.peers or "exchange.words" not in accelerator.sizes:
+        return 0
+    return int(accelerator.sizes["exchange.words"].value) // (x.columns * DTYPE_BYTES[x.dtype])
+
+
+def _dependent(constants: Mapping[str, Constexpr]) -> bool:
+    return bool(constants["DEPENDENT"])
 
 
 def add_rms_norm_or_all(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
@@ -194,7 +240,7 @@ def _function(followed: _Followed, setting: DeviceSetting, way: Way, least: int,
     def launch(rows: int) -> Launched | None:
         if not least < rows <= most:
             return None
-        return _launch(way, constants, parameters, by, rows, setting.accelerator)
+        return _launch(way, constants, parameters, by, rows)
 
     depends = {**constants, "least": least, "most": most, "by": by}
     name = function_name(f"exchange.{way}.n{x.columns}", x.dtype, parameters, depends)
@@ -203,14 +249,12 @@ def _function(followed: _Followed, setting: DeviceSetting, way: Way, least: int,
     return FunctionTemplate(name, inputs, outputs, lambda bounds: merged([(bound, launch(bound)) for bound in bounds]), by)
 
 
-def _launch(
-    way: Way, constants: dict[str, Constexpr], parameters: tuple[Parameter, ...], by: Symbol, rows: int, accelerator: Accelerator
-) -> Launched:
+def _launch(way: Way, constants: dict[str, Constexpr], parameters: tuple[Parameter, ...], by: Symbol, rows: int) -> Launched:
     columns = constants["N"]
     assert isinstance(columns, int)
     warps = max(1, min(16, columns // 512))
     grid = (by if rows <= BLOCKS else BLOCKS, 1, 1)
-    return Launched(f"exchange.{way}", constants, parameters, grid, warps, dependent_launch=waits_for_inputs(accelerator))
+    return Launched(f"exchange.{way}", constants, parameters, grid, warps, dependent_launch=_dependent(constants))
 
 
 def _constants(

@@ -17,7 +17,7 @@ from .block_rows import block_embedding
 from .block_tiles import RECEIPT as BLOCK_RECEIPT
 from .block_tiles import efficiency as block_efficiency
 from .elementwise import activation, cast, mul, scale, softcap
-from .exchange import add_or_all, add_rms_norm_or_all, all_reduce_or_nothing
+from .exchange import add_or_all, add_rms_norm_or_all, all_gather, all_reduce_or_nothing
 from .gated_linear import gated_activation_or_both, linear_or_nothing
 from .kernel import DeviceOperation, DeviceSetting
 from .latent import latent_attention
@@ -52,7 +52,7 @@ LIBRARY_KERNELS: tuple[Kernel, ...] = (
     # one row of each sequence at a time, each call of the body an ATen call
     Kernel("torch.recurrence", "ts.recurrence", "recurrence", lambda _rows: 0.05, "set, not measured"),
     replace(_collective("exchange+nccl.all_reduce"), device=all_reduce_or_nothing),
-    _collective("nccl.all_gather"),
+    replace(_collective("exchange+nccl.all_gather"), device=all_gather),
     Kernel("nccl.send", "ts.send", "send", lambda _rows: 1.0, LINKS),
     Kernel("nccl.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
     _collective("nccl.reduce_scatter"),

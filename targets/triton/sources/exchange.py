@@ -227,3 +227,43 @@ def in_rows(
         )  # fmt: skip
         row += tl.num_programs(0)
     tl.store(counted, count)
+
+
+@triton.jit
+def gather(
+    x, peers, out, R,
+    N: tl.constexpr, X_ROW: tl.constexpr, PARTS: tl.constexpr, RANKS: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
+    THROUGH: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """x[R, N] of each rank -> out[R, RANKS * N], side by side in the order of ranks. Each row goes in PARTS of BLOCK words,
+    messages as of `in_words`. Grid: blocks, each of which does the parts from its number on."""
+    WORDS: tl.constexpr = N // 2
+    block = tl.program_id(0)
+    words = tl.arange(0, BLOCK)
+    me = tl.load(peers + RANKS).to(tl.int32)
+    own = _exchange(peers, me)
+    let_next_begin(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    counted = own.to(tl.pointer_type(tl.int32)) + block
+    count = tl.load(counted)
+    item = block
+    while item < R * PARTS:
+        count += 1
+        row = (item // PARTS).to(tl.int64)
+        columns = (item % PARTS) * BLOCK + words
+        inside = columns < WORDS
+        place = (block * 2 + (count & 1)) * (RANKS * BLOCK)
+        mine = tl.load(_words_of(x) + row * (X_ROW // 2) + columns, mask=inside, other=0)
+        message = (count.to(tl.int64) << 32) | (mine.to(tl.int64) & 0xFFFFFFFF)
+        for rank in tl.static_range(RANKS):
+            if rank != me:
+                theirs = (_exchange(peers, rank) + COUNTS).to(tl.pointer_type(tl.int64))
+                _send(tl.multiple_of(theirs + place + me * BLOCK + words, 16), message, inside, THROUGH)
+        arrived = (own + COUNTS).to(tl.pointer_type(tl.int64))
+        for rank in tl.static_range(RANKS):
+            part = mine
+            if rank != me:
+                part = _received(tl.multiple_of(arrived + place + rank * BLOCK + words, 16), inside, count, THROUGH)
+            tl.store(_words_of(out) + row * (RANKS * WORDS) + rank * WORDS + columns, part, mask=inside)
+        item += tl.num_programs(0)
+    tl.store(counted, count)

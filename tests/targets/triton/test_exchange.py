@@ -14,7 +14,7 @@ from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.rates import KIB, MIB, nominal
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.build import build
-from tokenspeed.targets.triton.exchange import Way, add_or_all, add_rms_norm_or_all, all_reduce_or_nothing
+from tokenspeed.targets.triton.exchange import Way, add_or_all, add_rms_norm_or_all, all_gather, all_reduce_or_nothing
 from tokenspeed.targets.triton.kernel import DeviceOperation, DeviceSetting, Launch
 
 from ...ir.modules import step
@@ -169,3 +169,29 @@ def _write(memory: NDArray[np.uint8], data: int, way: Way, count: int, rank: int
     memory[data:].view(np.float16)[place * COLUMNS :][:COLUMNS] = values
     flags = memory[128 * 4 :].view(np.int32) if len(memory) % 4 == 0 else memory[:0].view(np.int32)
     flags[rank] = count
+
+
+def test_columns_of_both_ranks_side_by_side(context: None, interpreter: Interpreter) -> None:
+    x, whole = f"tensor<?x{COLUMNS}xf16>", f"tensor<?x{RANKS * COLUMNS}xf16>"
+    lines = [
+        f'%x = "ts.input"() {{sym = "x"}} : () -> {x}',
+        f'%g = "ts.all_gather"(%x) {{axis = "tp", dimension = 1 : i64, ranks = {RANKS} : i64}} : ({x}) -> {whole}',
+        "return",
+    ]
+    module = modules.parse(step(lines))
+    gathered = [view.operation for view in modules.step_block(module).operations][1]
+    made = all_gather(gathered, setting(in_words=MIB))
+    launch = replace(_launch(made, 1), grid=(1, 1, 1))
+    values = np.random.default_rng(3).standard_normal((RANKS, 1, COLUMNS)).astype(np.float16)
+    block = launch.constants["BLOCK"]
+    assert isinstance(block, int)
+    for me in range(RANKS):
+        memory, other = (np.zeros(made.exchanges[0].bytes, np.uint8) for _ in range(2))
+        words = memory[128 * 4 :].view(np.int64)[(RANKS + 1 - me) * block :][: COLUMNS // 2]
+        words[:] = values[1 - me, 0].view(np.uint32).astype(np.int64) | (np.int64(1) << 32)
+        peers, out = np.array([0, 0, me], np.int64), np.full((1, RANKS * COLUMNS), 77, np.float16)
+        exchanges = [memory, other] if me == 0 else [other, memory]
+        interpreter.launch(launch, [values[me], peers, out, *exchanges], {"rows": 1, "logit_rows": 1}, {1: (3, 4)})
+        np.testing.assert_array_equal(out[0], values.reshape(-1))
+        sent = other[128 * 4 :].view(np.int64)[(RANKS + me) * block :][: COLUMNS // 2]
+        np.testing.assert_array_equal((sent & 0xFFFFFFFF).astype(np.uint32).view(np.float16), values[me, 0])
