@@ -69,8 +69,8 @@ HOPPER = (
             "memory": nominal(141e9, "B", f"{_H200}, 141 GB HBM3e"),
             "cache.l2": measured(60 * MIB, "B", f"as the driver reports it; {_ON_H200}"),
             "link.devices": nominal(8, "1", f"{_H200}, HGX H200 of 8, NVLink switch"),
-            "exchange.words": nominal(256 * KIB, "B", "set, not measured"),
-            "exchange.rows": nominal(1 * MIB, "B", "set, not measured"),
+            "exchange.words": nominal(512 * KIB, "B", "set, not measured"),
+            "exchange.rows": nominal(4 * MIB, "B", "set, not measured"),
             "overhead.context": measured(
                 640 * MIB, "B", f"context, code and 19 graphs took 559 MiB, with some to spare; {_ON_H200}"
             ),
