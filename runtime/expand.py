@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from .functions.context import Context, Launch
 from .host_arrays import HostArray
 from .native.launches import NativeLaunches
 from .operands import Addressed, Extent, OperandArrays, Surroundings
+from .overlap import Meeting, Overlap, Span, joined
 
 if TYPE_CHECKING:
     from .device.runtime import DeviceRuntime
@@ -97,8 +98,12 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     launches: list[Launch | None] = []
     loose: set[Launch] = set()  # of libraries on a device, which no graph may hold
     unneeded = Unneeded()
+    overlap, meetings = Overlap(), list[Meeting]()
     for call, index in calls(program, first_only):
         inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
+        if overlap.is_open:
+            waits = overlap.before(_spans(inputs, arrays), _spans(outputs, arrays))
+            launches += [native.cut(), *waits] if waits else ()
         if call.function.startswith(NATIVE):
             readable = [arrays.described(name, arrays.readable(name)) for name in inputs]
             writable = [arrays.described(name, arrays.writable(name)) for name in outputs]
@@ -113,14 +118,20 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             launches += [native.cut(), *on_device]
             continue
         if around.device is not None:
-            of_library = _in_library(call, index, arrays, around, around.device)
-            if of_library is not None and call.function not in COLLECTIVES:
-                loose.add(of_library)
-            launches += [native.cut(), of_library]
-            continue
-        launches += [native.cut(), _bound(call, index, arrays, around.context)]
-    launches.append(native.cut())
-    made = tuple(launch for launch in launches if launch is not None)
+            launch = _in_library(call, index, arrays, around, around.device)
+            if launch is not None and call.function not in COLLECTIVES:
+                loose.add(launch)
+                launches += overlap.finish()  # no graph ends in between
+        else:
+            launch = _bound(call, index, arrays, around.context)
+        launches.append(native.cut())
+        if isinstance(launch, Meeting):
+            meetings.append(launch)
+            launches += overlap.begin(launch, _spans(inputs, arrays), _spans(outputs, arrays))
+        else:
+            launches.append(launch)
+    launches += [native.cut(), *overlap.finish()]
+    made = tuple(joined([launch for launch in launches if launch is not None], meetings))
     if around.device is not None and around.device.graphs.holds(bucket):
         where = f"program {program.name}, bucket of {bucket.rows} rows"
         made = around.device.graphs.captured(made, loose, where)
@@ -166,7 +177,15 @@ def _in_library(
     ]
     outputs = [library.tensor(arrays.writable_addressed(_named(name, index))) for name in call.outputs]
     operands = Operands(call.function, inputs, outputs, call.attributes, around.context, call.label, index)
-    return library.guarded(function(operands), where)
+    launch = function(operands)
+    if isinstance(launch, Meeting):
+        return launch.with_launches(lambda part: library.guarded(part, where))
+    return library.guarded(launch, where)
+
+
+def _spans(names: Sequence[str], arrays: OperandArrays) -> list[Span]:
+    """The addresses of those operands that lie in the arena: no collective touches any others."""
+    return [span for span in map(arrays.span, names) if span is not None]
 
 
 def _on_host(array: Addressed, around: Surroundings) -> HostArray:

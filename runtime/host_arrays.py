@@ -70,6 +70,11 @@ class HostArray:
         return self.data.nbytes
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The addresses from its first byte to behind its last."""
+        return np.lib.array_utils.byte_bounds(self.data) if self.data.size else (0, 0)
+
+    @property
     def elements(self) -> int:
         return self.data.size
 

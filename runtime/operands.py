@@ -13,6 +13,7 @@ from .device.arrays import DeviceArray
 from .functions.context import Context
 from .host_arrays import HostArray, LibraryArray
 from .native.records import NativeArray, PackedWeight, Symbol, describe
+from .overlap import Span
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,16 @@ class OperandArrays:
     def writable_addressed(self, name: str) -> DeviceArray:
         """An output of a device kernel."""
         return self._on_device(name, self.writable(name))
+
+    def span(self, name: str) -> Span | None:
+        """The addresses of a view or buffer of the program; None for what else a name may stand for."""
+        found = self._find_own(name)
+        if found is None:
+            return None
+        if isinstance(found, DeviceArray):
+            reach = sum((extent - 1) * stride for extent, stride in zip(found.shape, found.strides, strict=True)) + 1
+            return found.address, found.address + (reach * DTYPE_BYTES[found.dtype] if found.elements else 0)
+        return found.span
 
     def _tensor(self, name: str, found: Array) -> torch.Tensor:
         if isinstance(found, (PackedWeight, DeviceArray)):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, distributed
 
+from ..overlap import Meeting
 from .base import Launch, Operands
 
 # torch 2.13's name; releases before call it as the second does
@@ -33,12 +36,12 @@ def all_reduce(operands: Operands) -> Launch:
     in_place = x.data_ptr() == out.data_ptr()
     operands.require(not in_place or x.stride() == out.stride(), "operands that are the same, or apart")
 
-    def run() -> None:
+    def begin(wait: bool) -> distributed.Work | None:
         if not in_place:
             out.copy_(x)
-        distributed.all_reduce(out, group=group)
+        return distributed.all_reduce(out, group=group, async_op=not wait)
 
-    return run
+    return _meeting(begin, lambda: None)
 
 
 def all_gather(operands: Operands) -> Launch:
@@ -50,13 +53,12 @@ def all_gather(operands: Operands) -> Launch:
     parts = _Parts(operands, x, out)
     own = parts.dense(x)
 
-    def run() -> None:
+    def begin(wait: bool) -> distributed.Work | None:
         if own is not x:
             own.copy_(x)
-        _gather(parts.joined, own, group=parts.group)
-        parts.spread(out)
+        return _gather(parts.joined, own, group=parts.group, async_op=not wait)
 
-    return run
+    return _meeting(begin, lambda: parts.spread(out), parts.shares)
 
 
 def reduce_scatter(operands: Operands) -> Launch:
@@ -69,13 +71,15 @@ def reduce_scatter(operands: Operands) -> Launch:
     parts = _Parts(operands, out, x)
     own = parts.dense(out)
 
-    def run() -> None:
+    def begin(wait: bool) -> distributed.Work | None:
         parts.collect(x)
-        _scatter(own, parts.joined, group=parts.group)
+        return _scatter(own, parts.joined, group=parts.group, async_op=not wait)
+
+    def end() -> None:
         if own is not out:
             out.copy_(own)
 
-    return run
+    return _meeting(begin, end, parts.shares)
 
 
 def take_part(operands: Operands) -> Launch:
@@ -98,6 +102,27 @@ def take_part(operands: Operands) -> Launch:
     return run
 
 
+def _meeting(begin: Callable[[bool], distributed.Work | None], end: Launch, shares: bool = False) -> Meeting:
+    """`begin` starts it, and waits for it if told to; `end` is what is to be done with what came."""
+    works: list[distributed.Work] = []
+
+    def started() -> None:
+        work = begin(False)
+        if work is not None:
+            works.append(work)
+
+    def finished() -> None:
+        if works:
+            works.pop().wait()
+        end()
+
+    def whole() -> None:
+        begin(True)
+        end()
+
+    return Meeting(whole, started, finished, shares)
+
+
 class _Parts:
     """A whole and a rank's part of it along a dimension: what lies between them and the dense arrays that ranks exchange."""
 
@@ -111,12 +136,15 @@ class _Parts:
         operands.require(fits and others, f"a whole and one of its {ranks} parts along dimension {self.dimension}")
         self.place = distributed.get_rank(self.group)
         self._scratch = operands.context.scratch
+        self.shares = False
+        """Whether it uses memory that is not its own."""
         if not meets:
             return
         # equal parts, one behind the other: the whole itself where it is that already
         self._is_whole = self.dimension == 0 and size * ranks == every and whole.is_contiguous()
         self.joined = whole
         if not self._is_whole:
+            self.shares = True
             joined = self._scratch("parts", part.dtype, part.numel() * ranks, part.device)
             self.joined = joined.view(ranks * part.shape[0], *part.shape[1:])
             if self.dimension == 0:
@@ -129,6 +157,7 @@ class _Parts:
         """The part itself, or where it lies in between."""
         if part.is_contiguous():
             return part
+        self.shares = True
         return self._scratch("part", part.dtype, part.numel(), part.device).view(part.shape)
 
     def spread(self, whole: Tensor) -> None:
