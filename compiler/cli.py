@@ -24,7 +24,7 @@ from .mesh import AXES
 if TYPE_CHECKING:
     from .pipeline import Compilation
 
-PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "codegen", "allocate", "emit")
+PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "split", "codegen", "allocate", "emit")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -175,7 +175,7 @@ def _compile(model: Path, options: Any, stop_after: str | None, dump_ir: Path | 
 
         from ..ir.module import context
         from .frontends.source import open_model
-        from .pipeline import compile_model
+        from .pipeline import compile_model, text_of
 
         mark("load")
         source = open_model(model)
@@ -185,20 +185,20 @@ def _compile(model: Path, options: Any, stop_after: str | None, dump_ir: Path | 
             mark(phase)
             if dump_ir is not None:
                 dump_ir.mkdir(parents=True, exist_ok=True)
-                (dump_ir / f"{PHASES.index(phase) + 1:02}-{phase}.mlir").write_text(str(state.module))
+                (dump_ir / f"{PHASES.index(phase) + 1:02}-{phase}.mlir").write_text(text_of(state))
 
         with context():
             state = compile_model(source, options, observe, stop_after or "emit")
-            state.ir_texts.setdefault(stop_after or "emit", str(state.module))
+            state.ir_texts.setdefault(stop_after or "emit", text_of(state))
     for note in source.notes:
         click.echo(f"note: {note}", err=True)
     return state, seconds
 
 
 def _after(state: Compilation, phase: str) -> str:
-    """IR while there is IR; the step program once instructions exist."""
+    """IR while there is IR; the step programs once instructions exist."""
     if phase in {"codegen", "allocate"}:
-        return msgspec.json.format(msgspec.json.encode(state.step), indent=2).decode()
+        return "\n".join(msgspec.json.format(msgspec.json.encode(step), indent=2).decode() for step in state.steps)
     return state.ir_texts[phase]
 
 

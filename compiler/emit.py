@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..ir import module as modules
+from ..ir.mlir import ir
 from ..passes.device_setting import decode_rows
 from ..plans.device_kernels import DevicePlan
 from ..plans.device_scratch import exchange_bytes, scratch_needed
@@ -20,8 +21,8 @@ from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.mesh import groups_of
-from ..plans.perf_model import predict
-from ..plans.program import FUNCTIONS_VERSION, NATIVE, Program, step_inputs
+from ..plans.perf_model import predict_stages
+from ..plans.program import FUNCTIONS_VERSION, NATIVE, StepInput, step_inputs
 from ..plans.recipe import sources
 from ..plans.recipe_shapes import packing_kinds
 from ..plans.schema import (
@@ -32,8 +33,8 @@ from ..plans.schema import (
     Golden,
     KernelLibrary,
     KvGeometry,
-    KvGroup,
     Manifest,
+    MemoryPlan,
     Model,
     Performance,
     PlacementDecision,
@@ -63,6 +64,7 @@ from .library_memory import library_memory
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .mesh import ranks_of
 from .options import DEFAULT_CONTEXT, CompileOptions
+from .stage_section import StageCosts, StageParts, parts_of_stages, shared_programs, stage_sections, whole_costs
 
 if TYPE_CHECKING:
     from .pipeline import Compilation
@@ -113,10 +115,9 @@ def vocabulary(traced: TracedModel) -> int:
 
 def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     """The manifest (its entry table still empty) and the container's entries."""
-    assert state.step is not None and state.sample is not None
     entries: dict[str, Any] = {}
     constants = _constants(state, entries)
-    programs = (state.step, state.sample)
+    programs = state.programs
     kept = None if state.device is None else state.device.setting.kv_dtype
     groups, states = ordered(kv_groups(state.module, kept), programs), state_groups(state.module, state.limits.max_sequences)
     bound = _sources(state, entries)
@@ -125,22 +126,14 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     device = _device(state, memory, bound, entries)
-    scratch = None if device is None else scratch_needed(device, programs) + library_memory(programs, state.weights)
-    exchanges = 0 if device is None else exchange_bytes(device.exchanges)
-    fixed = fixed_memory(
-        state.weights,
-        constants,
-        programs,
-        inputs,
-        state.slots,
-        overhead,
-        states,
-        scratch,
-        ranks_of(state.mesh),
-        exchanges,
+    parts = parts_of_stages(state.stages, programs, state.weights, groups, states)
+    fixed = [_fixed(state, part, constants, inputs, overhead, device) for part in parts]
+    blocks = min(
+        kv_blocks(of_stage, bytes_per_block(part.groups), memory, state.limits, state.max_context)
+        for of_stage, part in zip(fixed, parts, strict=True)
     )
-    block_bytes = bytes_per_block(groups)
-    blocks = kv_blocks(fixed, block_bytes, memory, state.limits, state.max_context)
+    memories = [with_kv(of_stage, bytes_per_block(part.groups), blocks) for of_stage, part in zip(fixed, parts, strict=True)]
+    costs = [_costs(state, part) for part in parts]
     manifest = Manifest(
         format=(FORMAT_MAJOR, FORMAT_MINOR),
         minimum_runtime=__version__,
@@ -149,7 +142,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         target=_target(state.machine),
         mesh=state.mesh,
         model=_model(state),
-        programs=tuple(_reference(program, entries, ranks_of(state.mesh)) for program in programs),
+        programs=_references(state, entries),
         step_inputs=inputs,
         slot_buffers=state.slots,
         sources=bound,
@@ -159,18 +152,19 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
             identity_tokens=IDENTITY_TOKENS,
             block_tokens=BLOCK_TOKENS,
             blocks=blocks,
-            bytes_per_block=block_bytes,
+            bytes_per_block=bytes_per_block(groups),
             compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture, states),
             groups=groups,
             states=states,
         ),
         schedule=state.limits,
-        memory=with_kv(fixed, block_bytes, blocks),
-        performance=_performance(state, groups),
+        memory=max(memories, key=lambda item: item.total),
+        performance=_performance(state, costs),
         tokenizer=_tokenizer(state.source, entries),
         goldens=_goldens(state, bound, entries),
         kernels=_kernels(state),
         device=device,
+        stages=() if len(parts) == 1 else stage_sections(parts, memories, costs),
         entries=(),
     )
     if manifest.kernels is not None:
@@ -182,25 +176,47 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     return manifest, entries
 
 
+def _fixed(
+    state: Compilation,
+    part: StageParts,
+    constants: Sequence[Constant],
+    inputs: Sequence[StepInput],
+    overhead: int,
+    device: DevicePlan | None,
+) -> MemoryPlan:
+    """A stage's memory but for its KV pool."""
+    scratch = None if device is None else scratch_needed(device, part.programs) + library_memory(part.programs, part.weights)
+    return fixed_memory(
+        part.weights,
+        constants,
+        part.programs,
+        inputs,
+        state.slots,
+        overhead,
+        part.states,
+        scratch,
+        ranks_of(state.mesh),
+        0 if device is None else exchange_bytes(device.exchanges),
+    )
+
+
 def _device(state: Compilation, memory: int | None, bound: Sequence[SourceTensor], entries: dict[str, Any]) -> DevicePlan | None:
     """The device part of a plan for an accelerator, and the code of its kernels."""
     if state.device is None:
         return None
-    assert state.step is not None and state.sample is not None and memory is not None
+    assert memory is not None
     machine = state.device.setting.accelerator
     graphs = decode_rows(state.limits)
     loading = packing(packing_kinds(state.weights, bound))
     exchanges = [state.device.exchanges[name] for name in sorted(state.device.exchanges)]
-    programs = (state.step, state.sample)
-    plan, binaries = device_section(machine, state.device.templates, programs, graphs, memory, loading, exchanges)
+    plan, binaries = device_section(machine, state.device.templates, state.programs, graphs, memory, loading, exchanges)
     entries.update(binaries)
     return plan
 
 
 def _kernels(state: Compilation) -> KernelLibrary | None:
     """The library of native kernels, if the programs call any."""
-    assert state.step is not None and state.sample is not None
-    if not any(call.function.startswith(NATIVE) for call in (*state.step.calls, *state.sample.calls)):
+    if not any(call.function.startswith(NATIVE) for program in state.programs for call in program.calls):
         return None
     compiler, _ = _build(state)
     names = tuple(sorted((*kernel_names(), *kernels_in(_more_sources(state)))))
@@ -226,8 +242,7 @@ def _build(state: Compilation) -> tuple[str, bytes]:
 
 def _more_sources(state: Compilation) -> dict[Path, str]:
     """C++ files of plugins whose kernels the step calls, each with its plugin's name."""
-    assert state.step is not None
-    return plugins().sources(call.function for call in state.step.calls)
+    return plugins().sources(call.function for step in state.steps for call in step.calls)
 
 
 def _constants(state: Compilation, entries: dict[str, Any]) -> tuple[Constant, ...]:
@@ -328,13 +343,28 @@ def _model(state: Compilation) -> Model:
     )
 
 
-def _reference(program: Program, entries: dict[str, Any], ranks: int) -> ProgramReference:
-    """Every rank runs the same program."""
-    entry = f"programs/{program.name}.msgpack"
-    entries[entry] = msgspec.msgpack.encode(program)
-    role: Any = program.name
-    rows, others = program.buckets[-1].rows, tuple(range(1, ranks))
-    return ProgramReference(name=program.name, role=role, entry=entry, rank=0, max_rows=rows, others=others)
+def _references(state: Compilation, entries: dict[str, Any]) -> tuple[ProgramReference, ...]:
+    """Every rank of a stage runs the same programs; stages that are alike but for their layers share an entry."""
+    found: list[ProgramReference] = []
+    inner = ranks_of(state.mesh) // len(state.steps)
+    for program in state.programs:
+        shared, shift = next(shared_programs(program, state.steps), (program, 0))
+        entry = f"programs/{shared.name}.msgpack"
+        if shared is program:
+            entries[entry] = msgspec.msgpack.encode(program)
+        others = tuple(range(program.rank + 1, program.rank + inner))
+        found.append(
+            ProgramReference(
+                name=program.name,
+                role="sample" if program is state.sample else "step",
+                entry=entry,
+                rank=program.rank,
+                max_rows=program.buckets[-1].rows,
+                others=others,
+                shift=shift,
+            )
+        )
+    return tuple(found)
 
 
 def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReference | None:
@@ -352,6 +382,8 @@ def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReferen
 
 
 def _goldens(state: Compilation, bound: Sequence[SourceTensor], entries: dict[str, Any]) -> tuple[Golden, ...]:
+    if len(state.stages) > 1:
+        return ()  # a short run is of the first rounds of the layers, of which each stage has others
     constants, dtype = state.traced.constants, state.dtype
     program = Replayed(state.module, state.weights, bound, constants, vocabulary(state.traced), dtype, state.mesh)
     case = make_golden(program, state.max_context)
@@ -362,39 +394,57 @@ def _goldens(state: Compilation, bound: Sequence[SourceTensor], entries: dict[st
     return (Golden(name=case.name, entry=entry, weights="counter"),)
 
 
-def _performance(state: Compilation, groups: Sequence[KvGroup]) -> Performance:
+def _performance(state: Compilation, costs: Sequence[StageCosts]) -> Performance:
+    """Of a whole step, through all stages; predictions know that several steps are in flight."""
     machine = state.machine
-    assert state.step is not None
     rates = {
         "compute": machine.compute_rate(state.dtype),
         "bandwidth": machine.rates["bandwidth"],
-        "dispatch": machine.dispatch_rate(state.step.is_native or state.device is not None),
+        "dispatch": machine.dispatch_rate(state.steps[0].is_native or state.device is not None),
     }
-    sizes = {bucket.rows: bucket.logit_rows for bucket in state.step.buckets}
+    whole = whole_costs(costs)
     performance = Performance(
         rates=rates,
-        step_costs=tuple(_cost_row(state, rows, logit_rows) for rows, logit_rows in sorted(sizes.items())),
-        attention_flops_per_token_pair=4.0 * _attention_width(state),
-        kv_bytes_per_token=float(bytes_per_block(groups)) / BLOCK_TOKENS,
+        step_costs=whole.rows,
+        attention_flops_per_token_pair=whole.attention_flops_per_token_pair,
+        kv_bytes_per_token=whole.kv_bytes_per_token,
         predictions={},
     )
+    stages = [
+        msgspec.structs.replace(
+            performance,
+            step_costs=item.rows,
+            attention_flops_per_token_pair=item.attention_flops_per_token_pair,
+            kv_bytes_per_token=item.kv_bytes_per_token,
+        )
+        for item in costs
+    ]
     return msgspec.structs.replace(
-        performance, predictions=predict(performance, state.limits, state.limits.traffic, groups_of(state.mesh))
+        performance, predictions=predict_stages(stages, state.limits, state.limits.traffic, groups_of(state.mesh))
     )
 
 
-def _attention_width(state: Compilation) -> float:
+def _costs(state: Compilation, part: StageParts) -> StageCosts:
+    sizes = {bucket.rows: bucket.logit_rows for bucket in state.steps[0].buckets}
+    return StageCosts(
+        rows=tuple(_cost_row(part.module, state.machine, rows, logit_rows) for rows, logit_rows in sorted(sizes.items())),
+        attention_flops_per_token_pair=4.0 * _attention_width(part.module),
+        kv_bytes_per_token=float(bytes_per_block(part.groups)) / BLOCK_TOKENS,
+    )
+
+
+def _attention_width(module: ir.Module) -> float:
     """`targets.cost.attention_width` over all layers: heads * head_dim * layers where keys and values are cached."""
     total = 0.0
-    for operation, times in _counted(state):
+    for operation, times in _counted(module):
         if operation.name in ATTENTION:
             total += attention_width(operation) * times
     return total
 
 
-def _counted(state: Compilation) -> list[tuple[Any, int]]:
+def _counted(module: ir.Module) -> list[tuple[Any, int]]:
     found = []
-    for operation in modules.walk(modules.step_block(state.module)):
+    for operation in modules.walk(modules.step_block(module)):
         parent = operation.parent
         if operation.name not in {"ts.repeat", "ts.yield", "func.return"}:
             repeated = parent is not None and parent.name == "ts.repeat"
@@ -402,18 +452,18 @@ def _counted(state: Compilation) -> list[tuple[Any, int]]:
     return found
 
 
-def _cost_row(state: Compilation, rows: int, logit_rows: int) -> CostRow:
+def _cost_row(module: ir.Module, machine: Machine, rows: int, logit_rows: int) -> CostRow:
     flops = weights = activations = communication = 0.0
     instructions = 0
     gathered = False
-    for operation, times in _counted(state):
+    for operation, times in _counted(module):
         gathered = gathered or operation.name == "ts.gather_rows"
         cost = cost_of(operation, logit_rows if gathered else rows)
         flops += cost.flops * times
         weights += cost.weight_bytes * times
         activations += cost.activation_bytes * times
         instructions += times if cost.bytes or cost.flops else 0
-        communication += times * seconds_of(operation, logit_rows if gathered else rows, state.machine)
+        communication += times * seconds_of(operation, logit_rows if gathered else rows, machine)
     return CostRow(
         rows=rows,
         flops=flops,

@@ -31,7 +31,8 @@ def function_scratch(programs: Sequence[Program], weights: Sequence[Weight]) -> 
         for call in program.calls:
             need = _NEEDS.get(call.function)
             if need is not None:
-                needs[call.function] = max(needs.get(call.function, 0), need(call, shapes, types[call.outputs[0]]))
+                size = types[(*call.outputs, *call.inputs)[0]]
+                needs[call.function] = max(needs.get(call.function, 0), need(call, shapes, size))
     return sum(needs.values())
 
 
@@ -63,10 +64,16 @@ def _collective(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
     return (ranks + 1) * of_rank * size
 
 
+def _send(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
+    """Two values on their way."""
+    return 2 * size * prod(shapes[call.inputs[0]])
+
+
 _NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {
     "moe_experts": _experts,
     "latent_attention": _latent,
     "recurrence": _recurrence,
     "all_gather": _collective,
     "reduce_scatter": _collective,
+    "send": _send,
 }

@@ -21,7 +21,7 @@ class Axis:
 
 
 AXES = (
-    Axis("pp", "pipeline: consecutive layers on each rank", works=False),
+    Axis("pp", "pipeline: consecutive layers on each rank", works=True),
     Axis("dp", "groups of ranks, each with sequences of its own; attention and dense layers whole in each", works=True),
     Axis("ep", "experts: whole experts on each rank, the rest cut as along tp", works=True),
     Axis("tp", "tensors: a part of each matrix and of its heads on each rank", works=True),

@@ -1,6 +1,6 @@
 """The whole compiler on one screen: phases in order, nothing hidden.
 
-schedule -> import -> raise -> partition -> fuse -> quantize -> select -> codegen -> allocate -> emit
+schedule -> import -> raise -> partition -> fuse -> quantize -> select -> split -> codegen -> allocate -> emit
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..passes.allocate import allocate
+from ..passes.balance_stages import balance, step_costs
 from ..passes.choose_weight_types import choose_weight_types, stored_share
 from ..passes.device_setting import decode_rows, device_bucket_sizes, device_setting
 from ..passes.fuse_add_norm import fuse_add_norm
@@ -26,11 +29,14 @@ from ..passes.placing.search import Choice
 from ..passes.raise_aten import raise_aten
 from ..passes.sample_program import build_device_sample_program, build_sample_program
 from ..passes.schedule import bucket_sizes, schedule, workloads
-from ..passes.select import select
+from ..passes.select import Workload, select, select_crossings
 from ..passes.share_kv_caches import share_kv_caches
+from ..passes.split_stages import joined, split_stages
 from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
+from ..passes.verify_stages import verify_stages
 from ..plans.errors import UsageError
+from ..plans.mesh import STAGES, stages_of
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
@@ -76,12 +82,30 @@ class Compilation:
     """What the partitioner chose, where there are several ranks."""
     decisions: tuple[Decision, ...] = ()
     weights: tuple[Weight, ...] = ()
-    step: Program | None = None
+    stages: tuple[ir.Module, ...] = ()
+    """The module of each stage of the pipeline; where there is none, the whole one alone."""
+    steps: tuple[Program, ...] = ()
+    """The step program of each stage."""
     sample: Program | None = None
     slots: tuple[Buffer, ...] = ()
     ir_texts: dict[str, str] = field(default_factory=dict)
     manifest: Manifest | None = None
     entries: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> Program | None:
+        """The step program, of the first stage."""
+        return self.steps[0] if self.steps else None
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """All of the plan's programs."""
+        return self.steps if self.sample is None else (*self.steps, self.sample)
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """The kinds of step that kernels, layouts and stages are chosen for."""
+        return workloads(self.limits, stages_of(self.mesh))
 
 
 def raise_operations(state: Compilation) -> None:
@@ -94,8 +118,11 @@ def place(state: Compilation) -> None:
         # weights are still in the model's own type here
         kept = "e4m3_128" if state.source.float8 is not None and "e4m3_128" in _readers(state).get("ts.linear", ()) else None
         memory = int(memory / stored_share(state.options.quantize, kept))
-    prices = Prices(state.machine, workloads(state.limits), state.limits.traffic["prompt_tokens"], memory)
-    state.layout = partition(state.module, state.mesh, prices, Pins(state.options.placement))
+        memory *= stages_of(state.mesh)  # each has about as much of the layers
+    prices = Prices(state.machine, state.workloads, state.limits.traffic["prompt_tokens"], memory)
+    # layers are placed as if there were no stages: a layer costs the same in whichever it is
+    inner = tuple(axis for axis in state.mesh if axis.name != STAGES) or ONE_RANK
+    state.layout = partition(state.module, inner, prices, Pins(state.options.placement))
 
 
 def fuse(state: Compilation) -> None:
@@ -123,28 +150,51 @@ def _readers(state: Compilation) -> dict[str, set[str]]:
 
 
 def choose_kernels(state: Compilation) -> None:
-    state.decisions = select(state.module, state.machine, workloads(state.limits), state.no_native_kernels)
+    state.decisions = select(state.module, state.machine, state.workloads, state.no_native_kernels)
     split_packed(state.module, state.machine)
     state.weights = plan_weights(state.module, state.machine, state.traced.parameters, state.source, state.mesh)
 
 
+def cut_into_stages(state: Compilation) -> None:
+    count = stages_of(state.mesh)
+    if count > 1:
+        traffic = state.limits.traffic
+        context = traffic["prompt_tokens"] + traffic["output_tokens"] / 2
+        kept = None if state.device is None else state.device.setting.kv_dtype
+        costs = step_costs(state.module, state.machine, state.workloads, context, kept)
+        memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
+        cuts = balance(costs, count, memory, state.max_context, joined(state.module))
+        state.stages = split_stages(state.module, cuts)
+        for stage in state.stages:
+            verify_spmd(stage)
+        verify_stages(state.stages, [(axis.name, axis.size) for axis in state.mesh])
+        state.decisions += select_crossings(state.stages, state.machine, state.workloads)
+    else:
+        state.stages = (state.module,)
+
+
 def make_instructions(state: Compilation) -> None:
     native = state.no_native_kernels is None
-    state.step = lower(state.module, state.machine, native, state.device)
+    inner = ranks_of(state.mesh) // len(state.stages)
+    names = [f"step.stage{number}" for number in range(len(state.stages))] if len(state.stages) > 1 else ["step"]
+    state.steps = tuple(
+        lower(stage, state.machine, native, state.device, name, number * inner)
+        for number, (stage, name) in enumerate(zip(state.stages, names, strict=True))
+    )
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
     if state.device is not None:
         state.sample = build_device_sample_program(state.device, vocabulary, logits_dtype, decode_rows(state.limits))
         state.slots = slot_buffers(vocabulary, sequences)
-        return
-    state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype, native)
+    else:
+        state.sample, state.slots = build_sample_program(vocabulary, sequences, sequences, logits_dtype, native)
+    state.sample = msgspec.structs.replace(state.sample, rank=state.steps[-1].rank)
 
 
 def lay_out_memory(state: Compilation) -> None:
-    assert state.step is not None
     sizes = bucket_sizes(state.limits) if state.device is None else device_bucket_sizes(state.limits)
-    state.step = allocate(state.step, sizes)
+    state.steps = tuple(allocate(step, sizes) for step in state.steps)
 
 
 def write_manifest(state: Compilation) -> None:
@@ -158,6 +208,7 @@ PHASES: tuple[tuple[str, Callable[[Compilation], None]], ...] = (
     ("fuse", fuse),
     ("quantize", quantize),
     ("select", choose_kernels),
+    ("split", cut_into_stages),
     ("codegen", make_instructions),
     ("allocate", lay_out_memory),
     ("emit", write_manifest),
@@ -208,12 +259,17 @@ def compile_model(source: ModelSource, options: CompileOptions, observe: Observe
     for name, phase in PHASES:
         phase(state)
         modules.verify(state.module)
-        if name != "emit":
-            state.ir_texts[name] = str(state.module)
+        if name != "emit" and (name != "split" or len(state.stages) > 1):
+            state.ir_texts[name] = text_of(state)
         observe(name, state)
         if name == stop_after:
             break
     return state
+
+
+def text_of(state: Compilation) -> str:
+    """The IR as it is: one module, or that of each stage."""
+    return "\n".join(map(str, state.stages or (state.module,)))
 
 
 def on_one_rank(module: ir.Module) -> ir.Module:

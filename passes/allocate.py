@@ -54,7 +54,8 @@ def lives(program: Program) -> dict[str, Life]:
             for base in _carried_or_outer(item.body, bases, touched, start):
                 touched[base] += [start, stop]
         position = stop + 1
-    touched[LOGITS].append(position)
+    if LOGITS in touched:
+        touched[LOGITS].append(position)
     return {name: Life(min(at), max(at)) for name, at in touched.items() if at}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import msgspec
+
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments
@@ -42,12 +44,20 @@ class _Place:
     strides: tuple[int, ...] = ()
 
 
-def lower(module: ir.Module, machine: Machine, native: bool = False, device: DeviceCalls | None = None) -> Program:
-    """The step program of one rank, without buckets yet (allocate adds them). `native`: what is added here is native too.
+def lower(
+    module: ir.Module,
+    machine: Machine,
+    native: bool = False,
+    device: DeviceCalls | None = None,
+    name: str = "step",
+    rank: int = 0,
+) -> Program:
+    """The step program `name` of a rank, without buckets yet (allocate adds them). `native`: what is added here is native too.
 
     `device` makes the calls for an accelerator.
     """
-    return _Lowering(machine, NATIVE if native else "", device).run(modules.step_block(module))
+    program = _Lowering(machine, NATIVE if native else "", device).run(modules.step_block(module))
+    return msgspec.structs.replace(program, name=name, rank=rank)
 
 
 class _Lowering:
@@ -65,7 +75,8 @@ class _Lowering:
     def run(self, block: ir.Block) -> Program:
         body: list[Call | Repeat] = []
         self._block(block, body)
-        self._name_logits(list(block.operations)[-1].operation.operands[0], body)
+        for logits in list(block.operations)[-1].operation.operands:  # the last stage of a pipeline alone has them
+            self._name_logits(logits, body)
         calls = tuple(self._resolved(item) for item in body)
         buffers = tuple(buffer for name, buffer in self.buffers.items() if name not in self.renamed)
         return Program("step", 0, buffers, tuple(map(self._resolved_view, self.views.values())), calls, ())

@@ -62,10 +62,13 @@ def bucket_sizes(limits: Schedule) -> tuple[BucketSize, ...]:
     return tuple(BucketSize(size, min(size, limits.max_sequences)) for size in sorted(sizes))
 
 
-def workloads(limits: Schedule) -> tuple[Workload, ...]:
-    """The two kinds of step that kernels are chosen for, decode first, weighted by how many of each a request causes."""
+def workloads(limits: Schedule, in_flight: int = 1) -> tuple[Workload, ...]:
+    """The two kinds of step that kernels are chosen for, decode first, weighted by how many of each a request causes.
+
+    Where several steps are in flight (stages of a pipeline), each has a share of the sequences.
+    """
     traffic = limits.traffic
-    decode_rows = max(1, min(limits.max_decode_rows, round(traffic["concurrency"])))
+    decode_rows = max(1, min(limits.max_decode_rows, round(traffic["concurrency"] / in_flight)))
     prefill_steps = max(1.0, traffic["prompt_tokens"] * (1 - traffic["cached_fraction"]) / limits.prefill_chunk)
     decode_steps = max(1.0, traffic["output_tokens"] / decode_rows)
     total = prefill_steps + decode_steps

@@ -60,12 +60,19 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], n
     return tuple(decisions)
 
 
-def select_send(operation: ir.Operation, machine: Machine, workloads: Sequence[Workload]) -> Decision:
-    """The same for a `ts.send`, which there is once a pipeline is cut into stages."""
+def select_crossings(stages: Sequence[ir.Module], machine: Machine, workloads: Sequence[Workload]) -> tuple[Decision, ...]:
+    """The same for what there is once a pipeline is cut into stages: what one sends and the next receives, one decision each."""
+    decisions: list[Decision] = []
     rows = [load.rows for load in workloads]
-    ranked = _rank(operation, machine, workloads, rows, {})
-    operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
-    return _decision(operation, machine, ranked, {}, rows[0], 1)
+    for operation in (item for stage in stages for item in modules.walk(modules.step_block(stage))):
+        if operation.name == "ts.receive":
+            (kernel,) = (kernel for kernel in machine.kernels if kernel.operation == operation.name)
+            operation.attributes["kernel"] = modules.text(kernel.name)
+        elif operation.name == "ts.send":
+            ranked = _rank(operation, machine, workloads, rows, {})
+            operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)
+            decisions.append(_decision(operation, machine, ranked, {}, rows[0], 1))
+    return tuple(decisions)
 
 
 def predicted_seconds(operation: ir.Operation, machine: Machine, rows: int) -> float:

@@ -17,11 +17,9 @@ from ..ir.mlir import func, ir
 from ..ir.rows import ROWS, count_rows
 from ..ir.sharding import COLLECTIVES
 from ..ir.types import shape_of
+from ..plans.mesh import STAGES
 from ..plans.template import instantiate
 from .layer_units import repeats_of, top_of, units
-
-AXIS = "pp"
-"""The mesh axis whose coordinate is the stage."""
 
 _LEAVES = {"ts.input", "ts.weight", "ts.constant"}
 _CACHED = {"ts.attention", "ts.latent_attention", "ts.recurrence", "ts.rope_kv_write", "ts.cached_attention"}
@@ -156,7 +154,7 @@ def _stage(text: str, stage_of: Sequence[int], number: int, crossing: Sequence[l
     counts = count_rows(block)
     with ir.InsertionPoint.at_block_begin(block):
         for made in ends.received:
-            received = dialect.Receive(values[made].type, modules.text(_name(made)), modules.text(AXIS))
+            received = dialect.Receive(values[made].type, modules.text(_name(made)), modules.text(STAGES))
             modules.set_label(received.operation, modules.label_of(operations[made[0]]))
             if counts[values[made]] != ROWS:
                 received.operation.attributes["rows"] = modules.text(counts[values[made]])
@@ -184,6 +182,6 @@ def _send_on(block: ir.Block, values: Sequence[tuple[ir.Value, str, str]]) -> No
     terminator = list(block.operations)[-1].operation
     with ir.InsertionPoint(terminator):
         for value, name, label in values:
-            modules.set_label(dialect.Send(value, modules.text(name), modules.text(AXIS)).operation, label)
+            modules.set_label(dialect.Send(value, modules.text(name), modules.text(STAGES)).operation, label)
         func.ReturnOp([])
     terminator.erase()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.sharding import COLLECTIVES
-from .split_stages import AXIS
+from ..plans.mesh import STAGES
 
 
 class StageMismatch(ValueError):
@@ -42,7 +42,7 @@ def verify_stages(stages: Sequence[ir.Module], mesh: Sequence[tuple[str, int]], 
 
     Raises StageMismatch.
     """
-    if mesh[0] != (AXIS, len(stages)):
+    if mesh[0] != (STAGES, len(stages)):
         raise StageMismatch(f"{len(stages)} stages on a mesh of {dict(mesh)}")
     for number, module in enumerate(stages):
         _check_ends(module, number, len(stages))
@@ -144,7 +144,7 @@ def _check_ends(module: ir.Module, number: int, count: int) -> None:
         raise StageMismatch(f"stage {number} of {count} returns {len(returned)} values; the last one returns the logits, alone")
     for operation in modules.walk(block):
         if operation.name in {"ts.send", "ts.receive"}:
-            if modules.text_attribute(operation, "axis") != AXIS:
+            if modules.text_attribute(operation, "axis") != STAGES:
                 raise StageMismatch(f"stage {number}: {operation.name} along {modules.text_attribute(operation, 'axis')}")
             if operation.parent is not None and operation.parent.name == "ts.repeat":
                 raise StageMismatch(f"stage {number}: {operation.name} inside of layers")

@@ -29,6 +29,7 @@ from .device_scratch import exchange_bytes
 from .findings import MAX_NUMBER, require, require_entry, require_number, require_unique
 from .program import DTYPE_BYTES
 from .schema import Manifest
+from .stages import of_stage
 
 KERNELS_PREFIX = "kernels/"
 MAX_PARAMETERS = 256
@@ -63,7 +64,8 @@ def check_device(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     _check_functions(device)
     _check_references(device, sizes)
     _check_exchanges(manifest, device)
-    _check_layout(manifest)
+    for part in [of_stage(manifest, stage) for stage in range(len(manifest.stages))] or [manifest]:
+        _check_layout(part)
 
 
 def check_device_call(device: DevicePlan, name: str, operands: tuple[Sequence[str], Sequence[str]], where: str) -> DeviceFunction:

@@ -12,7 +12,7 @@ from .aten_functions import ATEN_FUNCTIONS
 from .program import Program
 from .recurrence_integrity import RECURRENCE
 
-COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "take_part"})
+COLLECTIVES = frozenset({"send", "receive", "all_reduce", "all_gather", "reduce_scatter", "take_part"})
 """Functions by which the ranks of a plan meet, or part; a graph may hold them."""
 
 

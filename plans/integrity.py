@@ -12,12 +12,15 @@ from math import prod
 
 from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
 from .device_integrity import check_device
+from .errors import PlanError
 from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
 from .kv_caches import block_bytes, state_bytes
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, step_inputs
 from .program_integrity import check_program
 from .schema import FORMAT_MAJOR, FORMAT_MINOR, Manifest, StateGroup
+from .stage_integrity import check_stages
+from .stages import of_stage, stage_of
 from .template import is_templated
 from .weight_integrity import check_weights
 
@@ -47,14 +50,29 @@ def check_manifest(manifest: Manifest) -> None:
     _check_schedule(manifest)
     _check_kv(manifest)
     _check_step_inputs(manifest)
+    check_stages(manifest)
     _check_programs(manifest, sizes)
     check_weights(manifest, sizes)
     _check_constants(manifest, sizes)
-    _check_memory(manifest)
+    for stage in range(len(manifest.stages)):
+        _check_stage(manifest, stage)
+    if not manifest.stages:
+        _check_memory(manifest)
     _check_performance(manifest)
     _check_tokenizer_and_goldens(manifest, sizes)
     _check_kernels(manifest, sizes)
     check_device(manifest, sizes)
+
+
+def _check_stage(manifest: Manifest, number: int) -> None:
+    """What is true of a whole plan is true of each stage: memory adds up, costs are numbers."""
+    stage = of_stage(manifest, number)
+    try:
+        _check_memory(stage)
+        _check_performance(stage)
+    except PlanError as error:
+        where = f"stages, {number}, {error.where}"
+        raise PlanError(error.what, where=where, expected=error.expected, got=error.got, fix=error.fix) from None
 
 
 def ranks(manifest: Manifest) -> int:
@@ -175,9 +193,17 @@ def _check_programs(manifest: Manifest, sizes: dict[str, int]) -> None:
     largest: dict[tuple[str, int], int] = {}
     for role, rank, rows in ((program.role, rank, program.max_rows) for program in manifest.programs for rank in program.ranks):
         largest[role, rank] = max(rows, largest.get((role, rank), 0))
+    for program in manifest.programs:
+        of = {stage_of(manifest, rank) for rank in program.ranks}
+        require(len(of) == 1, f"programs, {program.name}: ranks", "ranks of one stage", program.ranks)
+        require_number(program.shift, f"programs, {program.name}: shift", 0, MAX_LAYERS)
+        require(manifest.stages != () or not program.shift, f"programs, {program.name}: shift", "0 without stages", program.shift)
     for rank in range(ranks(manifest)):
-        for role in ("step", "sample"):
+        # the last stage alone has logits
+        samples = stage_of(manifest, rank) == max(0, len(manifest.stages) - 1)
+        for role in ("step", "sample") if samples else ("step",):
             require((role, rank) in largest, "programs", f"a {role} program for rank {rank}", "none")
+        require(samples or ("sample", rank) not in largest, "programs", f"no sample program for rank {rank}", "one")
         require_number(largest["step", rank], f"programs, step, rank {rank}: max_rows", manifest.schedule.max_rows)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from .schema import CostRow, Performance, Schedule
 
@@ -115,6 +117,46 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
         "output_tokens_per_second": requests * output * groups,
         "prompt_tokens_per_second": requests * prompt * groups,
     }
+
+
+def predict_stages(
+    stages: Sequence[Performance], schedule: Schedule, traffic: Mapping[str, float], groups: int = 1
+) -> dict[str, float]:
+    """`predict` for a pipeline of stages, of which each has its costs: S steps are in flight, each with a share of the sessions,
+    and each takes S times what the slowest stage takes.
+
+    So a pipeline is S machines that take turns: predictions are of one of them, and rates S times that.
+    """
+    count = len(stages)
+    rows = max(1.0, min(traffic["concurrency"] / groups, schedule.max_decode_rows) / count)
+    context = rows * (traffic["prompt_tokens"] + traffic["output_tokens"] / 2)
+    slowest = max(stages, key=lambda stage: step_seconds(stage, rows, context, context))
+    if count == 1:
+        return predict(slowest, schedule, traffic, groups)
+    one = predict(_times(slowest, count), schedule, {**traffic, "concurrency": max(1.0, traffic["concurrency"] / count)}, groups)
+    turns = max(1.0, min(count, traffic["concurrency"] / groups))
+    return {name: value * turns if name.endswith("per_second") else value for name, value in one.items()}
+
+
+def _times(performance: Performance, count: int) -> Performance:
+    """What takes so many times as long."""
+    costs = tuple(
+        CostRow(
+            rows=cost.rows,
+            flops=cost.flops * count,
+            weight_bytes=cost.weight_bytes * count,
+            activation_bytes=cost.activation_bytes * count,
+            instructions=cost.instructions * count,
+            communication=cost.communication * count,
+        )
+        for cost in performance.step_costs
+    )
+    return msgspec.structs.replace(
+        performance,
+        step_costs=costs,
+        attention_flops_per_token_pair=performance.attention_flops_per_token_pair * count,
+        kv_bytes_per_token=performance.kv_bytes_per_token * count,
+    )
 
 
 def _between(low: CostRow, high: CostRow, share: float) -> StepCost:

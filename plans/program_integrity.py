@@ -17,6 +17,8 @@ from .names import read_only_names, weight_instances, writable_names
 from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View, count_of, symbols_of
 from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
+from .stage_integrity import SEND, check_crossings
+from .stages import of_rank, stage_of
 from .template import instantiate, is_templated
 
 MAX_EXPANDED_OPERANDS = 4_000_000
@@ -25,13 +27,17 @@ _FUNCTION = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
 def check_program(manifest: Manifest, program: Program) -> None:
-    """Raise `PlanError`, naming program and item, unless the program is sound for every bucket and every layer."""
+    """Raise `PlanError`, naming program and item, unless the program is sound for every bucket and every layer, on what the ranks
+    that run it have."""
     where = f"program {program.name}"
     reference = next((item for item in manifest.programs if item.name == program.name), None)
     require(reference is not None, where, "a program the manifest lists", program.name)
     assert reference is not None
     require(program.rank == reference.rank, f"{where}: rank", reference.rank, program.rank)
     require_unique([item.name for item in (*program.buffers, *program.views)], f"{where}: buffers and views")
+    if reference.role == "step":
+        check_crossings(manifest, stage_of(manifest, reference.rank), program, where)
+    manifest = of_rank(manifest, reference.rank)
     _check_shapes(program, where)
     _check_buckets(manifest, program, reference, where)
     for bucket in program.buckets:
@@ -125,7 +131,7 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
         if call.function.startswith(NATIVE):
             named = call.function.removeprefix(NATIVE)
             require(named in kernels, at, "a kernel of the plan's library", repr(named))
-        require(bool(call.outputs), f"{at}: outputs", "at least one", "none")
+        require(bool(call.outputs) or call.function == SEND, f"{at}: outputs", "at least one", "none")
         if call.function == RECURRENCE:
             check_recurrence(manifest, call, indices, at)
         _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")

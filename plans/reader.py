@@ -23,6 +23,7 @@ from .errors import PlanError
 from .integrity import check_manifest, check_program
 from .program import Program
 from .schema import FORMAT_MAJOR, FORMAT_MINOR, Decision, Manifest, PlacementDecision
+from .stages import shifted
 
 if TYPE_CHECKING:
     from .signing import TrustStore
@@ -129,6 +130,8 @@ class Plan:
         if reference is None:
             raise refusal("The plan has no such program.", name)
         program = _decode(msgspec.msgpack.Decoder(Program), self.entry(reference.entry), reference.entry)
+        if reference.shift:
+            program = shifted(program, name, reference.rank, reference.shift)
         if program.name != name:
             raise refusal(
                 "An entry holds another program than the manifest says.", reference.entry, repr(name), repr(program.name)

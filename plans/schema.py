@@ -11,7 +11,7 @@ from .program import Buffer, DType, StepInput
 from .recipe import Recipe
 from .weight_layout import Prepack, StoredType
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -201,7 +201,8 @@ class MemoryPlan(_Part, frozen=True, kw_only=True):
 
 class ProgramReference(_Part, frozen=True, kw_only=True):
     """`role` "step" runs the model over rows and leaves `logits`; "sample" turns logits into tokens. Pick the first step
-    program whose largest bucket holds the step. `rank` runs it, and so do the ranks `others`.
+    program whose largest bucket holds the step. `rank` runs it, and so do the ranks `others`. `shift` is added to the layer that
+    each repeat of the entry's program begins with: stages that are alike but for their layers share an entry.
     """
 
     name: str
@@ -210,6 +211,7 @@ class ProgramReference(_Part, frozen=True, kw_only=True):
     rank: int
     max_rows: int
     others: tuple[int, ...] = ()
+    shift: int = 0
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -276,6 +278,41 @@ class KernelLibrary(_Part, frozen=True, kw_only=True):
     compiler: str
 
 
+class StagePart(_Part, frozen=True, kw_only=True):
+    """What a stage has of something that the manifest lists by name: `layers` of it, () for what has no layers."""
+
+    name: str
+    layers: tuple[int, ...] = ()
+
+
+class Crossing(_Part, frozen=True, kw_only=True):
+    """A value that a stage sends to the next one: `shape` elements of `dtype` for each row of a step."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+class Stage(_Part, frozen=True, kw_only=True):
+    """Consecutive layers, from `first` on, that ranks of one place on mesh axis "pp" run; each of them has all that is said here.
+
+    `weights`, KV `groups` and recurrent `states` are parts of the manifest's lists of those names. `receives` and `sends` are in
+    the order in which they cross. Costs are of this stage alone.
+    """
+
+    first: int
+    layers: int
+    weights: tuple[StagePart, ...]
+    groups: tuple[StagePart, ...]
+    states: tuple[StagePart, ...]
+    receives: tuple[Crossing, ...]
+    sends: tuple[Crossing, ...]
+    memory: MemoryPlan
+    step_costs: tuple[CostRow, ...]
+    attention_flops_per_token_pair: float
+    kv_bytes_per_token: float
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """manifest.json. Field rules and compatibility promise: docs/plan-format.md."""
 
@@ -300,6 +337,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     goldens: tuple[Golden, ...]
     kernels: KernelLibrary | None = None
     device: DevicePlan | None = None
+    stages: tuple[Stage, ...] = ()
     entries: tuple[Entry, ...]
 
 

@@ -22,6 +22,7 @@ from .host_placement import place_on_host
 from .mesh import Rank
 from .operands import Extent
 from .placement import Placement
+from .plan_of_rank import PlanOfRank
 from .protocol import SamplingParameters, TokenLogprob
 from .sampling_slots import SamplingSlots, check_slot_buffers
 from .scheduling.step import CommonSize, IntArray, StepBatch, common_size
@@ -65,10 +66,11 @@ def load_executor(
 
     Raises a TokenspeedError saying what does not fit.
     """
+    rank = Rank(plan.manifest.mesh) if collectives is None else collectives.rank
+    plan = PlanOfRank(plan, rank.number) if plan.manifest.stages else plan
     manifest = plan.manifest
     _check_functions(manifest.functions_version)
     check_slot_buffers(manifest)
-    rank = Rank(manifest.mesh) if collectives is None else collectives.rank
     groups = None if collectives is None else collectives.groups
     programs = read_programs(plan, rank.number)
     needed = None
@@ -77,10 +79,9 @@ def load_executor(
     if manifest.device is not None:
         from .device.placement import place_on_device
 
-        every = (*programs.steps, programs.sample)
         placement: Placement = place_on_device(
             plan,
-            every,
+            programs.every,
             weights,
             report,
             needed,
@@ -169,7 +170,8 @@ class PlanExecutor:
         with self._placement.running():
             wanted = len(batch.logit_rows)
             model, extent = self._expansions.step(common or common_size([batch]))
-            sample, sampled = self._expansions.sample(extent.logit_rows) if wanted else (None, extent)
+            samples = wanted and self._expansions.samples
+            sample, sampled = self._expansions.sample(extent.logit_rows) if samples else (None, extent)
             times.append(time.perf_counter())
             self._fill(batch, extent, sampled.logit_rows)
             times.append(time.perf_counter())
@@ -186,12 +188,15 @@ class PlanExecutor:
         return self._started(batch, read, asked, times)
 
     def logits_for(self, batch: StepBatch, common: CommonSize | None = None) -> NDArray[np.float32]:
-        """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]. `common` as for `start`."""
+        """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]; none where another stage of a
+        pipeline has them. `common` as for `start`."""
         with self._placement.running():
             model, extent = self._expansions.step(common or common_size([batch]))
             self._fill(batch, extent, extent.logit_rows)
             for launch in model.launches:
                 launch()
+            if not self._expansions.samples:
+                return np.empty((0, 0), np.float32)
             return model.array("logits").first(len(batch.logit_rows)).as_float()
 
     def close(self) -> None:

@@ -21,15 +21,19 @@ _SAMPLE = -1
 
 @dataclass(frozen=True)
 class Programs:
-    """A rank's programs: step programs by ascending size, and the sample program."""
+    """A rank's programs: step programs by ascending size, and the sample program, which only ranks with logits have."""
 
     steps: tuple[Program, ...]
-    sample: Program
+    sample: Program | None
+
+    @property
+    def every(self) -> tuple[Program, ...]:
+        return self.steps if self.sample is None else (*self.steps, self.sample)
 
     @property
     def are_native(self) -> bool:
         """Whether nothing but the plan's own kernels runs."""
-        return all(program.is_native for program in (*self.steps, self.sample))
+        return all(program.is_native for program in self.every)
 
 
 def read_programs(plan: PlanSource, rank: int = 0) -> Programs:
@@ -37,13 +41,15 @@ def read_programs(plan: PlanSource, rank: int = 0) -> Programs:
     references = [item for item in plan.manifest.programs if rank in item.ranks]
     steps = sorted((item for item in references if item.role == "step"), key=lambda item: item.max_rows)
     samples = [item for item in references if item.role == "sample"]
-    if not steps or len(samples) != 1:
-        _refuse("programs", f"step programs and one sample program for rank {rank}", f"{len(steps)} and {len(samples)}")
-    programs = Programs(tuple(plan.program(item.name) for item in steps), plan.program(samples[0].name))
-    expected = _logits(programs.sample)
+    if not steps or len(samples) > 1:
+        _refuse("programs", f"step programs and at most one sample program for rank {rank}", f"{len(steps)} and {len(samples)}")
+    programs = Programs(tuple(plan.program(item.name) for item in steps), plan.program(samples[0].name) if samples else None)
+    name, expected = "no sample program", ("", (), ())
+    if programs.sample is not None:
+        name, expected = programs.sample.name, _logits(programs.sample)
     for program in programs.steps:
         if _logits(program) != expected:
-            _refuse(f"program {program.name}, {_LOGITS}", f"as in {programs.sample.name}: {expected}", str(_logits(program)))
+            _refuse(f"program {program.name}, {_LOGITS}", f"as in {name}: {expected}", str(_logits(program)))
     return programs
 
 
@@ -79,7 +85,8 @@ class Expansions:
     def prepare(self) -> None:
         """Expand each program at its largest size, which checks it whole and grows the scratch to its final size; on a device at
         every size, so that no step waits for it."""
-        for index, program in (*enumerate(self._programs.steps), (_SAMPLE, self._programs.sample)):
+        samples = () if self._programs.sample is None else ((_SAMPLE, self._programs.sample),)
+        for index, program in (*enumerate(self._programs.steps), *samples):
             if self._around.device is None:
                 bucket = max(program.buckets, key=lambda bucket: (bucket.rows, bucket.logit_rows))
                 expand(program, bucket, Extent(bucket.rows, bucket.logit_rows), self._around, self._first_only)
@@ -107,9 +114,15 @@ class Expansions:
                 return expansion, extent
         raise UsageError("A step is larger than any bucket of the plan.", got=f"{rows} rows, {logit_rows} logit rows")
 
+    @property
+    def samples(self) -> bool:
+        """Whether this rank has logits, and samples from them."""
+        return self._programs.sample is not None
+
     def sample(self, logit_rows: int) -> tuple[Expansion, Extent]:
         """What samples that many rows, and the extent its inputs must be padded to. Raises UsageError when they are too many."""
         program = self._programs.sample
+        assert program is not None, "a rank without logits does not sample"
         bucket = bucket_for(program, logit_rows, logit_rows)
         if bucket is None:
             raise UsageError("A step samples more rows than the plan allows.", got=f"{logit_rows} logit rows")

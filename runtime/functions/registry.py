@@ -13,6 +13,7 @@ from .aten import aten_function
 from .attention import attention
 from .base import Launch, Operands
 from .collective import all_gather, all_reduce, reduce_scatter, take_part
+from .crossing import receive, send
 from .draw_tokens import draw_tokens
 from .elementwise import add, copy, mul, scale, softcap
 from .kv import kv_write, rope_kv_write
@@ -61,6 +62,8 @@ _FUNCTIONS: dict[str, Function] = {
         all_gather,
         reduce_scatter,
         take_part,
+        send,
+        receive,
         recurrence,
         adjust_logits,
         draw_tokens,

@@ -55,6 +55,7 @@ WORDS = {
     "fuse": "ts.rope_kv_write",
     "select": 'kernel = "native.linear"',
     "quantize": "ts.rope_kv_write",
+    "split": "ts.rope_kv_write",
 }
 
 

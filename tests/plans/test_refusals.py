@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenspeed.plans import reader
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.schema import FORMAT_MINOR
 from tokenspeed.tests.plans import tamper
 from tokenspeed.tests.plans.sample_plan import sample_entries, sample_manifest, write_sample_plan
 
@@ -119,7 +120,7 @@ CASES: dict[str, tuple[tamper.Tamper, str, str]] = {
         "manifest.json",
     ),
     "deep nesting": (tamper.with_bytes(MANIFEST, lambda data: b"[" * 100_000), UNDECODABLE, MANIFEST),
-    "newer minor": (setting("format", to=[1, 1]), "newer than this runtime reads", "1.1"),
+    "newer minor": (setting("format", to=[1, FORMAT_MINOR + 1]), "newer than this runtime reads", f"1.{FORMAT_MINOR + 1}"),
     "newer major": (setting("format", to=[2, 0]), "newer than this runtime reads", "2.0"),
     "older major": (setting("format", to=[0, 9]), "does not read", "0.9"),
     "newer runtime": (setting("minimum_runtime", to="99.0.0"), "needs a newer runtime", "minimum_runtime"),
@@ -335,6 +336,8 @@ def test_refusing_loads_nothing_heavy(sound: Path, tmp_path: Path) -> None:
 import sys
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.schema import FORMAT_MINOR
+from tokenspeed.plans.schema import FORMAT_MINOR
 from tokenspeed.runtime.host import check_host
 with Plan.open({str(sound)!r}) as plan:
     plan.verify_all()
