@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -23,15 +24,21 @@ from .mesh import ROWS_OF_NORMS, WHATEVER_CAN_BE
 from .test_families import ALL_KINDS, BLOCKS_PER_SEQUENCE, CHUNK, CONTEXT, SEQUENCES, TOLERANCE
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_traces, save
 
-CHOSEN = {2: ("phi3", "deepseek_v3"), 4: ("llama", "gpt_oss")}
-"""By ranks: packed projections, latents; tied embeddings, biases and sinks and experts, heads in copies."""
+CHOSEN = {
+    "tp=2": ("phi3", "deepseek_v3"),
+    "tp=4": ("llama", "gpt_oss"),
+    "pp=3": ("qwen2",),
+    "pp=2,tp=2": ("deepseek_v3",),
+}
+"""Packed projections, latents; tied embeddings, biases and sinks and experts, heads in copies; stages of 2, 2 and 1 layers;
+latents on ranks of two axes."""
 
 
 ROWS_CUT = {"deepseek_v3", "llama"}
 """Those in which each rank does the norms of some of the rows."""
 
 
-def compiled(directory: Path, ranks: int, pins: Pins = WHATEVER_CAN_BE) -> Path:
+def compiled(directory: Path, parallel: str, pins: Pins = WHATEVER_CAN_BE) -> Path:
     """A plan in which whatever can be cut is: models this small would be replicated."""
     options = CompileOptions(
         dtype="f32",
@@ -39,13 +46,13 @@ def compiled(directory: Path, ranks: int, pins: Pins = WHATEVER_CAN_BE) -> Path:
         max_sequences=SEQUENCES,
         prefill_chunk=CHUNK,
         traffic=TrafficProfile(prompt_tokens=CONTEXT, output_tokens=CONTEXT),
-        parallel=f"tp={ranks}",
+        parallel=parallel,
         placement=pins.pins,
     )
     with context():
         state = compile_model(open_model(directory), options, lambda _phase, _state: None)
     assert state.manifest is not None
-    path = directory.parent / f"{directory.name}.tp{ranks}.bin"
+    path = directory.parent / f"{directory.name}.{parallel}.bin"
     write_plan(path, state.manifest, state.entries)
     return path
 
@@ -56,18 +63,19 @@ def free_address() -> str:
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("ranks", CHOSEN)
-def test_logits_on_several_ranks(ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", CHOSEN)
+def test_logits_on_several_ranks(parallel: str, tmp_path: Path) -> None:
+    ranks = math.prod(int(part.partition("=")[2]) for part in parallel.split(","))
     tokens = np.random.default_rng(11).integers(0, 160, (6, CONTEXT), dtype=np.int32)
     steps = [[(key, start, tokens[key, start : start + count].tolist()) for key, start, count in step] for step in ALL_KINDS]
-    models = {name: build({**FAMILIES, **MORE_FAMILIES, **MIXTURES}[name]) for name in CHOSEN[ranks]}
+    models = {name: build({**FAMILIES, **MORE_FAMILIES, **MIXTURES}[name]) for name in CHOSEN[parallel]}
     plans = []
     with pytest.MonkeyPatch.context() as patch:
         remember_traces(patch)
         for number, (name, model) in enumerate(models.items()):
             directory = save(model, tmp_path / str(number))
             pins = ROWS_OF_NORMS if name in ROWS_CUT else WHATEVER_CAN_BE
-            plans.append((name, str(compiled(directory, ranks, pins)), str(directory)))
+            plans.append((name, str(compiled(directory, parallel, pins)), str(directory)))
     out = tmp_path / "logits.npz"
     job = {"plans": plans, "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE, "address": free_address(), "out": str(out)}
     script = Path(__file__).with_name("ranked_logits.py")

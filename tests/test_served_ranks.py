@@ -43,7 +43,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         remember_traces(patch)
-        return compiled(save(build(FAMILIES["llama"]), folder / "model"), 2)
+        return compiled(save(build(FAMILIES["llama"]), folder / "model"), "tp=2")
 
 
 @dataclass
