@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.rows import count_rows, rows_worked_on
 from ..passes.device_setting import decode_rows
 from ..plans.device_kernels import DevicePlan
 from ..plans.device_scratch import exchange_bytes, scratch_needed
@@ -455,15 +456,15 @@ def _counted(module: ir.Module) -> list[tuple[Any, int]]:
 def _cost_row(module: ir.Module, machine: Machine, rows: int, logit_rows: int) -> CostRow:
     flops = weights = activations = communication = 0.0
     instructions = 0
-    gathered = False
+    counts = count_rows(modules.step_block(module))
     for operation, times in _counted(module):
-        gathered = gathered or operation.name == "ts.gather_rows"
-        cost = cost_of(operation, logit_rows if gathered else rows)
+        here = rows_worked_on(operation, counts, rows, logit_rows)
+        cost = cost_of(operation, here)
         flops += cost.flops * times
         weights += cost.weight_bytes * times
         activations += cost.activation_bytes * times
         instructions += times if cost.bytes or cost.flops else 0
-        communication += times * seconds_of(operation, logit_rows if gathered else rows, machine)
+        communication += times * seconds_of(operation, here, machine)
     return CostRow(
         rows=rows,
         flops=flops,

@@ -18,6 +18,11 @@ def at_rest(shape: Sequence[int | None], axis: str) -> str:
     return OWN if axis == GROUPS and None in shape else REPLICATE
 
 
+def part_of(axis: str, dimension: int) -> str:
+    """A rank's part of what all ranks of an axis have, along a dimension: of rows of groups, its own."""
+    return OWN if axis == GROUPS and dimension == 0 else str(Shard(dimension))
+
+
 NESTING = ("pp", "dp", "ep", "tp")
 """Mesh axes, the outermost first. Where several cut one dimension, each cuts what the axes before it have left of it."""
 

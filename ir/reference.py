@@ -19,6 +19,7 @@ from . import module as modules
 from .aten_reference import run_aten
 from .latent import attend
 from .mlir import ir
+from .placements import GROUPS
 from .recurrence import States, recur
 from .rows import evaluate, rows_after
 from .sharding import CHANGES
@@ -148,12 +149,17 @@ class Interpreter:
             parts = self.exchange(axis, x)
             if operation.name == "ts.all_gather":
                 dimension = modules.int_attribute(operation, "dimension")
+                if axis == GROUPS and not dimension:
+                    return _even(parts)
                 whole, count = torch.cat(parts, dimension), rows_after(operation, self.counts)
                 return whole if dimension else whole[: evaluate(count, len(rows.token_ids), len(rows.logit_rows))]
             x = torch.stack(parts).sum(0)
         if operation.name == "ts.all_reduce":
             return x
         dimension, ranks = (modules.int_attribute(operation, name) for name in ("dimension", "ranks"))
+        if axis == GROUPS and not dimension:
+            count = evaluate(rows_after(operation, self.counts), len(rows.token_ids), len(rows.logit_rows))
+            return x.narrow(0, self.place.get(axis, 0) * (len(x) // ranks), count)
         size = -(-x.shape[dimension] // ranks)
         missing = [0, 0] * (x.dim() - dimension - 1) + [0, size * ranks - x.shape[dimension]]
         return functional.pad(x, missing).narrow(dimension, self.place.get(axis, 0) * size, size)
@@ -169,6 +175,12 @@ class Interpreter:
                 values[argument] = value
             carried = self._block(body, values, rows, first + turn * stride)
         return carried
+
+
+def _even(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of groups behind each other, filled up to the same number of each with what is not to matter."""
+    longest = max(map(len, parts))
+    return torch.cat([functional.pad(part, [0, 0] * (part.dim() - 1) + [0, longest - len(part)], value=1) for part in parts])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Tensor:

@@ -53,6 +53,13 @@ def count_rows(block: ir.Block, known: dict[ir.Value, str] | None = None) -> dic
     return found
 
 
+def rows_worked_on(operation: ir.Operation, counts: Mapping[ir.Value, str], rows: int, logit_rows: int) -> int:
+    """How many rows an operation works on in a step; of one that joins rows or shares them out, all of them."""
+    values = operation.results if operation.name == "ts.gather_rows" else (*operation.operands, *operation.results)
+    found = [evaluate(counts[value], rows, logit_rows) for value in values if None in shape_of(value)]
+    return max(found, default=rows)
+
+
 def rows_after(operation: ir.Operation, known: Mapping[ir.Value, str]) -> str:
     """The formula of an operation's results, given those of its operands; where none has rows it says rows."""
     if operation.name == "ts.input":

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from . import attributes
 from .mixture import numbers_of
 from .mlir import ir
-from .placements import GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard
+from .placements import GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard, part_of
 from .types import shape_of
 
 _RULES = {
@@ -155,6 +155,8 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
 
     Raises PlacementConflict when the rule does not allow the operands.
     """
+    if operation.name in CHANGES and attributes.text_attribute(operation, "axis") == axis:
+        return [_change(operation, placements[0])]
     rule = rule_of(operation)
     if OWN in placements or (axis == GROUPS and needs_own_rows(operation)):
         return _own_results(operation, placements, axis)
@@ -162,12 +164,8 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
         cut = parse_shard(found)
         if found not in {REPLICATE, PARTIAL} and (cut is None or cut.dimension >= len(factors)):
             _refuse(operation, position, found, f"no placement of an operand of rank {len(factors)}")
-    if operation.name in CHANGES:
-        own = attributes.text_attribute(operation, "axis")
-        if own == axis:
-            return [_change(operation, placements[0])]
-        if NESTING.index(axis) < NESTING.index(own):
-            rule = replace(rule, whole=frozenset())  # what this axis cut is cut further by the one that is gathered
+    if operation.name in CHANGES and NESTING.index(axis) < NESTING.index(attributes.text_attribute(operation, "axis")):
+        rule = replace(rule, whole=frozenset())  # what this axis cut is cut further by the one that is gathered
     name = _cut_factor(operation, rule, placements)
     summed = name is not None and all(place_of(factors, name) is None for factors in rule.results)
     added = {position for position in rule.added if summed and place_of(rule.operands[position], name or "") is None}
@@ -188,6 +186,8 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
 def needs_own_rows(operation: ir.Operation) -> bool:
     """Whether an operation has to know whose its rows are, so that it cannot have other ranks' among them: it reads step inputs
     or caches beside its operands, or a row's result depends on other rows."""
+    if operation.name in CHANGES:
+        return False
     rule = rule_of(operation)
     rows = {factors[0].name for factors, value in zip(rule.operands, operation.operands, strict=True) if has_rows(value)}
     return not rows.isdisjoint(rule.whole)
@@ -210,7 +210,7 @@ def _own_results(operation: ir.Operation, placements: Sequence[str], axis: str) 
 
 def _change(operation: ir.Operation, placement: str) -> str:
     """What a collective makes of its operand along its own axis."""
-    part = str(Shard(_dimension(operation) or 0))
+    part = part_of(attributes.text_attribute(operation, "axis"), _dimension(operation) or 0)
     expected, made = {
         "ts.all_reduce": (PARTIAL, REPLICATE),
         "ts.all_gather": (part, REPLICATE),

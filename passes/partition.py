@@ -11,14 +11,13 @@ from math import prod
 
 from ..ir import module as modules
 from ..ir.mlir import ir
-from ..ir.placements import GROUPS
 from ..plans.schema import MeshAxis
 from .number_experts import number_experts
 from .placing.apply import apply
 from .placing.costs import Prices
 from .placing.pins import Pins
 from .placing.search import ENDS, LEAVES, Choice, search
-from .placing.strategies import EXPERT_AXES, own_rows, strategies
+from .placing.strategies import EXPERT_AXES, strategies
 from .verify_spmd import verify_spmd
 
 
@@ -34,14 +33,11 @@ def partition(
     if any(axis.size > 1 and axis.name in EXPERT_AXES for axis in mesh):
         number_experts(module)
     for at, axis in enumerate(mesh):
-        if axis.name == GROUPS:
-            apply(module, axis.name, axis.size, {operation: own_rows(operation) for operation in _operations(module)})
-            continue
         if axis.size == 1:
             apply(module, axis.name, 1, {operation: strategies(operation, axis.name, 1)[0] for operation in _operations(module)})
             continue
         assert prices is not None
-        of_axis = replace(prices, ranks=axis.size, further=prod(inner.size for inner in mesh[at + 1 :]))
+        of_axis = replace(prices, axis=axis.name, ranks=axis.size, further=prod(inner.size for inner in mesh[at + 1 :]))
         found = search(module, axis.name, of_axis, pins or Pins())
         apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
         chosen += (choice for operation, choice in found.items() if operation.name != "ts.repeat")

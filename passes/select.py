@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..ir import module as modules
 from ..ir.mlir import ir
+from ..ir.rows import count_rows, rows_worked_on
 from ..ir.sharding import COLLECTIVES
 from ..ir.storage import STORED
 from ..ir.types import dtype_of
@@ -48,11 +49,11 @@ def select(module: ir.Module, machine: Machine, workloads: Sequence[Workload], n
     """
     decisions: list[Decision] = []
     block = modules.step_block(module)
-    after_gather = logit_operations(block)
+    counts = count_rows(block)
     for operation in modules.walk(block):
         if operation.name in FREE or operation.name in _STRUCTURE:
             continue
-        rows = [load.logit_rows if operation in after_gather else load.rows for load in workloads]
+        rows = [rows_worked_on(operation, counts, load.rows, load.logit_rows) for load in workloads]
         refusals = _refusals(operation, machine, native)
         ranked = _rank(operation, machine, workloads, rows, refusals)
         operation.attributes["kernel"] = modules.text(ranked[0].kernel.name)

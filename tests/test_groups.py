@@ -72,14 +72,17 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("parallel", ["dp=2", "dp=2,tp=2"])
-def test_groups_serve_what_one_rank_would(parallel: str, tmp_path: Path) -> None:
-    """Over HTTP, with more requests in one group than in the other, ends at different times, and a prefix that is used again."""
-    model = build(FAMILIES["llama"])
+@pytest.mark.parametrize(("name", "parallel"), [("llama", "dp=2,tp=2"), ("gpt_oss", "dp=2")])
+def test_groups_serve_what_one_rank_would(name: str, parallel: str, tmp_path: Path) -> None:
+    """Over HTTP, with more requests in one group than in the other, ends at different times, and a prefix that is used again.
+    Where there are experts, groups share them out, so that one without requests takes part for the other."""
+    model = build(EVERY[name])
     directory = save(model, tmp_path / "model")
     with context():
         state = compile_model(open_model(directory), options(parallel), lambda _phase, _state: None)
-    assert state.manifest is not None
+    assert state.manifest is not None and state.step is not None
+    met = {call.function for call in state.step.calls if call.attributes.get("axis") == "dp"}
+    assert met == ({"all_gather", "reduce_scatter"} if name in MIXTURES else set())
     plan = tmp_path / "plan.bin"
     write_plan(plan, state.manifest, state.entries)
     log = tmp_path / "log"

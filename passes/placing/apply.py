@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...ir import dialect
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, with_axis
+from ...ir.placements import OWN, PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, part_of, with_axis
 from ...ir.types import Placement, dtype_of, placement_of, shape_of, tensor
 from .search import ENDS
 from .strategies import Strategy, is_weight
@@ -118,13 +118,16 @@ class _Application:
         axis, ranks = modules.text(self.axis), modules.integer(self.ranks)
         placements = {**placement_of(value), self.axis: after}
         cut = parse_shard(before)
-        if after == str(Shard(0)):
+        if after == part_of(self.axis, 0):
             kind = tensor(dtype_of(value), shape_of(value), placements)
             rows = modules.integer(0)
             if before == PARTIAL:
                 return dialect.ReduceScatter(kind, value, axis, rows, ranks).res
             assert before == REPLICATE, f"no collective from {before} to {after}"
             return dialect.TakePart(kind, value, axis, rows, ranks).res
+        if before == OWN:
+            kind = tensor(dtype_of(value), shape_of(value), placements)
+            return dialect.AllGather(kind, value, axis, modules.integer(0), ranks).res
         assert after == REPLICATE and (before == PARTIAL or isinstance(cut, Shard)), f"no collective from {before} to {after}"
         if cut is None:
             return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis, ranks).res

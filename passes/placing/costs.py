@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir.mlir import ir
-from ...ir.placements import PARTIAL, REPLICATE, Shard, local_shape, parse_shard
+from ...ir.placements import GROUPS, OWN, PARTIAL, REPLICATE, Shard, local_shape, parse_shard
 from ...ir.sharding import CHANGES
 from ...ir.types import dtype_of, placement_of, shape_of
 from ...plans.program import DTYPE_BYTES
@@ -27,6 +27,8 @@ _CHANGES: dict[tuple[str, str], Collective] = {
     (PARTIAL, REPLICATE): "all_reduce",
     ("shard", REPLICATE): "all_gather",
     (PARTIAL, _ROWS): "reduce_scatter",
+    (OWN, REPLICATE): "all_gather",
+    (PARTIAL, OWN): "reduce_scatter",
 }
 """And each rank may take its own rows of what all have."""
 
@@ -34,12 +36,13 @@ _CHANGES: dict[tuple[str, str], Collective] = {
 @dataclass(frozen=True)
 class Prices:
     """What strategies are judged by: a machine, the expected steps, a sequence's tokens of context, bytes of memory of a rank
-    (None: no limit), `ranks` on the axis, and how many `further` parts the axes behind it may make of each."""
+    (None: no limit), `ranks` on the axis `axis`, and how many `further` parts the axes behind it may make of each."""
 
     machine: Machine
     workloads: Sequence[Workload]
     context: float
     memory: int | None = None
+    axis: str = ""
     ranks: int = 1
     further: int = 1
 
@@ -61,20 +64,25 @@ class Prices:
             ways = self.of_change(value, before, REPLICATE, after_gather), self.of_change(value, REPLICATE, after, after_gather)
             return None if None in ways else sum(filter(None, ways))
         collective = _CHANGES.get(("shard" if cut is not None else before, after))
-        taken = (before, after) == (REPLICATE, _ROWS)
+        taken = before == REPLICATE and after in {_ROWS, OWN}
         if collective is None and not taken:
             return None
         if after == _ROWS and (after_gather or shape_of(value)[0] is not None):
             return None
         total = 0.0
         for load in self.workloads:
-            size = _bytes(shape_of(value), value, load.logit_rows if after_gather else load.rows)
+            size = _bytes(shape_of(value), value, (load.logit_rows if after_gather else load.rows) * self._groups)
             if collective is None:
                 seconds = 2 * size / self.ranks / self.machine.rates["bandwidth"].value
             else:
                 seconds = collective_seconds(collective, size, self.ranks, self.machine)
             total += load.share * seconds
         return total
+
+    @property
+    def _groups(self) -> int:
+        """How many ranks' rows there are in a value that all have."""
+        return self.ranks if self.axis == GROUPS else 1
 
     def _leaves_a_gap(self, value: ir.Value, cut: Shard) -> bool:
         """Whether zeros that fill up the last part would stay between the parts of another axis."""
@@ -91,6 +99,8 @@ class Prices:
         if operation.name in CHANGES:  # along an axis before this one
             parts = _share(list(zip(operation.results, strategy.results, strict=True)), rows, self.ranks)
             return seconds_of(operation, rows, self.machine, parts)
+        if OWN not in strategy.operands:
+            rows *= self._groups
         cost = local_cost(operation, strategy, rows, self.ranks)
         if operation.name in ATTENTION:
             cost = _with_context(cost, operation, strategy, load, self.ranks, self.context)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import REPLICATE
+from ...ir.placements import at_rest
+from ...ir.types import shape_of
 from ...plans.errors import MemoryPlanError, UsageError
 from ...plans.units import format_bytes
 from ..select import logit_operations, times_of
@@ -97,7 +98,10 @@ class _Problem:
         if operation.name in LEAVES:
             return
         for position, value in enumerate(operation.operands):
-            wanted = self._by_placement(decider(operation), lambda strategy, at=position: strategy.operands[at])
+            deciding = decider(operation)
+            wanted: dict[str, Sequence[int] | None] = {at_rest(shape_of(value), self.axis): None}
+            if deciding in self.ways:
+                wanted = self._by_placement(deciding, lambda strategy, at=position: strategy.operands[at])
             if is_weight(value):
                 self._store(value, wanted)
                 continue
@@ -181,16 +185,21 @@ class _Problem:
         total = 0.0
         for position, value in enumerate(operation.operands):
             if not is_weight(value):
-                total += self._price(operation, value, _made_as(value, chosen), strategy.operands[position])
+                total += self._price(operation, value, self._made_as(value, chosen), strategy.operands[position])
         for result, placement in zip(operation.results, strategy.results, strict=True):
             wanted: dict[str, ir.Operation] = {}
             for user, position in modules.readers_of(result):
                 deciding = decider(user)
-                wanted.setdefault(chosen[deciding].operands[position] if deciding in chosen else REPLICATE, user)
+                at_end = at_rest(shape_of(result), self.axis)
+                wanted.setdefault(chosen[deciding].operands[position] if deciding in chosen else at_end, user)
             total += sum(
                 self._price(user, result, placement, after) for after, user in sorted(wanted.items(), key=lambda i: i[0])
             )
         return total
+
+    def _made_as(self, value: ir.Value, chosen: Mapping[ir.Operation, Strategy]) -> str:
+        maker, at = _source(value)
+        return chosen[maker].results[at] if maker in chosen else at_rest(shape_of(value), self.axis)
 
     def _price(self, user: ir.Operation, value: ir.Value, before: str, after: str) -> float:
         if before == after:
@@ -224,13 +233,11 @@ class _Problem:
         """Placements that a value may be made in, each with the variables that say so; none: it always is."""
         maker, at = _source(value)
         if maker not in self.ways:
-            return {REPLICATE: ()}
+            return {at_rest(shape_of(value), self.axis): ()}
         made = self._by_placement(maker, lambda strategy: strategy.results[at])
         return {placement: found or () for placement, found in made.items()}
 
     def _by_placement(self, operation: ir.Operation, placement: Callable[[Strategy], str]) -> dict[str, Sequence[int] | None]:
-        if operation not in self.ways:
-            return {REPLICATE: None}
         found: dict[str, Sequence[int] | None] = {}
         for variable, strategy in self.ways[operation]:
             known = placement(strategy)
@@ -250,11 +257,6 @@ class _Problem:
         self.rows.append(entries)
         self.lower.append(lower)
         self.upper.append(upper)
-
-
-def _made_as(value: ir.Value, chosen: Mapping[ir.Operation, Strategy]) -> str:
-    maker, at = _source(value)
-    return chosen[maker].results[at] if maker in chosen else REPLICATE
 
 
 def decider(operation: ir.Operation) -> ir.Operation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import OWN, PARTIAL, REPLICATE, Segment, Shard
+from ...ir.placements import GROUPS, OWN, PARTIAL, REPLICATE, Segment, Shard
 from ...ir.sharding import SUM_COMMUTES, Factor, ShardingRule, has_rows, place_of, rule_of
 from ...ir.types import shape_of
 from .cuts import ELEMENTWISE, cut_of, is_padded
@@ -40,8 +40,11 @@ class Strategy:
 def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]:
     """The ways that the operation's rule and sizes allow along an axis of so many ranks, replicated first.
 
-    What a repeat carries lies alike all along.
+    What a repeat carries lies alike all along. Groups have rows of their own, but for mixtures, whose experts they may share out.
     """
+    if axis == GROUPS:
+        shared = _cut(operation, rule_of(operation), "e", ranks) if operation.name == "ts.moe_experts" and ranks > 1 else None
+        return [own_rows(operation), *([] if shared is None else [shared])]
     if operation.name == "ts.repeat":
         count = len(operation.operands)
         return [Strategy(cut, (where,) * count, (where,) * count) for cut, where in (("", REPLICATE), (ROWS, str(Shard(0))))]

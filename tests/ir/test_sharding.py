@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tokenspeed.ir import module
@@ -208,6 +209,7 @@ OWN_ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("ts.rope_kv_write", ("own",) * 5, ("own",)),
     ("ts.gather_rows", ("own", "own"), ("own",)),
     ("ts.moe_route", ("own",), ("own", "own")),
+    ("ts.moe_experts", (R, R, R, S0, S0, S0), (P,)),
     # rows of all ranks behind each other, where an operation knows of none but its operands
     ("ts.linear", (R, S0), (S1,)),
     ("ts.linear", (S1, S1), (P,)),
@@ -243,3 +245,15 @@ def test_outer_axes_cut_rows_first(name: str) -> None:
     inner.attributes["axis"] = module.text("ep")
     with pytest.raises(PlacementConflict, match="may not be cut"):
         results_on_axis(inner, [S0], "tp")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("ts.all_gather", "own", R), ("ts.reduce_scatter", P, "own"), ("ts.take_part", R, "own")]
+)
+def test_rows_of_groups_are_joined_and_parted(name: str, before: str, after: str) -> None:
+    sample = next(item for item in SOUND if item.name == name and "dimension = 0" in item.attributes)
+    changed = built(replace(sample, attributes=sample.attributes.replace('"tp"', '"dp"')))
+    assert results_on_axis(changed, (before,), "dp") == [after]
+    assert results_on_axis(changed, (R,), "tp") == [R]
+    with pytest.raises(PlacementConflict):
+        results_on_axis(changed, (S0,), "dp")
