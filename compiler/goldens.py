@@ -24,6 +24,7 @@ from ..ir.spmd_reference import Coordinates, MeshInterpreter
 from ..plans.golden import GoldenCase, GoldenSequence, GoldenStep
 from ..plans.mesh import GROUPS, STAGES
 from ..plans.rank_parts import RankPart, rank_part
+from ..plans.recipe import sources
 from ..plans.recipe_shapes import lookup_in
 from ..plans.schema import MeshAxis, SourceTensor, Weight
 from ..plans.template import instantiate
@@ -71,6 +72,8 @@ class CounterWeights:
         self._parts: dict[str, RankPart] = {}
 
     def full(self, name: str) -> Tensor:
+        if not sources(self.weights[name].recipe):  # numbers, each at its own place
+            return torch.from_numpy(np.maximum(self._part(name).places[0], 0))
         with self.turn:
             if name in self.head[1:]:
                 return self._rows(name, self._own_columns(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir import module as modules
+from ..ir.mixture import all_experts, numbers_of
 from ..ir.mlir import ir
 from ..ir.placements import at_rest, disagreement
 from ..ir.sharding import BORDERS, PlacementConflict, results_on_axis
@@ -36,6 +37,8 @@ def verify_spmd(module: ir.Module) -> None:
             problem = disagreement(placement_of(value))
             if problem:
                 raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {problem}")
+        if operation.name == "ts.moe_experts":
+            _check_numbers(operation)
         if operation.name == "ts.weight":
             continue
         if operation.name in LEAVES:
@@ -63,3 +66,17 @@ def verify_spmd(module: ir.Module) -> None:
 def _is_at_rest(value: ir.Value) -> bool:
     """Whether it lies as values come into a step and leave it."""
     return all(placement == at_rest(shape_of(value), axis) for axis, placement in placement_of(value).items())
+
+
+def _check_numbers(operation: ir.Operation) -> None:
+    """What says which experts a rank has are numbers of all of the model's, cut like the experts."""
+    numbers = numbers_of(operation)
+    maker = None if numbers is None else modules.maker_of(numbers)
+    if numbers is None:
+        return
+    count = modules.int_attribute(maker, "count") if maker is not None and "count" in maker.attributes else None
+    if maker is None or maker.name != "ts.weight" or modules.text_list(maker, "parameters") or count != all_experts(operation):
+        found = "no numbers" if count is None else f"numbers of {count}"
+        raise PlacementConflict(
+            f"{operation.name} at {modules.label_of(operation)}: {found}, of {all_experts(operation)} experts"
+        )

@@ -26,11 +26,13 @@ from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_trac
 
 CHOSEN = {
     "tp=2": ("phi3", "deepseek_v3"),
-    "tp=4": ("llama", "gpt_oss"),
+    "tp=4": ("llama",),
+    "ep=2,tp=2": ("gpt_oss",),
     "pp=3": ("qwen2",),
     "pp=2,tp=2": ("deepseek_v3",),
 }
-"""Packed projections, latents; tied embeddings, biases and sinks and experts, heads in copies; stages of 2, 2 and 1 layers;
+"""Packed projections, latents; tied embeddings, heads in copies; biases, sinks, whole experts
+in parts; stages of 2, 2 and 1 layers;
 latents on ranks of two axes."""
 
 

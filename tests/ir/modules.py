@@ -38,6 +38,35 @@ def weight(value: str, name: str, shape: str, dtype: str = "f32") -> str:
     return f'%{value} = "ts.weight"() {{parameters = ["{name}"], sym = "{name}"}} : () -> tensor<{shape}x{dtype}>'
 
 
+def mixture(experts: int = 6, hidden: int = 16, inner: int = 12, top_k: int = 2) -> str:
+    """A mixture of experts behind an embedding, its sum added to what it reads, then a head."""
+    rows, indices, weights = f"tensor<?x{hidden}xf32>", f"tensor<?x{top_k}xi32>", f"tensor<?x{top_k}xf32>"
+    logits, table = f"tensor<?x{experts}xf32>", f"tensor<{VOCABULARY}x{hidden}xf32>"
+    route = (
+        f'group_best = 1 : i64, groups = 1 : i64, normalize = true, scale = 1.0 : f64, scoring = "softmax", top_k = {top_k} : i64'
+    )
+    one, pair = "operandSegmentSizes = array<i32: 1, 1, 0>", "operandSegmentSizes = array<i32: 1, 0>"
+    held = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>"
+    gate_up, down = f"tensor<{experts}x{2 * inner}x{hidden}xf32>", f"tensor<{experts}x{hidden}x{inner}xf32>"
+    body = [
+        '%ids = "ts.input"() {sym = "token_ids"} : () -> tensor<?xi32>',
+        weight("table", "embed", f"{VOCABULARY}x{hidden}"),
+        f'%x = "ts.embedding"(%ids, %table) : (tensor<?xi32>, {table}) -> {rows}',
+        weight("router", "gate", f"{experts}x{hidden}"),
+        f'%l = "ts.linear"(%x, %router) {{label = "gate", {one}}} : ({rows}, tensor<{experts}x{hidden}xf32>) -> {logits}',
+        f'%i, %s = "ts.moe_route"(%l) {{{route}, top_groups = 1 : i64, {pair}}} : ({logits}) -> ({indices}, {weights})',
+        weight("gate_up", "experts.gate_up", f"{experts}x{2 * inner}x{hidden}"),
+        weight("down", "experts.down", f"{experts}x{hidden}x{inner}"),
+        '%y = "ts.moe_experts"(%x, %i, %s, %gate_up, %down) {activation = "silu", alpha = 0.0 : f64, label = "experts", '
+        f"limit = 0.0 : f64, {held}}} : ({rows}, {indices}, {weights}, {gate_up}, {down}) -> {rows}",
+        f'%z = "ts.add"(%x, %y) : ({rows}, {rows}) -> {rows}',
+        weight("head", "lm_head", f"{VOCABULARY}x{hidden}"),
+        f'%out = "ts.linear"(%z, %head) {{label = "lm_head", {one}}} : ({rows}, {table}) -> tensor<?x{VOCABULARY}xf32>',
+        f"return %out : tensor<?x{VOCABULARY}xf32>",
+    ]
+    return step(body, f"tensor<?x{VOCABULARY}xf32>")
+
+
 def decoder(
     layers: int = 2,
     window: int = 0,

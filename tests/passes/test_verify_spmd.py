@@ -13,7 +13,7 @@ from tokenspeed.ir.sharding import PlacementConflict
 from tokenspeed.ir.types import dtype_of, placement_of, shape_of, tensor, with_placement
 from tokenspeed.passes.verify_spmd import verify_spmd
 
-from ..ir.modules import decoder
+from ..ir.modules import decoder, mixture
 from ..mesh import laid_out, mesh
 
 Mutation = Callable[[ir.Module, random.Random], None]
@@ -96,6 +96,48 @@ MUTATIONS: tuple[Mutation, ...] = (
 EACH = 6
 
 
+def expert_weight_on_every_rank(parsed: ir.Module, chosen: random.Random) -> None:
+    """One of the experts' matrices, or their numbers."""
+    cut = [item for item in named(parsed, "ts.weight") if placement_of(item.results[0])["ep"] == "shard(0)"]
+    readers = [item for item in cut if any(user.name == "ts.moe_experts" for user, _ in module.readers_of(item.results[0]))]
+    item = chosen.choice(readers)
+    with_placement(item.results[0], placement_of(item.results[0]) | {"ep": "replicate"})
+
+
+def numbers_of_another_mixture(parsed: ir.Module, chosen: random.Random) -> None:
+    (item,) = [item for item in named(parsed, "ts.weight") if "count" in item.attributes]
+    item.attributes["count"] = module.integer(module.int_attribute(item, "count") + chosen.choice([-1, 1]))
+
+
+def parameters_for_numbers(parsed: ir.Module, _chosen: random.Random) -> None:
+    (item,) = [item for item in named(parsed, "ts.weight") if "count" in item.attributes]
+    item.attributes["parameters"] = ir.ArrayAttr.get([module.text("gate")])
+
+
+def experts_without_numbers(parsed: ir.Module, _chosen: random.Random) -> None:
+    """Each rank takes its own for the model's first."""
+    (item,) = named(parsed, "ts.moe_experts")
+    attributes = {name: item.attributes[name] for name in item.attributes}
+    attributes["operandSegmentSizes"] = ir.DenseI32ArrayAttr.get([1, 1, 1, 1, 1, 0, 0, 0])
+    operands, kinds = list(item.operands)[:-1], [result.type for result in item.results]
+    with ir.InsertionPoint(item):
+        other = ir.Operation.create(item.name, results=kinds, operands=operands, attributes=attributes)
+    item.results[0].replace_all_uses_with(other.results[0])
+    item.erase()
+
+
+OF_EXPERTS: tuple[Mutation, ...] = (
+    drop_collective,
+    drop_collective_alone,
+    other_axis,
+    other_placement,
+    expert_weight_on_every_rank,
+    numbers_of_another_mixture,
+    parameters_for_numbers,
+    experts_without_numbers,
+)
+
+
 @pytest.fixture(autouse=True)
 def in_context() -> Iterator[None]:
     with module.context():
@@ -105,10 +147,19 @@ def in_context() -> Iterator[None]:
 @pytest.mark.parametrize("sizes", [{"tp": 2}, {"tp": 4}, {"ep": 2, "tp": 2}], ids=str)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_mutation_is_caught(text: str, sizes: dict[str, int]) -> None:
-    sound = str(laid_out(module.parse(TEXTS[text]()), mesh(**sizes)))
+    all_are_caught(str(laid_out(module.parse(TEXTS[text]()), mesh(**sizes))), MUTATIONS)
+
+
+@pytest.mark.parametrize("sizes", [{"ep": 2}, {"ep": 4}, {"ep": 2, "tp": 2}], ids=str)
+def test_every_mutation_of_experts_is_caught(sizes: dict[str, int]) -> None:
+    """Six experts: over four ranks zeros fill up."""
+    all_are_caught(str(laid_out(module.parse(mixture()), mesh(**sizes))), OF_EXPERTS)
+
+
+def all_are_caught(sound: str, mutations: tuple[Mutation, ...]) -> None:
     verify_spmd(module.parse(sound))
     chosen = random.Random(20261128)
-    for mutate in MUTATIONS:
+    for mutate in mutations:
         for _ in range(EACH):
             parsed = module.parse(sound)
             mutate(parsed, chosen)
