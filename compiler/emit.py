@@ -130,7 +130,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     parts = parts_of_stages(state.stages, programs, state.weights, groups, states)
     fixed = [_fixed(state, part, constants, inputs, overhead, device) for part in parts]
     blocks = min(
-        kv_blocks(of_stage, bytes_per_block(part.groups), memory, state.limits, state.max_context)
+        kv_blocks(of_stage, bytes_per_block(part.groups), memory, state.limits, state.max_context, groups_of(state.mesh))
         for of_stage, part in zip(fixed, parts, strict=True)
     )
     memories = [with_kv(of_stage, bytes_per_block(part.groups), blocks) for of_stage, part in zip(fixed, parts, strict=True)]

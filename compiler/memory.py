@@ -89,15 +89,17 @@ def _largest_result(programs: Sequence[Program]) -> int:
     return largest
 
 
-def kv_blocks(fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: Schedule, max_context: int) -> int:
-    """Blocks of the pool: what fits in `memory`, or what the traffic asks for when no memory is given.
+def kv_blocks(
+    fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: Schedule, max_context: int, groups: int = 1
+) -> int:
+    """Blocks of the pool: what fits in `memory`, or what a group's share of the traffic asks for when no memory is given.
 
     Raises MemoryPlanError when not even one sequence of `max_context` tokens fits.
     """
     least = -(-max_context // BLOCK_TOKENS)
     if memory is None:
         traffic = limits.traffic
-        live = traffic["concurrency"] * (traffic["prompt_tokens"] + traffic["output_tokens"])
+        live = traffic["concurrency"] / groups * (traffic["prompt_tokens"] + traffic["output_tokens"])
         return max(least, -(-int(2 * live) // BLOCK_TOKENS))
     blocks = (memory - fixed.total) // block_bytes if block_bytes else least * limits.max_sequences
     if blocks < least or fixed.total > memory:

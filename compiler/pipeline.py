@@ -36,7 +36,7 @@ from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
 from ..passes.verify_stages import verify_stages
 from ..plans.errors import UsageError
-from ..plans.mesh import STAGES, stages_of
+from ..plans.mesh import STAGES, groups_of, stages_of
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
 from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
@@ -105,7 +105,7 @@ class Compilation:
     @property
     def workloads(self) -> tuple[Workload, ...]:
         """The kinds of step that kernels, layouts and stages are chosen for."""
-        return workloads(self.limits, stages_of(self.mesh))
+        return workloads(self.limits, stages_of(self.mesh) * groups_of(self.mesh))
 
 
 def raise_operations(state: Compilation) -> None:

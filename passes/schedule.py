@@ -65,7 +65,7 @@ def bucket_sizes(limits: Schedule) -> tuple[BucketSize, ...]:
 def workloads(limits: Schedule, in_flight: int = 1) -> tuple[Workload, ...]:
     """The two kinds of step that kernels are chosen for, decode first, weighted by how many of each a request causes.
 
-    Where several steps are in flight (stages of a pipeline), each has a share of the sequences.
+    Where several steps are in flight (stages of a pipeline, groups of ranks), each has a share of the sequences.
     """
     traffic = limits.traffic
     decode_rows = max(1, min(limits.max_decode_rows, round(traffic["concurrency"] / in_flight)))

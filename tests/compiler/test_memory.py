@@ -84,4 +84,5 @@ def test_without_a_limit_the_pool_is_twice_the_live_tokens_of_the_traffic() -> N
     limits = schedule(TrafficProfile(prompt_tokens=640, output_tokens=64, concurrency=3), 1000, 4, 64)
     plan = fixed()
     assert kv_blocks(plan, 1, None, limits, 1000) == 2 * 3 * 11
+    assert kv_blocks(plan, 1, None, limits, 100, groups=3) == 2 * 11, "a group's share"
     assert kv_blocks(plan, 1, None, limits, 100_000) == 1563, "one full context at least"
