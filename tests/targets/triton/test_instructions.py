@@ -14,6 +14,7 @@ from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.build import build, compiled
 from tokenspeed.targets.triton.kernel import DeviceSetting, Launch
 from tokenspeed.targets.triton.library import TRITON_KERNELS
+from tokenspeed.targets.triton.mixture import moe_experts
 
 from ...ir.modules import step
 from .interpreter import chosen_launch
@@ -25,6 +26,9 @@ SEGMENTS = "operandSegmentSizes = array<i32: "
 SCORES = f'kv_heads = 2 : i64, layer = "0", scale = 0.125 : f64, softcap = 0.0 : f64, window = 0 : i64, {SEGMENTS}1, 0>'
 ATTENTION = f'%r = "ts.cached_attention"(%a0) {{{SCORES}}} : ({HEADS}) -> {HEADS}'
 MIXTURE = f'activation = "silu", alpha = 1.0 : f64, limit = 0.0 : f64, {SEGMENTS}1, 1, 1, 1, 1, 0, 0, 0>'
+SHARED_OUT = f'activation = "silu", alpha = 1.0 : f64, experts = 16 : i64, limit = 0.0 : f64, {SEGMENTS}1, 1, 1, 1, 1, 0, 0, 1>'
+OF_RANK = (ROWS, *PAIRS, *EXPERTS, "tensor<4xi32>")
+"""Operands of a mixture of which a rank has some of the experts."""
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "few_rows": (
         f'%r = "ts.linear"(%a0, %a1) {{{SEGMENTS}1, 1, 0>}} : ({ROWS}, {MATRIX}) -> tensor<?x64xbf16>',
@@ -81,6 +85,24 @@ def test_machine_code_of_products(target: str, tmp_path_factory: pytest.TempPath
         kernel, binary = build(launch, accelerator, cache)
         check_header(kernel, binary, accelerator)
         assert instructions[name] in compiled(launch, accelerator, cache).asm[stage], name
+
+
+@pytest.mark.parametrize("target", ["a100", "h200", "b200", "mi300x", "mi355x"])
+def test_experts_that_ranks_share_out_build(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The kernels that tell a rank's own experts from others'."""
+    accelerator, cache = ACCELERATORS[target], str(tmp_path_factory.mktemp("triton"))
+    line = f'%r = "ts.moe_experts"(%a0, %a1, %a2, %a3, %a4, %a5) {{{SHARED_OUT}}} : ({", ".join(OF_RANK)}) -> {ROWS}'
+    inputs = [f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(OF_RANK)]
+    with modules.context():
+        module = modules.parse(step([*inputs, line, "return"]))
+        operation = [view.operation for view in modules.step_block(module).operations][-2]
+        steps = moe_experts(operation, DeviceSetting(accelerator, 256, 16, 16, 64, 8)).steps
+    for part in steps:
+        launch = chosen_launch(part.function, {"rows": 16, "logit_rows": 16})
+        assert launch is not None
+        if launch.source in {"mixture.count", "mixture.arrange", "mixture.combine"}:
+            kernel, binary = build(launch, accelerator, cache)
+            check_header(kernel, binary, accelerator)
 
 
 def check_header(kernel: DeviceKernel, binary: bytes, accelerator: Accelerator) -> None:
