@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from tokenspeed.plans.weight_layout import chunk_of, planes, stored_bytes
+from tokenspeed.plans.weight_layout import BLOCKS, chunk_of, planes, stored_bytes
 from torch import Tensor
 
 from .cases import HIDDEN, LAYERS, VOCABULARY, Case, linear_case
 
-TYPES = ("q8_0", "q4_0", "q4_1")
+TYPES = ("q8_0", "q4_0", "q4_1", "e4m3_128")
 
 
 def block_cases() -> Iterator[Case]:
@@ -51,18 +51,28 @@ def _linear(name: str, rows: int, columns: int, inner: int, stored: str) -> Case
 
 
 def _made_up(columns: int, inner: int, stored: str) -> Tensor:
-    """Any codes, scales up to 0.01."""
-    shape, blocks = (columns, inner), columns * inner // 32
+    """Any codes, scales up to 0.01, or those of 8-bit floats up to 0.0001."""
+    shape, blocks = (columns, inner), columns * inner // BLOCKS[stored][0]
     data = torch.randint(0, 256, (stored_bytes(shape, stored, "planes"),), dtype=torch.uint8)
-    for _, width, offset in planes(shape, stored)[1:]:
-        data[offset : offset + width * blocks] = (torch.rand(blocks) * 0.01).half().view(torch.uint8)
+    if stored == "e4m3_128":
+        data[data & 127 == 127] = 126  # what is no number
+    for kind, width, offset in planes(shape, stored)[1:]:
+        scales = torch.rand(blocks) * (0.0001 if kind == "f32" else 0.01)
+        data[offset : offset + width * blocks] = scales.to(_NUMBERS[kind]).view(torch.uint8)
     return data
+
+
+_NUMBERS = {"f16": torch.float16, "f32": torch.float32}
 
 
 def decoded(data: Tensor, columns: int, inner: int, stored: str) -> Tensor:
     """What planes stand for, in float64."""
     (_, width, _), *numbers = planes((columns, inner), stored)
-    blocks, chunk = columns * inner // 32, chunk_of(inner, stored)
+    blocks, chunk = columns * inner // BLOCKS[stored][0], chunk_of(inner, stored)
+    if stored == "e4m3_128":
+        codes = data[: width * blocks].view(blocks, chunk // 2, 2).transpose(1, 2).reshape(blocks, chunk)
+        scale = data[width * blocks :].view(torch.float32).double()[:, None]
+        return (codes.view(torch.float8_e4m3fn).double() * scale).view(columns, inner)
     halfwords = data[: width * blocks].view(torch.int16).int()
     bits = 8 if stored == "q8_0" else 4
     codes = torch.stack([(halfwords >> shift) & ((1 << bits) - 1) for shift in range(0, 16, bits)])

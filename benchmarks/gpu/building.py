@@ -62,7 +62,7 @@ def build_case(
         module = modules.parse(f"module {{ func.func @step() {{\n{lines}\n}} }}")
         operation = [view.operation for view in modules.step_block(module).operations][-2]
         kernels = (kernel for kernel in TRITON_KERNELS if kernel.operation == operation.name)
-        device = template or next(kernel.device for kernel in kernels if kernel.blocks == bool(case.stored))
+        device = template or next(kernel.device for kernel in kernels if bool(kernel.blocks) == bool(case.stored))
         assert device is not None
         made = device(operation, setting)
     steps = []

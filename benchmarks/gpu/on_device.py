@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .bundle import BuiltCase, binary
 
-_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32}
+_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "u8": torch.uint8}
 _ARCHITECTURES = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100a"}
 
 

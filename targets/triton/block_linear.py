@@ -9,6 +9,8 @@ from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Pointer, Size, Symbol
 from ...plans.weight_layout import BLOCKS, StoredType, chunk_of
 from .block_tiles import MOST_STREAMED, Tiles, smallest_tiles, tiles_for
+from .float8_linear import Float8Layer
+from .float8_tiles import MOST_DECODED, MOST_SPLIT, splits
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -23,10 +25,11 @@ from .kernel import (
 )
 from .linear import dense_linear
 from .operand import MOST_ALIGNMENT, Layout, dense_strides, layout_of
+from .shares import joined_shares
 from .templates import function_name, pointers, rows_of
 from .tiles import paired_codes, waits_for_inputs
 
-_JOINED, _EXPANDED = 1024, 8192
+_EXPANDED = 8192
 """Elements of a program."""
 
 _SHARES, _DENSE = "shares", "dense"
@@ -37,19 +40,30 @@ def block_linear(operation: ir.Operation, setting: DeviceSetting) -> DeviceOpera
     """ts.linear with a weight in planes: (x, weight[, bias]) -> out.
 
     Up to MOST_STREAMED rows weights become elements on the way; K may be cut into shares, whose sums are then joined. For more
-    rows the weight is laid out in elements first.
+    rows the weight is laid out in elements first. Where a device multiplies 8-bit floats, such weights stay what they are
+    (float8_linear.py).
     """
     inputs = tuple(layout_of(value) for value in operation.operands)
-    layer = _Layer(inputs, layout_of(operation.results[0]), rows_of(operation), setting)
-    return DeviceOperation(tuple(layer.steps()), tuple(layer.intermediates()))
+    layer = _Layer(inputs, layout_of(operation.results[0]), rows_of(operation), setting, MOST_STREAMED)
+    if not splits(setting.accelerator, inputs[0].dtype, inputs[1].dtype):
+        return DeviceOperation(tuple(layer.steps()), tuple(layer.intermediates()))
+    made = Float8Layer(inputs, layer.out, setting.accelerator, layer.by, layer.most).operation()
+    if layer.most <= MOST_SPLIT:
+        return made
+    layer = replace(layer, above=MOST_SPLIT, streamed_rows=MOST_DECODED)
+    return DeviceOperation((*made.steps, *layer.few_steps()), (*made.intermediates, *layer.few_intermediates()))
 
 
 @dataclass(frozen=True)
 class _Layer:
+    """Weights stream in buckets of more than `above` and up to `streamed_rows` rows."""
+
     inputs: tuple[Layout, ...]
     out: Layout
     by: Symbol
     setting: DeviceSetting
+    streamed_rows: int
+    above: int = 0
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -65,38 +79,47 @@ class _Layer:
         return tiles_for(self.setting.accelerator, x.dtype, weight.dtype, rows, *self.sizes)
 
     def steps(self) -> list[DeviceStep]:
+        made, bias = self.few_steps(), tuple(range(2, len(self.inputs)))
+        if self.most > self.streamed_rows:
+            expanded: tuple[Operand, ...] = (0, _DENSE, *bias)
+            made += [DeviceStep(self.expanded(), (1,), (_DENSE,)), DeviceStep(self.dense(), expanded, (len(self.inputs),))]
+        return made
+
+    def few_steps(self) -> list[DeviceStep]:
         out, bias = len(self.inputs), tuple(range(2, len(self.inputs)))
         shared = bool(self.shared_rows)
         made = [DeviceStep(self.streamed(), tuple(range(out)), (out, _SHARES) if shared else (out,))]
         if shared:
             made.append(DeviceStep(self.joined(), (_SHARES, *bias), (out,)))
-        if self.most > MOST_STREAMED:
-            expanded: tuple[Operand, ...] = (0, _DENSE, *bias)
-            made += [DeviceStep(self.expanded(), (1,), (_DENSE,)), DeviceStep(self.dense(), expanded, (out,))]
         return made
 
     @property
     def shared_rows(self) -> list[int]:
         """The numbers of rows for which K is cut."""
-        return [rows for rows in range(1, min(self.most, MOST_STREAMED) + 1) if self.tiles(rows).shares > 1]
+        return [rows for rows in range(1, self.most + 1) if self.streams(rows) and self.tiles(rows).shares > 1]
 
     def intermediates(self) -> list[Intermediate]:
-        columns, inner = self.sizes
-        made = []
-        if self.shared_rows:
-            # a bucket has at most MOST_STREAMED rows, and the tiles of its own number
-            most = max(rows * self.tiles(rows).shares for rows in self.shared_rows)
-            made.append(Intermediate(_SHARES, "f32", (most * columns,)))
-        if self.most > MOST_STREAMED:
-            made.append(Intermediate(_DENSE, self.inputs[0].dtype, (columns, inner)))  # pyright: ignore[reportArgumentType]
+        made = self.few_intermediates()
+        if self.most > self.streamed_rows:
+            made.append(Intermediate(_DENSE, self.inputs[0].dtype, self.sizes))  # pyright: ignore[reportArgumentType]
         return made
+
+    def few_intermediates(self) -> list[Intermediate]:
+        if not self.shared_rows:
+            return []
+        # a bucket has at most so many rows, and the tiles of its own number
+        most = max(rows * self.tiles(rows).shares for rows in self.shared_rows)
+        return [Intermediate(_SHARES, "f32", (most * self.sizes[0],))]
+
+    def streams(self, rows: int) -> bool:
+        return self.above < rows <= self.streamed_rows
 
     def streamed(self) -> FunctionTemplate:
         types: tuple[StoredType, ...] = tuple(item.dtype for item in self.inputs)
         outputs: tuple[StoredType, ...] = (self.out.dtype, "f32") if self.shared_rows else (self.out.dtype,)
 
         def variants(bounds: Sequence[int]) -> Variants:
-            return merged([(most, self._streamed(self.tiles(most)) if most <= MOST_STREAMED else None) for most in bounds])
+            return merged([(most, self._streamed(self.tiles(most)) if self.streams(most) else None) for most in bounds])
 
         return FunctionTemplate(self._name("streamed"), types, outputs, variants, self.by)
 
@@ -122,25 +145,10 @@ class _Layer:
         return self._launch("rows", constants, parameters, grid, tiles.warps, tiles.stages)
 
     def joined(self) -> FunctionTemplate:
-        columns, _ = self.sizes
-        bias = self.inputs[2:]
+        return joined_shares(self._name("joined"), self.out, self.inputs[2:], self.setting.accelerator, self.by, self._shares)
 
-        def launch(rows: int) -> Launch | None:
-            shares = self.tiles(rows).shares if rows <= MOST_STREAMED else 1
-            if shares == 1:
-                return None
-            constants: dict[str, Constexpr] = {"SHARES": shares, "BLOCK": _JOINED}
-            if not bias:
-                constants["bias"] = None
-            parameters: list[Parameter] = [Pointer(0, "f32", MOST_ALIGNMENT), *pointers(bias, 1)]
-            parameters += [self.out.pointer(len(parameters)), Computed(self.by), Constant("i32", columns)]
-            return self._launch("join", constants, parameters, (self.by, -(-columns // _JOINED), 1), 4, 1)
-
-        def variants(bounds: Sequence[int]) -> Variants:
-            return merged([(most, launch(most)) for most in bounds])
-
-        types: tuple[StoredType, ...] = ("f32", *(item.dtype for item in bias))
-        return FunctionTemplate(self._name("joined"), types, (self.out.dtype,), variants, self.by)
+    def _shares(self, rows: int) -> int:
+        return self.tiles(rows).shares if self.streams(rows) else 1
 
     def expanded(self) -> FunctionTemplate:
         x, weight, *_ = self.inputs
@@ -152,7 +160,7 @@ class _Layer:
         launch = self._launch("expand", self._codes() | {"BLOCK": chunks}, parameters, grid, 4, 1)
 
         def variants(bounds: Sequence[int]) -> Variants:
-            return merged([(most, launch if most > MOST_STREAMED else None) for most in bounds])
+            return merged([(most, launch if most > self.streamed_rows else None) for most in bounds])
 
         return FunctionTemplate(self._name("expanded"), (weight.dtype,), (x.dtype,), variants, self.by)
 
@@ -160,7 +168,7 @@ class _Layer:
         x, _, *bias = self.inputs
         shape = self.sizes
         weight = Layout(x.dtype, shape, dense_strides(shape))
-        return dense_linear((x, weight, *bias), self.out, self.setting, self.by, MOST_STREAMED)
+        return dense_linear((x, weight, *bias), self.out, self.setting, self.by, self.streamed_rows)
 
     def _codes(self) -> dict[str, Constexpr]:
         """Constants of code that reads the weight."""

@@ -69,13 +69,12 @@ def _bytes_of_floats(accelerator: Accelerator, dtype: str, rows: int, columns: i
         return Tiles(16, 16, 128, 4, 2)
     if accelerator.kind == "hip":
         return Tiles(16 if rows <= 16 else 32, 32, 128, 4, 2)
-    if accelerator.arch != "sm_90a":
-        return Tiles(16, 64, 128, 4, 4) if rows <= 16 else Tiles(min(64, power_of_two_above(rows)), 64, 128, 4, 3)
-    if rows <= 8:
-        return Tiles(8, 64 if rows == 1 else 128, 128, 4 if rows == 1 else 8, 6)
-    if rows <= 32:
-        return Tiles(16 if rows <= 16 else 32, 128, 128, 8, 4)
-    return Tiles(64 if rows <= 64 else 128, 128, 128, 8, 3)
+    if rows <= 16:
+        return Tiles(16, 64, 128, 4, 4)
+    height = min(64, power_of_two_above(rows))
+    if accelerator.arch == "sm_90a" and columns >= _LONG:
+        return Tiles(height, 128, 128, 8, 3)
+    return Tiles(height, 64, 128, 4, 4 if accelerator.arch == "sm_90a" else 3)
 
 
 def _hopper_bytes(rows: int, columns: int) -> Tiles:

@@ -89,6 +89,16 @@ def float8_bits(values):
 
 
 @triton.jit
+def float8_rounded(values):
+    """Float32 values of at most 448 rounded to the nearest e4m3, ties to even, as float32."""
+    bits = values.to(tl.int32, bitcast=True)
+    large = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -1048576).to(tl.float32, bitcast=True)
+    size = tl.abs(values)
+    small = (size + 16384.0) - 16384.0
+    return tl.where(size < 0.015625, tl.where(values < 0.0, -small, small), large)
+
+
+@triton.jit
 def stored(values, dtype: tl.constexpr):
     """Values as elements of `dtype`, of which bytes are 8-bit floats."""
     if dtype == tl.uint8:

@@ -37,7 +37,9 @@ def launches(accelerator: Accelerator) -> list[Launch]:
         for lines, template in ((LAYER, block_linear), (OF_FLOATS, block_linear), (QUERIES, cached_attention)):
             module = modules.parse(step([*lines, "return"]))
             operation = [view.operation for view in modules.step_block(module).operations][-2]
-            made.append(chosen_launch(template(operation, setting).steps[0].function, {"rows": 16, "logit_rows": 16}))
+            steps = [step.function for step in template(operation, setting).steps]
+            found = [chosen_launch(function, {"rows": 16, "logit_rows": 16}) for function in steps]
+            made.append(next(launch for launch in found if launch is not None and "split_rows" not in launch.source))
     return made
 
 
