@@ -63,7 +63,8 @@ def rank_events(stages: Sequence[ir.Module], mesh: Sequence[tuple[str, int]]) ->
             at = axes.index(modules.text_attribute(operation, "axis"))
             if operation.name in COLLECTIVES:
                 ranks = tuple(number_of[other] for other in places if _same_but(place, other, at))
-                events.append(Event(f"{operation.name} of {_type(operation.results[0])} along {axes[at]}", ranks))
+                where = f"at {modules.label_of(operation)} of {_type(operation.results[0])} along {axes[at]}"
+                events.append(Event(f"{operation.name} {where}", ranks))
                 continue
             onward = operation.name == "ts.send"
             peer = number_of.get((*place[:at], place[at] + (1 if onward else -1), *place[at + 1 :]))
