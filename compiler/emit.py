@@ -13,8 +13,6 @@ import torch
 
 from .. import __version__
 from ..ir import module as modules
-from ..ir.mlir import ir
-from ..ir.rows import count_rows, rows_worked_on
 from ..passes.device_setting import decode_rows
 from ..plans.device_kernels import DevicePlan
 from ..plans.device_scratch import exchange_bytes, scratch_needed
@@ -30,7 +28,6 @@ from ..plans.schema import (
     FORMAT_MAJOR,
     FORMAT_MINOR,
     Constant,
-    CostRow,
     Golden,
     KernelLibrary,
     KvGeometry,
@@ -47,8 +44,6 @@ from ..plans.schema import (
 )
 from ..plans.template import instantiate
 from ..targets.accelerator import Accelerator
-from ..targets.collective import seconds_of
-from ..targets.cost import attention_width, cost_of
 from ..targets.cpu.build import INTERFACE, build_library, find_compiler, kernel_names, kernels_in
 from ..targets.machine import Machine
 from ..targets.registry import plugins
@@ -60,11 +55,12 @@ from .frontends.text_part import text_configuration
 from .frontends.trace import TracedModel
 from .goldens import Replayed, make_golden
 from .identity import compiler_digest, library_versions
-from .kv_geometry import ATTENTION, compatibility, kv_groups, ordered, state_groups
+from .kv_geometry import compatibility, kv_groups, ordered, state_groups
 from .library_memory import library_memory
 from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
 from .mesh import ranks_of
 from .options import DEFAULT_CONTEXT, CompileOptions
+from .performance import attention_flops, cost_rows, rates_of
 from .stage_section import StageCosts, StageParts, parts_of_stages, shared_programs, stage_sections, whole_costs
 
 if TYPE_CHECKING:
@@ -173,6 +169,8 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     entries["decisions.json"] = msgspec.json.encode(state.decisions)
     if state.layout:
         entries["placements.json"] = msgspec.json.encode(_layout(state))
+    if state.candidates:
+        entries["meshes.json"] = msgspec.json.encode(state.candidates)
     entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
     return manifest, entries
 
@@ -397,15 +395,9 @@ def _goldens(state: Compilation, bound: Sequence[SourceTensor], entries: dict[st
 
 def _performance(state: Compilation, costs: Sequence[StageCosts]) -> Performance:
     """Of a whole step, through all stages; predictions know that several steps are in flight."""
-    machine = state.machine
-    rates = {
-        "compute": machine.compute_rate(state.dtype),
-        "bandwidth": machine.rates["bandwidth"],
-        "dispatch": machine.dispatch_rate(state.steps[0].is_native or state.device is not None),
-    }
     whole = whole_costs(costs)
     performance = Performance(
-        rates=rates,
+        rates=rates_of(state.machine, state.dtype, native=state.steps[0].is_native or state.device is not None),
         step_costs=whole.rows,
         attention_flops_per_token_pair=whole.attention_flops_per_token_pair,
         kv_bytes_per_token=whole.kv_bytes_per_token,
@@ -428,50 +420,9 @@ def _performance(state: Compilation, costs: Sequence[StageCosts]) -> Performance
 def _costs(state: Compilation, part: StageParts) -> StageCosts:
     sizes = {bucket.rows: bucket.logit_rows for bucket in state.steps[0].buckets}
     return StageCosts(
-        rows=tuple(_cost_row(part.module, state.machine, rows, logit_rows) for rows, logit_rows in sorted(sizes.items())),
-        attention_flops_per_token_pair=4.0 * _attention_width(part.module),
+        rows=cost_rows(part.module, state.machine, sizes),
+        attention_flops_per_token_pair=attention_flops(part.module),
         kv_bytes_per_token=float(bytes_per_block(part.groups)) / BLOCK_TOKENS,
-    )
-
-
-def _attention_width(module: ir.Module) -> float:
-    """`targets.cost.attention_width` over all layers: heads * head_dim * layers where keys and values are cached."""
-    total = 0.0
-    for operation, times in _counted(module):
-        if operation.name in ATTENTION:
-            total += attention_width(operation) * times
-    return total
-
-
-def _counted(module: ir.Module) -> list[tuple[Any, int]]:
-    found = []
-    for operation in modules.walk(modules.step_block(module)):
-        parent = operation.parent
-        if operation.name not in {"ts.repeat", "ts.yield", "func.return"}:
-            repeated = parent is not None and parent.name == "ts.repeat"
-            found.append((operation, modules.int_attribute(parent, "count") if repeated else 1))
-    return found
-
-
-def _cost_row(module: ir.Module, machine: Machine, rows: int, logit_rows: int) -> CostRow:
-    flops = weights = activations = communication = 0.0
-    instructions = 0
-    counts = count_rows(modules.step_block(module))
-    for operation, times in _counted(module):
-        here = rows_worked_on(operation, counts, rows, logit_rows)
-        cost = cost_of(operation, here)
-        flops += cost.flops * times
-        weights += cost.weight_bytes * times
-        activations += cost.activation_bytes * times
-        instructions += times if cost.bytes or cost.flops else 0
-        communication += times * seconds_of(operation, here, machine)
-    return CostRow(
-        rows=rows,
-        flops=flops,
-        weight_bytes=weights,
-        activation_bytes=activations,
-        instructions=instructions,
-        communication=communication,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..plans.errors import UsageError
+from ..plans.mesh import STAGES
 from ..plans.schema import MeshAxis
 
 
@@ -55,6 +56,11 @@ def mesh_of(target: str, parallel: str) -> tuple[MeshAxis, ...]:
         )
     found = tuple(MeshAxis(name=axis.name, size=sizes[axis.name]) for axis in AXES if sizes.get(axis.name, 1) > 1)
     return found or ONE_RANK
+
+
+def without_stages(mesh: Sequence[MeshAxis]) -> tuple[MeshAxis, ...]:
+    """The mesh of each stage."""
+    return tuple(axis for axis in mesh if axis.name != STAGES) or ONE_RANK
 
 
 def ranks_of(mesh: Sequence[MeshAxis]) -> int:

@@ -36,10 +36,10 @@ from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
 from ..passes.verify_stages import verify_stages
 from ..plans.errors import UsageError
-from ..plans.mesh import STAGES, groups_of, stages_of
+from ..plans.mesh import groups_of, stages_of
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
-from ..plans.schema import Decision, Manifest, MeshAxis, Schedule, Weight
+from ..plans.schema import Decision, Manifest, MeshAxis, MeshCandidate, Schedule, Weight
 from ..plans.template import instantiate
 from ..targets.accelerator import Accelerator
 from ..targets.cpu.build import why_not_native
@@ -47,11 +47,12 @@ from ..targets.machine import Machine
 from ..targets.registry import find_target
 from ..targets.triton.build import require_triton
 from . import emit
+from .choose_mesh import Setting, choose_mesh
 from .frontends.import_aten import import_model
 from .frontends.model_source import ModelSource
 from .frontends.trace import TracedModel, trace
 from .memory import BLOCK_TOKENS
-from .mesh import ONE_RANK, mesh_of, ranks_of
+from .mesh import ONE_RANK, mesh_of, ranks_of, without_stages
 from .options import CompileOptions
 from .proof import prove
 
@@ -78,6 +79,8 @@ class Compilation:
     device: DeviceCalls | None = None
     """Makes the calls of a plan for an accelerator."""
     mesh: tuple[MeshAxis, ...] = ONE_RANK
+    candidates: tuple[MeshCandidate, ...] = ()
+    """The meshes that were weighed, where the user named none."""
     layout: tuple[Choice, ...] = ()
     """What the partitioner chose, where there are several ranks."""
     decisions: tuple[Decision, ...] = ()
@@ -114,15 +117,33 @@ def raise_operations(state: Compilation) -> None:
 
 def place(state: Compilation) -> None:
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
-    if memory is not None:
-        # weights are still in the model's own type here
-        kept = "e4m3_128" if state.source.float8 is not None and "e4m3_128" in _readers(state).get("ts.linear", ()) else None
-        memory = int(memory / stored_share(state.options.quantize, kept))
-        memory *= stages_of(state.mesh)  # each has about as much of the layers
-    prices = Prices(state.machine, state.workloads, state.limits.traffic["prompt_tokens"], memory)
+    # weights are still in the model's own type here
+    kept = "e4m3_128" if state.source.float8 is not None and "e4m3_128" in _readers(state).get("ts.linear", ()) else None
+    share = stored_share(state.options.quantize, kept)
+    pins = Pins(state.options.placement)
+
+    def prices(mesh: Sequence[MeshAxis]) -> Prices:
+        # each stage has about as much of the layers
+        room = None if memory is None else int(memory / share) * stages_of(mesh)
+        return Prices(state.machine, workloads(state.limits, stages_of(mesh)), state.limits.traffic["prompt_tokens"], room)
+
+    if state.options.parallel == "auto" and ranks_of(state.mesh) > 1:
+        setting = Setting(
+            parse=lambda: modules.parse(state.ir_texts["raise"]),
+            machine=state.machine,
+            dtype=state.dtype,
+            limits=state.limits,
+            max_context=state.max_context,
+            prices=prices,
+            pins=pins,
+            memory=memory,
+            stored=share,
+            kv_dtype=None if state.device is None else state.device.setting.kv_dtype,
+            native=state.no_native_kernels is None,
+        )
+        state.mesh, state.candidates = choose_mesh(setting, ranks_of(state.mesh))
     # layers are placed as if there were no stages: a layer costs the same in whichever it is
-    inner = tuple(axis for axis in state.mesh if axis.name != STAGES) or ONE_RANK
-    state.layout = partition(state.module, inner, prices, Pins(state.options.placement))
+    state.layout = partition(state.module, without_stages(state.mesh), prices(state.mesh), pins)
 
 
 def fuse(state: Compilation) -> None:

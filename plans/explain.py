@@ -9,9 +9,9 @@ import msgspec
 from rich.console import RenderableType
 from rich.table import Table
 
-from .schema import Decision, PlacementDecision
+from .schema import Decision, MeshCandidate, PlacementDecision
 from .tables import shown
-from .units import format_seconds
+from .units import format_bytes, format_seconds
 
 
 def select_placements(placements: Sequence[PlacementDecision], text: str | None) -> list[PlacementDecision]:
@@ -35,6 +35,29 @@ def layout(placements: Sequence[PlacementDecision], text: str | None = None) -> 
             shown("\n".join(item.results)),
             format_seconds(item.seconds),
             "none" if seconds is None else shown(f"{item.runner_up} ({format_seconds(seconds)})"),
+        )
+    return table
+
+
+def candidates(meshes: Sequence[MeshCandidate]) -> Table:
+    """The meshes that were weighed, as a rich table."""
+    names = ("mesh", "weights of a rank", "tokens cached", "output tokens/s", "time per token", "first token", "")
+    table = Table(*names, title="Meshes weighed for the expected traffic", box=None)
+    for number, item in enumerate(meshes):
+        mesh = ",".join(f"{axis.name}={axis.size}" for axis in item.mesh)
+        if item.basis == "does not fit":
+            table.add_row(shown(mesh), "", "", "", "", "", shown(f"does not fit: {item.reason}"))
+            continue
+        most = "" if item.basis == "searched" else "at most "
+        least = "" if item.basis == "searched" else "at least "
+        table.add_row(
+            shown(mesh),
+            format_bytes(int(item.weight_bytes)),
+            "as many as wanted" if item.tokens is None else f"{item.tokens:,}",
+            f"{most}{item.output_tokens_per_second:,.0f}",
+            f"{least}{format_seconds(item.tpot_seconds)}",
+            f"{least}{format_seconds(item.ttft_seconds)}",
+            "not searched" if most else "taken" if number == 0 else "",
         )
     return table
 

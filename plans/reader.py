@@ -22,7 +22,7 @@ from .directory import FETCH_AGAIN, read_directory, refusal
 from .errors import PlanError
 from .integrity import check_manifest, check_program
 from .program import Program
-from .schema import FORMAT_MAJOR, FORMAT_MINOR, Decision, Manifest, PlacementDecision
+from .schema import FORMAT_MAJOR, FORMAT_MINOR, Decision, Manifest, MeshCandidate, PlacementDecision
 from .stages import shifted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES = 64 << 20
 DECISIONS_NAME = "decisions.json"
-PLACEMENTS_NAME = "placements.json"
+PLACEMENTS_NAME, MESHES_NAME = "placements.json", "meshes.json"
 _HASH_BYTES = 8 << 20
 
 Progress = Callable[[str, int, int], None]
@@ -151,6 +151,12 @@ class Plan:
             return ()
         return _decode(msgspec.json.Decoder(tuple[PlacementDecision, ...]), self.entry(PLACEMENTS_NAME), PLACEMENTS_NAME)
 
+    def meshes(self) -> tuple[MeshCandidate, ...]:
+        """The meshes that were weighed, the plan's own first; empty where the user named it. Raises `PlanError`."""
+        if MESHES_NAME not in self._digests:
+            return ()
+        return _decode(msgspec.json.Decoder(tuple[MeshCandidate, ...]), self.entry(MESHES_NAME), MESHES_NAME)
+
     def verify_all(self, progress: Progress | None = None) -> None:
         """Check every entry's SHA-256 and CRC, every program, the device kernels and the decisions.
 
@@ -172,6 +178,7 @@ class Plan:
                 check_binary(kernel, self.manifest.device.vendor, self.entry(kernel.entry))
         self.decisions()
         self.placements()
+        self.meshes()
 
     def _data(self, name: str) -> memoryview:
         member = self._members[name]

@@ -358,6 +358,24 @@ class PlacementDecision(_Part, frozen=True, kw_only=True):
     runner_up_seconds: float | None
 
 
+class MeshCandidate(_Part, frozen=True, kw_only=True):
+    """A mesh that was weighed for a plan; entry `meshes.json` holds a tuple of these, the one that was taken first.
+
+    `basis`: "searched" layouts are predicted for the traffic; of a "bound" it is known that no layout is better than these
+    figures, and none was searched; what "does not fit" has a reason. `weight_bytes` are of a rank, `tokens` what all caches
+    together hold.
+    """
+
+    mesh: tuple[MeshAxis, ...]
+    basis: Literal["searched", "bound", "does not fit"]
+    weight_bytes: float = 0.0
+    tokens: int | None = None
+    output_tokens_per_second: float = 0.0
+    tpot_seconds: float = 0.0
+    ttft_seconds: float = 0.0
+    reason: str = ""
+
+
 class Decision(_Part, frozen=True, kw_only=True):
     """Why one operation runs as it does; entry `decisions.json` holds a tuple of these. Seconds at `rows` rows."""
 

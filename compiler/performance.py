@@ -1,0 +1,67 @@
+"""A step's cost tables, of a module as one rank has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..ir import module as modules
+from ..ir.mlir import ir
+from ..ir.rows import count_rows, rows_worked_on
+from ..plans.schema import CostRow, Rate
+from ..targets.collective import seconds_of
+from ..targets.cost import attention_width, cost_of
+from ..targets.machine import Machine
+from .kv_geometry import ATTENTION
+
+
+def rates_of(machine: Machine, dtype: str, *, native: bool) -> dict[str, Rate]:
+    """What the evaluator reads; `native`: all of the step is launched by the project's own code."""
+    return {
+        "compute": machine.compute_rate(dtype),
+        "bandwidth": machine.rates["bandwidth"],
+        "dispatch": machine.dispatch_rate(native),
+    }
+
+
+def cost_rows(module: ir.Module, machine: Machine, sizes: Mapping[int, int]) -> tuple[CostRow, ...]:
+    """Work of a step at `sizes` (rows to logit rows)."""
+    counted, counts = _counted(module), count_rows(modules.step_block(module))
+    return tuple(_cost_row(counted, counts, machine, rows, logit_rows) for rows, logit_rows in sorted(sizes.items()))
+
+
+def attention_flops(module: ir.Module) -> float:
+    """For each pair of a query and a key: 4 * heads * head_dim over all layers where keys and values are cached."""
+    return 4.0 * sum(attention_width(operation) * times for operation, times in _counted(module) if operation.name in ATTENTION)
+
+
+def _counted(module: ir.Module) -> list[tuple[ir.Operation, int]]:
+    found = []
+    for operation in modules.walk(modules.step_block(module)):
+        parent = operation.parent
+        if operation.name not in {"ts.repeat", "ts.yield", "func.return"}:
+            repeated = parent is not None and parent.name == "ts.repeat"
+            found.append((operation, modules.int_attribute(parent, "count") if repeated else 1))
+    return found
+
+
+def _cost_row(
+    counted: Sequence[tuple[ir.Operation, int]], counts: Mapping[ir.Value, str], machine: Machine, rows: int, logit_rows: int
+) -> CostRow:
+    flops = weights = activations = communication = 0.0
+    instructions = 0
+    for operation, times in counted:
+        here = rows_worked_on(operation, counts, rows, logit_rows)
+        cost = cost_of(operation, here)
+        flops += cost.flops * times
+        weights += cost.weight_bytes * times
+        activations += cost.activation_bytes * times
+        instructions += times if cost.bytes or cost.flops else 0
+        communication += times * seconds_of(operation, here, machine)
+    return CostRow(
+        rows=rows,
+        flops=flops,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        instructions=instructions,
+        communication=communication,
+    )
