@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
@@ -118,7 +119,7 @@ class _Evaluation:
             case UnpermuteRope():
                 return _unpermuted(self.value(recipe.of), recipe.heads)
             case Part():
-                return _part(self.value(recipe.of), recipe, self.coordinates.get(recipe.axis, 0))
+                return _part(self._stretches(recipe), recipe, self.coordinates.get(recipe.axis, 0))
             case Addend():
                 whole = self.value(recipe.of)
                 return HostArray(np.zeros_like(whole.data), whole.dtype) if self.coordinates.get(recipe.axis) else whole
@@ -156,6 +157,25 @@ class _Evaluation:
     def _result(self, recipe: Recipe) -> Result:
         return result_of(recipe, self.stored, self.layer)
 
+    def _stretches(self, recipe: Part) -> Callable[[int, int], HostArray]:
+        """What gives entries [first, stop) of the dimension that a part is of; of 8-bit floats, no others are made."""
+        of, dimension = recipe.of, recipe.dimension
+        if not isinstance(of, Blocks | Dequantize) or of.scales is None:
+            return partial(_stretch, self.value(of), dimension)
+        bits, factors, scales = self._floats(of.of, of.scales)
+        make = float_blocks if isinstance(of, Blocks) else scaled_floats
+        step = {bits.ndim - 2: scales.rows, bits.ndim - 1: scales.columns}.get(dimension, 1)
+
+        def made(first: int, stop: int) -> HostArray:
+            alone = step >= bits.shape[dimension]
+            if first % step and not alone:
+                return _stretch(make(bits, factors, scales), dimension, first, stop)
+            before = (slice(None),) * dimension
+            those = factors if alone else factors[(*before, slice(first // step, -(-stop // step)))]
+            return make(bits[(*before, slice(first, stop))], those, scales)
+
+        return made
+
     def _floats(self, source: Source, scales: Scales) -> tuple[NDArray[np.uint8], NDArray[np.float32], Scales]:
         """Bits of 8-bit floats, and their scales by blocks."""
         stored = self._find(source)
@@ -171,19 +191,31 @@ def _window(whole: HostArray, dimension: int, window: slice) -> HostArray:
     return HostArray(whole.data[(slice(None),) * dimension + (window,)], whole.dtype)
 
 
-def _part(whole: HostArray, recipe: Part, coordinate: int) -> HostArray:
-    """A rank's part of each stretch, filled up with zeros. Bytes of blocks go with the elements that they hold."""
-    along = whole.dtype in BLOCKS and recipe.dimension == len(whole.shape) - 1
+def _stretch(whole: HostArray, dimension: int, first: int, stop: int) -> HostArray:
+    """Entries of a dimension; along blocks, the bytes that hold them."""
+    along = whole.dtype in BLOCKS and dimension == len(whole.shape) - 1
     elements, size = BLOCKS[whole.dtype] if along else (1, 1)
+    return _window(whole, dimension, slice(first // elements * size, stop // elements * size))
+
+
+def _part(stretch_of: Callable[[int, int], HostArray], recipe: Part, coordinate: int) -> HostArray:
+    """A rank's part of each stretch, filled up with zeros."""
     parts: list[NDArray[Any]] = []
+    dtype = ""
     for stretch in recipe.stretches:
-        first, stop, room = (count // elements * size for count in (*stretch.of_rank(coordinate), stretch.size))
-        parts.append(_window(whole, recipe.dimension, slice(first, stop)).data)
-        if stop - first < room:
-            missing = list(parts[-1].shape)
-            missing[recipe.dimension] = room - (stop - first)
-            parts.append(np.zeros(missing, parts[-1].dtype))
-    return HostArray(parts[0] if len(parts) == 1 else np.concatenate(parts, recipe.dimension), whole.dtype)
+        first, stop = stretch.of_rank(coordinate)
+        # where there is none of it, the whole says what that is
+        some = stretch_of(first, stop) if first < stop else stretch_of(stretch.start, stretch.stop)
+        dtype = some.dtype
+        data = some.data if first < stop else some.data[(slice(None),) * recipe.dimension + (slice(0, 0),)]
+        parts.append(data)
+        if stop - first < stretch.size:
+            along = dtype in BLOCKS and recipe.dimension == data.ndim - 1
+            elements, size = BLOCKS[dtype] if along else (1, 1)
+            missing = list(data.shape)
+            missing[recipe.dimension] = stretch.size // elements * size - data.shape[recipe.dimension]
+            parts.append(np.zeros(missing, data.dtype))
+    return HostArray(parts[0] if len(parts) == 1 else np.concatenate(parts, recipe.dimension), dtype)
 
 
 def cast(values: HostArray, dtype: str) -> HostArray:

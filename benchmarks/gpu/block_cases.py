@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from tokenspeed.plans.weight_layout import BLOCKS, chunk_of, planes, stored_bytes
 from torch import Tensor
 
 from .cases import HIDDEN, LAYERS, VOCABULARY, Case, linear_case
+from .experts_case import experts_case
 
 TYPES = ("q8_0", "q4_0", "q4_1", "e4m3_128")
 
@@ -20,6 +22,29 @@ def block_cases() -> Iterator[Case]:
             for name, (columns, inner) in LAYERS.items():
                 yield _linear(name, rows, columns, inner, stored)
         yield _linear("lm_head", 64, VOCABULARY, HIDDEN, stored)
+    for rows in (1, 16, 64, 2048):
+        yield _experts(rows, 256, 8, 7168, 256, "e4m3_128")
+
+
+def _experts(rows: int, experts: int, top_k: int, hidden: int, inner: int, stored: str) -> Case:
+    """What one of eight devices has of the experts of a layer of DeepSeek V3."""
+    plain = experts_case(rows, experts, top_k, hidden, inner)
+    shapes = ((experts, 2 * inner, hidden), (experts, hidden, inner))
+
+    def operands() -> list[Tensor]:
+        x, indices, weights, *_, out = plain.operands()
+        return [x, indices, weights, *(_made_up(count * rows, size, stored) for count, rows, size in shapes), out]
+
+    def reference(given: list[Tensor]) -> list[Tensor]:
+        weights = zip(given[3:5], shapes, strict=True)
+        both = (decoded(data, count * rows, size, stored).view(count, rows, size) for data, (count, rows, size) in weights)
+        return plain.reference([*given[:3], *both, given[5]])
+
+    elements, size = BLOCKS[stored]
+    activations = 2.0 * 2 * rows * hidden
+    moved = (plain.bytes - activations) * size / (2 * elements) + activations
+    name = f"{plain.name}, blocks of {stored}"
+    return replace(plain, name=name, operands=operands, reference=reference, bytes=moved, stored=dict.fromkeys((3, 4), stored))
 
 
 def _linear(name: str, rows: int, columns: int, inner: int, stored: str) -> Case:
