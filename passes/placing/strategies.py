@@ -19,6 +19,9 @@ ZERO_SAFE = ELEMENTWISE | {"ts.linear"}
 """Operations that make zeros of the zeros that fill up a cut dimension, or add nothing for them."""
 
 
+ROUTING = ELEMENTWISE | {"ts.linear", "ts.moe_route"}
+"""Operations that routers are made of. Groups may each do those of all rows, where that is cheaper than to gather routes too."""
+
 ROWS = "r"
 """The factor that rows are in rules."""
 
@@ -43,8 +46,7 @@ def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]
     What a repeat carries lies alike all along. Groups have rows of their own, but for mixtures, whose experts they may share out.
     """
     if axis == GROUPS:
-        shared = _cut(operation, rule_of(operation), "e", ranks) if operation.name == "ts.moe_experts" and ranks > 1 else None
-        return [own_rows(operation), *([] if shared is None else [shared])]
+        return _of_groups(operation, ranks)
     if operation.name == "ts.repeat":
         count = len(operation.operands)
         return [Strategy(cut, (where,) * count, (where,) * count) for cut, where in (("", REPLICATE), (ROWS, str(Shard(0))))]
@@ -57,6 +59,16 @@ def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]
     found += [way for name in names if (way := _cut(operation, rule, name, ranks)) is not None]
     if operation.name == "ts.slice" and (way := _cut_windows(operation, ranks)) is not None:
         found.append(way)
+    return found
+
+
+def _of_groups(operation: ir.Operation, ranks: int) -> list[Strategy]:
+    found = [own_rows(operation)]
+    if operation.name == "ts.moe_experts" and ranks > 1:
+        shared = _cut(operation, rule_of(operation), "e", ranks)
+        found += [] if shared is None else [shared]
+    if operation.name in ROUTING and ranks > 1:
+        found.append(Strategy("", (REPLICATE,) * len(operation.operands), (REPLICATE,) * len(operation.results)))
     return found
 
 
