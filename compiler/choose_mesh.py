@@ -37,6 +37,9 @@ from .performance import attention_flops, cost_rows, rates_of
 MOST_SEARCHED = 16
 """Candidates whose layouts are searched."""
 
+_FULL = 1.1
+"""What of a pipeline's prediction is given up: it is of stages that are never idle."""
+
 _ALIKE = 1.01
 """Throughputs that differ by less are the same: then what answers sooner is taken."""
 
@@ -91,8 +94,8 @@ def choose_mesh(setting: Setting, devices: int) -> tuple[tuple[MeshAxis, ...], t
     found: list[MeshCandidate] = []
     left = MOST_SEARCHED
     for bound in bounds:
-        best = max((item.output_tokens_per_second for item in found if item.basis == "searched"), default=0.0)
-        if bound.basis == "does not fit" or left == 0 or bound.output_tokens_per_second <= best:
+        best = max((_worth(item) for item in found if item.basis == "searched"), default=0.0)
+        if bound.basis == "does not fit" or left == 0 or _worth(bound) <= best:
             found.append(bound)
             continue
         found.append(_searched(bound.mesh, setting))
@@ -101,7 +104,8 @@ def choose_mesh(setting: Setting, devices: int) -> tuple[tuple[MeshAxis, ...], t
     fitting = [item for item in ranked if item.basis == "searched"]
     if not fitting:
         _refuse(ranked, devices, setting)
-    near = [item for item in fitting if item.output_tokens_per_second * _ALIKE >= fitting[0].output_tokens_per_second]
+    most = max(map(_worth, fitting))
+    near = [item for item in fitting if _worth(item) * _ALIKE >= most]
     best = min(near, key=lambda item: (item.tpot_seconds, stages_of(item.mesh)))
     return best.mesh, (best, *(item for item in ranked if item is not best))
 
@@ -241,6 +245,10 @@ def _candidate(mesh: Sequence[MeshAxis], work: _Work, setting: Setting, *, searc
 
 def _failed(mesh: Sequence[MeshAxis], why: str, weights: float = 0.0) -> MeshCandidate:
     return MeshCandidate(mesh=tuple(mesh), basis="does not fit", weight_bytes=weights, reason=why)
+
+
+def _worth(candidate: MeshCandidate) -> float:
+    return candidate.output_tokens_per_second / (_FULL if stages_of(candidate.mesh) > 1 else 1.0)
 
 
 def _rank(candidate: MeshCandidate) -> tuple[int, float]:

@@ -125,7 +125,8 @@ def place(state: Compilation) -> None:
     def prices(mesh: Sequence[MeshAxis]) -> Prices:
         # each stage has about as much of the layers
         room = None if memory is None else int(memory / share) * stages_of(mesh)
-        return Prices(state.machine, workloads(state.limits, stages_of(mesh)), state.limits.traffic["prompt_tokens"], room)
+        loads = workloads(state.limits, stages_of(mesh) * groups_of(mesh))
+        return Prices(state.machine, loads, state.limits.traffic["prompt_tokens"], room)
 
     if state.options.parallel == "auto" and ranks_of(state.mesh) > 1:
         setting = Setting(

@@ -19,7 +19,7 @@ from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.passes.schedule import TrafficProfile, schedule, workloads
 from tokenspeed.plans.errors import MemoryPlanError
 from tokenspeed.plans.explain import candidates
-from tokenspeed.plans.mesh import stages_of
+from tokenspeed.plans.mesh import groups_of, stages_of
 from tokenspeed.plans.schema import MeshAxis
 from tokenspeed.targets.registry import find_target
 
@@ -44,7 +44,9 @@ def setting() -> Iterator[Setting]:
             dtype="bf16",
             limits=limits,
             max_context=4096,
-            prices=lambda mesh: Prices(machine, workloads(limits, stages_of(mesh)), 2048.0, machine.memory_bytes),
+            prices=lambda mesh: Prices(
+                machine, workloads(limits, stages_of(mesh) * groups_of(mesh)), 2048.0, machine.memory_bytes
+            ),
             pins=Pins(),
             memory=machine.memory_bytes,
             stored=1.0,
@@ -80,9 +82,9 @@ def test_the_best_that_fits_is_taken(setting: Setting) -> None:
     mesh, weighed = choose_mesh(setting, 4)
     assert weighed[0].mesh == mesh and weighed[0].basis == "searched"
     assert {spelled(item.mesh) for item in weighed} == {spelled(each) for each in meshes(4, experts=True, pinned=False)}
-    best = max(item.output_tokens_per_second for item in weighed if item.basis == "searched")
-    assert weighed[0].output_tokens_per_second >= best / 1.01
-    assert all(item.output_tokens_per_second <= best for item in weighed if item.basis == "bound")
+    best = max(choosing._worth(item) for item in weighed if item.basis == "searched")
+    assert choosing._worth(weighed[0]) >= best / 1.01
+    assert all(choosing._worth(item) <= best for item in weighed if item.basis == "bound")
     assert candidates(weighed).row_count == len(weighed)
 
 
