@@ -42,6 +42,7 @@ def main() -> int:
     loopback.add_argument("plan", type=Path)
     loopback.add_argument("--point", action="append", default=[], help="BATCH:CONTEXT of decode steps")
     loopback.add_argument("--prompt", action="append", default=[], type=int, help="tokens of a prompt")
+    loopback.add_argument("--profile", action="store_true", help="also the time of each kernel")
     commands.add_parser("library")
     arguments = parser.parse_args()
     if arguments.command == "ranks" and arguments.rank is None:

@@ -39,6 +39,9 @@ CALLS, REPLAYS, STEPS, WARM_STEPS = 24, 7, 40, 8
 MOST_ROWS = 64
 """So many blocks of two kernels run at the same time on one device."""
 
+MOST_WARPS = 3000
+"""Of one rank's calls together: those that wait for the one ahead are on the device already, where the other rank's must be."""
+
 
 def say(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
@@ -184,7 +187,9 @@ class _Both:
                 normed = wanted * torch.rsqrt(wanted.square().mean(1, keepdim=True) + 1e-5) * weight.double()
                 error = max(error, *(float((out.double() - normed).abs().max() / normed.abs().max()) for out in outs))
             same = same and all(torch.equal(pair[0], pair[1]) for pair in ((totals, outs) if built.norm else (totals,)))
-        replays = [device.capture((launch,) * CALLS, "measured") for device, launch in zip(self.devices, launches, strict=True)]
+        grid = built.kernel.grid[0]
+        calls = _calls((built.rows if isinstance(grid, str) else int(str(grid))) * built.warps)
+        replays = [device.capture((launch,) * calls, "measured") for device, launch in zip(self.devices, launches, strict=True)]
         times = []
         for _ in range(REPLAYS):
             self.devices[0].record(self.start)
@@ -193,8 +198,7 @@ class _Both:
             self.devices[0].record(self.end)
             for device in self.devices:
                 device.synchronise()
-            times.append(self.devices[0].seconds_between(self.start, self.end) / CALLS)
-        grid = built.kernel.grid[0]
+            times.append(self.devices[0].seconds_between(self.start, self.end) / calls)
         line = {"kernel": built.way, "norm": built.norm, "columns": built.columns, "rows": built.rows, "warps": built.warps}
         say(
             {
@@ -240,6 +244,11 @@ class _Both:
         return prepared(device, function, shape, ParameterBlock(values), kernel.name)
 
 
+def _calls(warps: int) -> int:
+    """How many calls of so many warps each may follow each other."""
+    return max(1, min(CALLS, MOST_WARPS // warps))
+
+
 def loopback(arguments: argparse.Namespace) -> None:
     """The first rank, which finds in the second's places what it sent there itself."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -260,6 +269,22 @@ def loopback(arguments: argparse.Namespace) -> None:
         say({"loopback": arguments.plan.name, "load_seconds": round(time.perf_counter() - start, 2), "bytes_taken": taken,
              "planned_without_library": planned.total - (768 << 20) - planned.overhead})  # fmt: skip
         _steps(arguments, executor, manifest, rate)
+        if arguments.profile:
+            _profiled(arguments, executor, manifest)
+
+
+def _profiled(arguments: argparse.Namespace, executor: PlanExecutor, manifest: Manifest) -> None:
+    """Microseconds of a decode step by kernel, waits for the kernel ahead included."""
+    maker = StepMaker(manifest)
+    for point in arguments.point:
+        batch, context = map(int, point.split(":"))
+        steps = list(maker.decode(batch, context, 4))
+        run_ahead(executor, steps)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            run_ahead(executor, steps)
+        kernels = sorted(found.key_averages(), key=lambda item: -item.device_time_total)
+        shown = [(item.key[:40], item.count // 4, round(item.device_time_total / 4, 1)) for item in kernels[:24]]
+        say({"profile": arguments.plan.name, "point": point, "kernels": shown})
 
 
 def _steps(arguments: argparse.Namespace, executor: PlanExecutor, manifest: Manifest, rate: float) -> None:
