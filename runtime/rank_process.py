@@ -12,6 +12,7 @@ import msgspec
 from ..plans.errors import TokenspeedError
 from ..plans.integrity import ranks
 from ..plans.reader import Plan
+from .device.opening import begin_to_open
 from .engine_process import check_same_plan, exit_with_parent
 from .first_rank import bind_device
 from .launcher import Launched
@@ -59,6 +60,8 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
     rank is gone.
     """
     bind_device(plan.manifest, place.local_rank)
+    if plan.manifest.device is not None:
+        begin_to_open(plan.manifest.device.vendor)
     bound_spinning()  # before torch is loaded
     from .collectives import Collectives, backend_of
     from .executor import load_executor

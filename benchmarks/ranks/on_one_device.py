@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from msgspec import structs
 from tokenspeed.plans.device_kernels import Computed, Constant, DeviceKernel, Exchange, Pointer, evaluate
+from tokenspeed.plans.device_scratch import exchange_bytes
 from tokenspeed.plans.perf_model import step_cost
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
@@ -266,8 +267,10 @@ def loopback(arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         executor = load_executor(plan, "dummy", 4, lambda _phase: None, collectives=alone)
         taken, planned = free - torch.cuda.mem_get_info()[0], manifest.memory
-        say({"loopback": arguments.plan.name, "load_seconds": round(time.perf_counter() - start, 2), "bytes_taken": taken,
-             "planned_without_library": planned.total - (768 << 20) - planned.overhead})  # fmt: skip
+        exchanges = exchange_bytes(manifest.device.exchanges) if manifest.device is not None else 0
+        without = planned.total - planned.overhead - planned.communication + exchanges
+        line = {"loopback": arguments.plan.name, "load_seconds": round(time.perf_counter() - start, 2), "bytes_taken": taken}
+        say({**line, "planned_but_for_library_and_context": without, "exchanges": exchanges})
         _steps(arguments, executor, manifest, rate)
         if arguments.profile:
             _profiled(arguments, executor, manifest)
