@@ -40,7 +40,7 @@ CALLS, REPLAYS, STEPS, WARM_STEPS = 24, 7, 40, 8
 MOST_ROWS = 64
 """So many blocks of two kernels run at the same time on one device."""
 
-MOST_WARPS = 3000
+MOST_BLOCKS = 100
 """Of one rank's calls together: those that wait for the one ahead are on the device already, where the other rank's must be."""
 
 
@@ -189,7 +189,7 @@ class _Both:
                 error = max(error, *(float((out.double() - normed).abs().max() / normed.abs().max()) for out in outs))
             same = same and all(torch.equal(pair[0], pair[1]) for pair in ((totals, outs) if built.norm else (totals,)))
         grid = built.kernel.grid[0]
-        calls = _calls((built.rows if isinstance(grid, str) else int(str(grid))) * built.warps)
+        calls = max(1, min(CALLS, MOST_BLOCKS // (built.rows if isinstance(grid, str) else int(str(grid)))))
         replays = [device.capture((launch,) * calls, "measured") for device, launch in zip(self.devices, launches, strict=True)]
         times = []
         for _ in range(REPLAYS):
@@ -243,11 +243,6 @@ class _Both:
             function = self.functions[kernel.entry] = device.load_function(data, kernel.symbol, kernel.shared_bytes, kernel.name)
         shape = Shape((x, y, z), kernel.warps * 32, kernel.shared_bytes, kernel.cluster, kernel.dependent_launch)
         return prepared(device, function, shape, ParameterBlock(values), kernel.name)
-
-
-def _calls(warps: int) -> int:
-    """How many calls of so many warps each may follow each other."""
-    return max(1, min(CALLS, MOST_WARPS // warps))
 
 
 def loopback(arguments: argparse.Namespace) -> None:

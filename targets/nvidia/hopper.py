@@ -12,6 +12,8 @@ _CAPABILITY = "CUDA C++ Programming Guide, technical specifications per compute 
 _ON_H100 = "one H100 80GB HBM3, torch 2.11, driver 580, 2026-11"
 _ON_H200 = "one H200, torch 2.11, driver 580, 2026-11"
 
+_EXCHANGE = "set: kernels ran between two processes and two streams of one H200 (2026-11-29), not over links"
+
 _ARCH = "sm_90a"
 _INSTRUCTIONS = "mma cp.async wgmma tma cluster programmatic-launch fp8-e4m3 fp8-e5m2"
 
@@ -58,7 +60,14 @@ HOPPER = (
         arch=_ARCH,
         instructions=_INSTRUCTIONS,
         state="ran on hardware",
-        rates=_RATES | {"bandwidth": nominal(4.8e12, "B/s", f"{_H200}, GPU memory bandwidth")},
+        rates=_RATES
+        | {
+            "bandwidth": nominal(4.8e12, "B/s", f"{_H200}, GPU memory bandwidth"),
+            "latency.exchange": nominal(
+                4e-6, "s", "2.6 to 3.4 us between two streams of one H200 (2026-11-29), and about 1 us of the link's, set"
+            ),
+            "link.exchange": nominal(225e9, "B/s", "half of link.peer: what is sent carries numbers; not measured"),
+        },
         measured={
             "compute.bf16": measured(790e12, "FLOP/s", f"cuBLAS, products of the 4096 and 8192 classes; {_ON_H200}"),
             "bandwidth": measured(4.3e12, "B/s", f"copy on the device, bytes read and written; {_ON_H200}"),
@@ -69,8 +78,8 @@ HOPPER = (
             "memory": nominal(141e9, "B", f"{_H200}, 141 GB HBM3e"),
             "cache.l2": measured(60 * MIB, "B", f"as the driver reports it; {_ON_H200}"),
             "link.devices": nominal(8, "1", f"{_H200}, HGX H200 of 8, NVLink switch"),
-            "exchange.words": nominal(512 * KIB, "B", "set, not measured"),
-            "exchange.rows": nominal(4 * MIB, "B", "set, not measured"),
+            "exchange.words": nominal(256 * KIB, "B", _EXCHANGE),
+            "exchange.rows": nominal(4 * MIB, "B", _EXCHANGE),
             "overhead.context": measured(
                 640 * MIB, "B", f"context, code and 19 graphs took 559 MiB, with some to spare; {_ON_H200}"
             ),
