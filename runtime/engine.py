@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
@@ -54,6 +55,9 @@ class StepScheduler(Protocol[Scheduled]):
 
     @property
     def has_work(self) -> bool: ...
+
+    @property
+    def max_in_flight(self) -> int: ...
 
     def stats(self) -> SchedulerStats: ...
 
@@ -112,16 +116,18 @@ class EngineLoop(Generic[StepKind]):
                 self._complete(batch, _result(self._execute(batch, self._admitted(batch))))
 
     def overlap_loop(self) -> None:
-        """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1."""
-        running: tuple[StepKind, Future[Started | Exception]] | None = None
+        """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1. In a pipeline
+        as many steps run as it has stages."""
+        running: deque[tuple[StepKind, Future[Started | Exception]]] = deque()
         with ThreadPoolExecutor(1, "executor") as thread:
             while not self._finished:
-                self._take_commands(idle=running is None)
-                batch = self._schedule(idle=running is None)
-                launched = batch and (batch, thread.submit(self._execute, batch, self._admitted(batch)))
-                if running is not None:
-                    self._complete(running[0], _result(running[1].result()))
-                running = launched
+                self._take_commands(idle=not running)
+                batch = self._schedule(idle=not running)
+                if batch is not None:
+                    running.append((batch, thread.submit(self._execute, batch, self._admitted(batch))))
+                if running and (batch is None or len(running) == self._scheduler.max_in_flight):
+                    oldest, launched = running.popleft()
+                    self._complete(oldest, _result(launched.result()))
 
     @property
     def _finished(self) -> bool:

@@ -141,12 +141,14 @@ def _loop(
     from .first_rank import FirstRank
     from .scheduling.groups import GroupedScheduler
     from .scheduling.kv import manager_of
+    from .scheduling.pipeline import pipeline_of
     from .scheduling.request import SchedulerLimits
     from .scheduling.scheduler import Scheduler
 
     manifest = plan.manifest
     limits, ends = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), manifest.model.end_tokens
-    schedulers = [Scheduler(limits, manager_of(manifest.kv)) for _ in range(groups_of(manifest.mesh))]
+    pipeline = pipeline_of(manifest)
+    schedulers = [Scheduler(limits, manager_of(manifest.kv), pipeline) for _ in range(groups_of(manifest.mesh))]
     if len(schedulers) == 1:
         return EngineLoop(schedulers[0], executor, channel, ends, overlap=overlap)
     assert isinstance(executor, FirstRank)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from queue import SimpleQueue
 
 import msgspec
 import numpy as np
 
+from ..plans.mesh import stages_of
 from .collectives import Collectives
 from .executor_interface import RankExecutor, RowsFailed, Started, StepResult
 from .protocol import SamplingParameters
@@ -112,14 +115,16 @@ def follow(executor: RankExecutor, collectives: Collectives, began: Callable[[in
     told of each step.
 
     A step's result is asked for once the next one runs, as the first rank does; rows that fail there fail here alike. Where this
-    rank is the one that reports for its group, a thread of its own waits for results.
+    rank is the one that reports for its group, a thread of its own waits for results. In a pipeline another one takes messages,
+    so that the first rank goes on to the next step while this one is at an earlier one.
     """
     decoder = msgspec.msgpack.Decoder(Message)
+    receive = collectives.receive if stages_of(collectives.rank.mesh) == 1 else _Inbox(collectives).next
     group = collectives.rank.group
     results = _Reporter(collectives) if collectives.rank.number in collectives.rank.reporters else _Results()
     with results:
         while True:
-            message = decoder.decode(collectives.receive())
+            message = decoder.decode(receive())
             if isinstance(message, Stop):
                 return
             if isinstance(message, Admit):
@@ -132,6 +137,34 @@ def follow(executor: RankExecutor, collectives: Collectives, began: Callable[[in
             batch = None if part is None else step_batch(message.step_id, part)
             results.before_start()
             results.started(message.step_id, _start(executor, message.step_id, batch, message.common), batch is not None)
+
+
+class _Inbox:
+    """Messages of the first rank, taken as they come."""
+
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
+        self._arrived: SimpleQueue[bytes | Exception] = SimpleQueue()
+        threading.Thread(target=self._take, name="messages", daemon=True).start()
+
+    def next(self) -> bytes:
+        """The next message. Raises what receiving it raised."""
+        found = self._arrived.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _take(self) -> None:
+        stop = msgspec.msgpack.Decoder(Message)
+        while True:
+            try:
+                message = self._collectives.receive()
+            except Exception as error:  # handed over to the thread that runs steps
+                self._arrived.put(error)
+                return
+            self._arrived.put(message)
+            if isinstance(stop.decode(message), Stop):
+                return
 
 
 def _start(executor: RankExecutor, step_id: int, batch: StepBatch | None, common: CommonSize | None) -> Started:

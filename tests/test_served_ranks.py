@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from .hosts import Host, two_hosts
 from .test_ranks import compiled, free_address
@@ -103,6 +105,29 @@ def test_without_the_first_rank_the_others_end(plan: Path) -> None:
         os.kill(server.engine, signal.SIGKILL)
         until(lambda: server.says("the engine process ended unexpectedly (signal 9)"))
         assert not server.is_healthy
+
+
+def test_steps_in_flight_through_stages(tmp_path: Path) -> None:
+    """Sequences that run at the same time, in steps of their own, get the tokens that they get alone; a stage that is gone ends
+    all."""
+    model = build(FAMILIES["llama"])
+    with pytest.MonkeyPatch.context() as patch:
+        remember_traces(patch)
+        plan = compiled(save(model, tmp_path / "model"), "pp=2")
+    prompts = [[3 + (7 * number + at) % 150 for at in range(3 + 5 * number)] for number in range(6)]
+    with served(plan) as server, ThreadPoolExecutor(len(prompts)) as threads:
+        found = list(threads.map(lambda prompt: greedy(server.url, prompt), prompts))
+        for prompt, tokens in zip(prompts, found, strict=True):
+            expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+            assert tokens == expected[0, len(prompt) :].tolist()
+        os.kill(server.rank, signal.SIGKILL)
+        until(lambda: server.says("rank 1 ended with exit code -9"))
+
+
+def greedy(url: str, prompt: list[int]) -> list[int]:
+    name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+    asked = {"model": name, "prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    return httpx.post(f"{url}/completions", json=asked, timeout=60).json()["choices"][0]["token_ids"]
 
 
 def test_torchrun_on_two_hosts(plan: Path, tmp_path: Path) -> None:

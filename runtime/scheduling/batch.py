@@ -53,6 +53,7 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     sampled_names = tuple(names) if len(rows.samples) == len(names) else tuple(names[i] for i in rows.samples.tolist())
     binding = slots.binding[rows.sequence_slots]
     flight = Flight(state.next_step, rows.sequence_slots, binding, context, rows.samples, sampled_names)
+    flight.chunks, flight.chunk_rows = len(chunks), sum(chunk.rows for chunk in chunks)
     batch = StepBatch(
         step_id=state.next_step,
         token_ids=rows.token_ids,

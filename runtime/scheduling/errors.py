@@ -36,7 +36,7 @@ class InvalidRequest(RequestRefused):
 
 
 class SchedulerMisuse(RuntimeError):
-    """The caller broke the order of calls: unknown step, a third step in flight, wrong number of sampled tokens."""
+    """The caller broke the order of calls: unknown step, too many steps in flight, wrong number of sampled tokens."""
 
 
 class HandleConsumed(RuntimeError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import DuplicateRequest, SchedulerMisuse
 from .request import Outcome, Request, SchedulerStats
-from .scheduler import MAX_STEPS_IN_FLIGHT, Scheduler
+from .scheduler import Scheduler
 from .step import GroupedStep
 
 
@@ -99,8 +99,8 @@ class GroupedScheduler:
 
     def schedule(self) -> GroupedStep | None:
         """The next step, or None when no group has a row that can run now."""
-        if len(self._flights) >= MAX_STEPS_IN_FLIGHT:
-            raise SchedulerMisuse(f"complete step {self._flights[0].step_id} before scheduling a third")
+        if len(self._flights) >= self.max_in_flight:
+            raise SchedulerMisuse(f"complete step {self._flights[0].step_id} first: {self.max_in_flight} are in flight")
         parts = tuple(scheduler.schedule() for scheduler in self.groups)
         if not any(parts):
             return None
@@ -136,6 +136,11 @@ class GroupedScheduler:
     @property
     def has_work(self) -> bool:
         return any(scheduler.has_work for scheduler in self.groups)
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be launched and not complete."""
+        return self.groups[0].max_in_flight
 
     @property
     def steps_in_flight(self) -> int:

@@ -18,6 +18,12 @@ def check_state(state: SchedulerState) -> None:
         _check_blocks(state, slot, sequence)
     for flight in state.flights:
         _check(flight.step_id > state.completed_step, "a completed step is in flight")
+    if state.pipeline is not None:
+        _check(len(state.flights) <= state.pipeline.depth, "more steps are in flight than the pipeline is deep")
+        launched = [
+            bound for flight in state.flights for bound in zip(flight.slots.tolist(), flight.bindings.tolist(), strict=True)
+        ]
+        _check(len({*launched}) == len(launched), "a sequence has rows in two steps in flight")
 
 
 def _check_membership(state: SchedulerState) -> None:

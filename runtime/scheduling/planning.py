@@ -44,13 +44,18 @@ class StepPlanner:
     def _plan_once(self) -> tuple[NDArray[np.intp], list[Chunk]]:
         state = self._state
         decodes = self._decodes()
-        chunks = self._prefills(state.limits.max_rows - len(decodes))
+        chunks = self._prefills(self._budget(decodes))
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
         return decodes[state.slots.phase[decodes] == Phase.DECODE], chunks
 
     def _decodes(self) -> NDArray[np.intp]:
         state, slots = self._state, self._state.slots
-        ready = policy.choose_decodes(slots.ready_to_decode(), state.limits.max_decode_rows, slots, state.priority)
+        ready = slots.ready_to_decode()
+        maximum = state.limits.max_decode_rows
+        if state.pipeline is not None:
+            ready = ready[~state.is_held(ready)]
+            maximum = min(maximum, self._share(ready))
+        ready = policy.choose_decodes(ready, maximum, slots, state.priority)
         needy = ready[slots.computed[ready] >= slots.capacity[ready]]
         if not len(needy):
             return ready
@@ -58,6 +63,38 @@ class StepPlanner:
             if sequence.status is Status.RUNNING and self._find_block(sequence):
                 state.grow(sequence)
         return ready[(slots.phase[ready] == Phase.DECODE) & (slots.computed[ready] < slots.capacity[ready])]
+
+    def _share(self, ready: NDArray[np.intp]) -> int:
+        """How many of the ready sequences a step of a pipeline takes."""
+        state, slots = self._state, self._state.slots
+        assert state.pipeline is not None
+        order = policy.waited_longest(ready, slots, state.priority)
+        every = slots.computed[slots.phase == Phase.DECODE].astype(np.int64)
+        further = state.pipeline.depth - len(state.flights) - 1
+        return state.pipeline.decode_share(further, slots.computed[order].astype(np.int64), every)
+
+    def _budget(self, decodes: NDArray[np.intp]) -> int:
+        """Rows that prompts may have in this step."""
+        state, slots, limits = self._state, self._state.slots, self._state.limits
+        most, pipeline = limits.max_rows - len(decodes), state.pipeline
+        if pipeline is None or not (state.prefilling or len(state.waiting)):
+            return most
+        running = self._prefilling()
+        launched, chunks = sum(flight.chunk_rows for flight in state.flights), sum(flight.chunks for flight in state.flights)
+        wanted = sum(min(sequence.length - int(slots.computed[sequence.slot]), limits.prefill_chunk) for sequence in running)
+        first = state.waiting.first()
+        if first is not None:  # the others are taken to be as long
+            wanted += min(first.length, limits.prefill_chunk) * len(state.waiting)
+        every = slots.computed[slots.phase == Phase.DECODE]
+        usual = len(every) / pipeline.depth, float(every.sum()) / pipeline.depth
+        own = len(decodes), float(slots.computed[decodes].sum())
+        prompts = len(running) + len(state.waiting) + chunks
+        return pipeline.prefill_rows(most, own, usual, wanted, wanted + launched, prompts)
+
+    def _prefilling(self) -> list[Sequence]:
+        """Running prefills that may have rows in this step."""
+        state = self._state
+        return [sequence for slot, sequence in state.prefilling.items() if not state.is_held(slot)]
 
     def _find_block(self, sequence: Sequence) -> bool:
         """Make a block available, by preemption if need be. False: the sequence sits this step out, or was itself preempted."""
@@ -74,7 +111,7 @@ class StepPlanner:
     def _prefills(self, budget: int) -> list[Chunk]:
         """Running prefills and the waiting queue merged by rank; the first of the queue that does not fit closes it."""
         state, chunks = self._state, []
-        running = policy.by_rank(state.prefilling.values())[::-1]
+        running = policy.by_rank(self._prefilling())[::-1]
         admitting = True
         while budget > 0:
             waiting = state.waiting.first() if admitting else None

@@ -11,6 +11,8 @@
 6. A waiting request of better priority (not merely earlier) preempts running ones of worse priority, worst first, if that
    makes enough room; else it preempts nobody.
 7. The preempted keep their rank and output, come back in a later round, and recompute what the cache no longer has.
+8. In a pipeline, where several steps are in flight, no sequence has rows in two of them. Each step takes an equal part of what
+   there is to do, by predicted time (pipeline.py), and leaves a sequence for each further step that may be launched at once.
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ def choose_decodes(ready: NDArray[np.intp], maximum: int, slots: SlotTable, prio
     """Rule 3: of one priority, those that have waited longest for a row."""
     if len(ready) <= maximum:
         return ready
-    order = np.lexsort((ready, slots.last_step[ready], priority[ready]))
-    return np.sort(ready[order[:maximum]])
+    return np.sort(waited_longest(ready, slots, priority)[:maximum])
+
+
+def waited_longest(ready: NDArray[np.intp], slots: SlotTable, priority: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The slots by priority, of one priority those first that have waited longest for a row."""
+    return ready[np.lexsort((ready, slots.last_step[ready], priority[ready]))]
 
 
 def headroom(running: int) -> int:

@@ -14,6 +14,7 @@ from .errors import DuplicateRequest, InvalidRequest, PromptTooLong, QueueFull, 
 from .flight import Flight
 from .integrity import check_state
 from .kv import KvManager
+from .pipeline import Pipeline
 from .planning import StepPlanner
 from .prefix import PrefixChain, token_bytes
 from .request import Outcome, Request, SchedulerLimits, SchedulerStats
@@ -29,11 +30,12 @@ class Scheduler:
     """Continuous batching over `kv` within `limits`; the policy is in policy.py, the words in docs/scheduling.md.
 
     `schedule` and `complete` may strictly alternate, or `schedule` may run one step ahead: schedule N+1, then complete N. Steps
-    complete (or fail) in the order they were launched. `kv` belongs to this scheduler alone.
+    complete (or fail) in the order they were launched. `kv` belongs to this scheduler alone. With a `pipeline` as many steps may
+    be in flight as it is deep, and no sequence is in two of them.
     """
 
-    def __init__(self, limits: SchedulerLimits, kv: KvManager) -> None:
-        self._state = SchedulerState(limits, kv)
+    def __init__(self, limits: SchedulerLimits, kv: KvManager, pipeline: Pipeline | None = None) -> None:
+        self._state = SchedulerState(limits, kv, pipeline)
         self._planner = StepPlanner(self._state)
 
     def submit(self, request: Request, chain: PrefixChain | None = None) -> None:
@@ -85,10 +87,10 @@ class Scheduler:
         return sequence.outcome(None, "abort")
 
     def schedule(self) -> StepBatch | None:
-        """The next step, or None when no row can run now. Raises SchedulerMisuse when two steps are in flight already."""
+        """The next step, or None when no row can run now. Raises SchedulerMisuse when `max_in_flight` are in flight already."""
         state = self._state
-        if len(state.flights) >= MAX_STEPS_IN_FLIGHT:
-            raise SchedulerMisuse(f"complete step {state.flights[0].step_id} before scheduling a third")
+        if len(state.flights) >= self.max_in_flight:
+            raise SchedulerMisuse(f"complete step {state.flights[0].step_id} first: {self.max_in_flight} are in flight")
         decodes, chunks = self._planner.plan()
         if not len(decodes) and not chunks:
             return None
@@ -125,6 +127,12 @@ class Scheduler:
     @property
     def limits(self) -> SchedulerLimits:
         return self._state.limits
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be launched and not complete."""
+        pipeline = self._state.pipeline
+        return MAX_STEPS_IN_FLIGHT if pipeline is None else pipeline.depth
 
     @property
     def steps_in_flight(self) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from . import policy
 from .flight import Flight
 from .kv import Hits, KvManager
+from .pipeline import Pipeline
 from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
@@ -35,8 +36,8 @@ class Counters:
 class SchedulerState:
     """Everything the scheduler knows. `requests` holds all unfinished ones, `running` those with a slot, by slot."""
 
-    def __init__(self, limits: SchedulerLimits, kv: KvManager) -> None:
-        self.limits, self.kv = limits, kv
+    def __init__(self, limits: SchedulerLimits, kv: KvManager, pipeline: Pipeline | None = None) -> None:
+        self.limits, self.kv, self.pipeline = limits, kv, pipeline
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
         self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens)
         self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
@@ -51,6 +52,11 @@ class SchedulerState:
         self.next_step = 0
         self.completed_step = -1
         self.arrivals = self.round = 0
+
+    def is_held(self, slots: NDArray[np.intp] | int) -> NDArray[np.bool_] | np.bool_:
+        """Whether sequences sit out because a launched step has rows of them: policy rule 8."""
+        launched = self.slots.last_step[slots] > self.completed_step
+        return launched if self.pipeline is not None else launched & False
 
     def enter(self, sequence: Sequence) -> None:
         self.requests[sequence.request_id] = sequence

@@ -1,4 +1,4 @@
-"""Random traffic against the shadow executor, with and without a step in flight."""
+"""Random traffic against the shadow executor, with and without steps in flight, and through pipelines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tokenspeed.runtime.scheduling.errors import PromptTooLong, QueueFull
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.pipeline import Pipeline
 from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
@@ -26,6 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 5),
         prefill_chunk=st.integers(1, 12),
         overlap=st.booleans(),
+        stages=st.sampled_from([1, 1, 2, 3, 5]),
     )
     def start(
         self,
@@ -36,13 +38,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_sequences: int,
         prefill_chunk: int,
         overlap: bool,
+        stages: int,
     ) -> None:
         block_tokens, identity_tokens = geometry
         self.limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, 6, 40)
         self.kv = KvManager(blocks * 4 // block_tokens, block_tokens, identity_tokens, "machine")
-        self.scheduler = Scheduler(self.limits, self.kv)
+        pipeline = None if stages == 1 else Pipeline(stages, lambda rows, context: 5.0 + rows + context / 8)
+        self.scheduler = Scheduler(self.limits, self.kv, pipeline)
         self.device = ShadowDevice(self.kv, self.limits)
-        self.depth = 2 if overlap else 1
+        self.pipelined = pipeline is not None
+        self.depth = stages if pipeline is not None else 2 if overlap else 1
         self.live: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
         self.generated = 0
@@ -100,6 +105,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def schedule(self) -> None:
         batch = self.scheduler.schedule()
         if batch is not None:
+            if self.pipelined:
+                named = {name for launched in self.device.launched for name in launched.request_ids}
+                assert not named & {*batch.request_ids}, "a sequence is in two steps"
+                assert (batch.token_ids >= 0).all(), "a token is unknown"
             self.device.launch(batch)
         elif self.live:
             assert self.device.launched, "work is left, nothing is in flight, and nothing runs"
