@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.writer import write_plan
 from transformers import PreTrainedModel
 
-from .mesh import mesh, mesh_difference
+from .mesh import mesh_difference
 from .test_families import CHUNK, CONTEXT, SEQUENCES, TOLERANCE
 from .test_served_ranks import SERVE, processes, until
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_traces, save
@@ -54,32 +54,27 @@ def options(parallel: str = "auto") -> CompileOptions:
     )
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("llama", {"dp": 2, "tp": 2}), ("gpt_oss", {"dp": 3})], ids=str)
-def test_groups_compute_what_one_rank_does(name: str, sizes: Mapping[str, int], tmp_path: Path) -> None:
-    """Each has other sequences, and other numbers of rows in a step."""
-    directory = save(build(EVERY[name]), tmp_path / "model")
-    with context():
-        state = compile_model(open_model(directory), options(), lambda _phase, _state: None, stop_after="raise")
-        assert mesh_difference(state.traced, state.ir_texts["raise"], mesh(**sizes)) <= TOLERANCE
-
-
-def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
+def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """The likeliest tokens, and the logarithms of their probabilities."""
+    tokens, found = list(prompt), []
     with torch.no_grad():
         for _ in range(count):
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
-            tokens.append(int(logits.argmax()))
-    return tokens[len(prompt) :]
+            best, token = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].log_softmax(-1).max(-1)
+            tokens.append(int(token))
+            found.append(float(best))
+    return tokens[len(prompt) :], found
 
 
 @pytest.mark.parametrize(("name", "parallel"), [("llama", "dp=2,tp=2"), ("gpt_oss", "dp=2")])
-def test_groups_serve_what_one_rank_would(name: str, parallel: str, tmp_path: Path) -> None:
-    """Over HTTP, with more requests in one group than in the other, ends at different times, and a prefix that is used again.
-    Where there are experts, groups share them out, so that one without requests takes part for the other."""
+def test_groups_compute_and_serve_what_one_rank_does(name: str, parallel: str, tmp_path: Path) -> None:
+    """Interpreted, with other sequences and other numbers of rows in each group; and over HTTP, with more requests in one group
+    than in the other, ends at different times, and a prefix that is used again. Where there are experts, groups share them out,
+    so that one without requests takes part for the other."""
     model = build(EVERY[name])
     directory = save(model, tmp_path / "model")
     with context():
         state = compile_model(open_model(directory), options(parallel), lambda _phase, _state: None)
+        assert mesh_difference(state.traced, state.ir_texts["raise"], state.mesh) <= TOLERANCE
     assert state.manifest is not None and state.step is not None
     met = {call.function for call in state.step.calls if call.attributes.get("axis") == "dp"}
     assert met == ({"all_gather", "reduce_scatter"} if name in MIXTURES else set())
@@ -95,21 +90,23 @@ def test_groups_serve_what_one_rank_would(name: str, parallel: str, tmp_path: Pa
         prompts = np.random.default_rng(3).integers(0, 160, (5, 9)).tolist()
         asked = [(prompt, 3 + 4 * (number % 2)) for number, prompt in enumerate(prompts)]
 
-        def ask(prompt: list[int], count: int) -> tuple[list[int], int]:
-            """Tokens, and how many of the prompt's came from the cache."""
+        def check(prompt: list[int], count: int) -> tuple[list[int], int]:
+            """Tokens, which have to be those of transformers, and how many of the prompt's came from the cache."""
             body = {"model": told["model"], "prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
             answer = httpx.post(f"{told['url']}/completions", json=body | {"return_token_ids": True, "logprobs": 1}, timeout=60)
             assert answer.status_code == 200, answer.text
             found = answer.json()
-            return found["choices"][0]["token_ids"], found["usage"]["prompt_tokens_details"]["cached_tokens"]
+            choice = found["choices"][0]
+            tokens, logprobs = greedy(model, prompt, count)
+            assert choice["token_ids"] == tokens
+            np.testing.assert_allclose(choice["logprobs"]["token_logprobs"], logprobs, atol=TOLERANCE)
+            return tokens, found["usage"]["prompt_tokens_details"]["cached_tokens"]
 
         with ThreadPoolExecutor(len(asked)) as pool:
-            answers = list(pool.map(lambda one: ask(*one), asked))
-        for (prompt, count), answer in zip(asked, answers, strict=True):
-            assert answer == (greedy(model, prompt, count), 0)
-        first, _ = ask(SHARED, 2)
-        longer = [*SHARED, *first]
-        assert ask(longer, 3) == (greedy(model, longer, 3), 64)
+            assert [cached for _, cached in pool.map(lambda one: check(*one), asked)] == [0] * len(asked)
+        first, _ = check(SHARED, 2)
+        _, cached = check([*SHARED, *first], 3)
+        assert cached == 64
     finally:
         server.terminate()
         server.wait(60)
