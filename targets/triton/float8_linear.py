@@ -48,7 +48,7 @@ class Float8Layer:
         ]
         made = [Intermediate(_HALVES, "u8", (2 * few * inner,)), Intermediate(_FACTORS, "f32", (inner // 128 * MOST_SPLIT,))]
         if shared:
-            joined = joined_shares(self._name("joined"), self.out, self.inputs[2:], self.accelerator, self.by, self._shares)
+            joined = joined_shares(self._name("parts"), self.out, self.inputs[2:], self.accelerator, self.by, self._shares)
             steps.append(DeviceStep(joined, (_PARTS, *bias), (out,)))
             made.append(Intermediate(_PARTS, "f32", (max(shared) * columns,)))
         if self.most > MOST_DECODED:

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenspeed.ir import module as modules
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton import float8_linear
+from tokenspeed.targets.triton.block_linear import block_linear
 from tokenspeed.targets.triton.float8_linear import Float8Layer
 from tokenspeed.targets.triton.float8_tiles import FewTiles, ManyTiles, splits
+from tokenspeed.targets.triton.kernel import DeviceSetting
 from tokenspeed.targets.triton.operand import Layout
 
+from ...ir.modules import step
 from .interpreter import Interpreter
 from .test_blocks import packed, quantized
 
@@ -59,3 +63,19 @@ def test_many_rows_are_rounded(interpreter: Interpreter, monkeypatch: pytest.Mon
 def test_which_devices_multiply_them() -> None:
     names = {name for name, accelerator in ACCELERATORS.items() if splits(accelerator, "bf16", "e4m3_128")}
     assert names == {"h100", "h200", "b200", "mi355x"}
+
+
+def test_functions_of_a_layer_have_names_of_their_own() -> None:
+    """Templates are told apart by their names."""
+    with modules.context():
+        body = [
+            '%x = "ts.input"() {sym = "x"} : () -> tensor<?x4096xbf16>',
+            '%w = "ts.weight"() {sym = "w", parameters = ["w"], stored = "e4m3_128"} : () -> tensor<4096x4096xbf16>',
+            '%r = "ts.linear"(%x, %w) {operandSegmentSizes = array<i32: 1, 1, 0>} : '
+            "(tensor<?x4096xbf16>, tensor<4096x4096xbf16>) -> tensor<?x4096xbf16>",
+        ]
+        module = modules.parse(step([*body, "return"]))
+        layer = [view.operation for view in modules.step_block(module).operations][-2]
+        made = block_linear(layer, DeviceSetting(ACCELERATORS["h200"], 2048, 64, 64, 64, 8))
+    names = [item.function.name for item in made.steps]
+    assert len(names) == len({*names}) == 7
