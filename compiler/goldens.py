@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.reference import StepRows
+from ..ir.sharding import CHANGES
 from ..ir.spmd_reference import Coordinates, MeshInterpreter
 from ..plans.golden import GoldenCase, GoldenSequence, GoldenStep
 from ..plans.mesh import GROUPS, STAGES
@@ -163,10 +164,11 @@ class Replayed:
 
 
 def make_golden(program: Replayed, max_context: int) -> GoldenCase | None:
-    """The golden case of a program on counter-based weights; None if the context is too short for its steps, and over axes along
-    which ranks have other rows or other layers."""
-    if max_context < 16 or any(axis.name in (GROUPS, STAGES) and axis.size > 1 for axis in program.mesh):
+    """The golden case of a program on counter-based weights; None if the context is too short for its steps, and over an axis
+    along which ranks have other layers. Groups of ranks, which may have other rows, all have the same here."""
+    if max_context < 16 or any(axis.name == STAGES and axis.size > 1 for axis in program.mesh):
         return None
+    program = replace(program, mesh=_meeting(program))
     large = _ranks(program) * _used_elements(program.weights) > LARGE_MODEL_ELEMENTS
     return golden_of(_STEPS_OF_A_LARGE_MODEL if large else _STEPS, "layers", program)
 
@@ -210,6 +212,13 @@ def golden_of(
     if any(isinstance(rank, RouteWatcher) and rank.may_turn(dtype) for rank in every.ranks):
         relative *= _CHOSEN_OTHERWISE
     return GoldenCase(name, truncated, tuple(columns.tolist()), tuple(made), relative * max(1.0, largest))
+
+
+def _meeting(program: Replayed) -> Sequence[MeshAxis]:
+    """The mesh without groups of ranks that never meet: they are alike."""
+    changes = (item for item in modules.walk(modules.step_block(program.module)) if item.name in CHANGES)
+    met = {modules.text_attribute(change, "axis") for change in changes}
+    return [axis for axis in program.mesh if axis.name != GROUPS or axis.name in met]
 
 
 def _ranks(program: Replayed) -> int:

@@ -81,7 +81,7 @@ def test_groups_compute_and_serve_what_one_rank_does(name: str, parallel: str, t
     plan = tmp_path / "plan.bin"
     write_plan(plan, state.manifest, state.entries)
     log = tmp_path / "log"
-    command = [sys.executable, "-c", SERVE, str(plan), "--weights", str(directory), "--port", "0", "--json"]
+    command = [sys.executable, "-c", SERVE, str(plan), "--weights", str(directory), "--port", "0", "--json", "--verify"]
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:
