@@ -16,7 +16,7 @@ from tokenspeed.runtime.executor_interface import RowsFailed
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.host_placement import HostPlacement
 from tokenspeed.runtime.protocol import SamplingParameters
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.scheduling.step import CommonSize, StepBatch, empty_step
 from tokenspeed.runtime.static_memory import StaticMemory
 
 from .llama_plan import Llama, MemoryPlan, exact_logits, head_major, plan_of, random_sources, write_safetensors
@@ -101,6 +101,20 @@ def test_a_step_without_logits_runs(weights: str) -> None:
     assert len(executor.run(prefill).tokens) == 0
     logits = executor.logits_for(batch_of(Rows(0, 8, FIRST[8:])))
     assert np.abs(logits[0] - exact_logits(Llama(), SOURCES, FIRST)[-1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("row_padding", ["exact", "bucket"])
+def test_steps_may_be_padded_to_what_other_groups_have(weights: str, row_padding: str) -> None:
+    """Steps without rows too; neither changes what sequences have in their caches, nor what slots sampled last."""
+    executor = load(weights, row_padding=row_padding)
+    admit(executor, 0, FIRST)
+    first = executor.start(batch_of(Rows(0, 0, FIRST)), CommonSize(len(FIRST) + 3, 2, decode=False))()
+    assert len(executor.start(empty_step(1), CommonSize(7, 2, decode=False))().tokens) == 0
+    assert len(executor.start(empty_step(2), CommonSize(1, 1, decode=True))().tokens) == 0
+    second = executor.start(batch_of(Rows(0, len(FIRST), [-1])), CommonSize(2, 2, decode=True))()
+    made = [int(first.tokens[0]), int(second.tokens[0])]
+    for index, token in enumerate(made):
+        assert token == exact_logits(Llama(), SOURCES, FIRST + made[:index])[-1].argmax()
 
 
 def test_steady_state_allocates_nothing_and_moves_nothing(weights: str) -> None:
