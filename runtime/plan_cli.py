@@ -83,20 +83,22 @@ def verify(
 def explain(plan: Path, operation: str | None, as_json: bool) -> None:
     """Show, for each operation: its kernel, why, the runner-up, the predicted time and the roofline share.
 
-    Of a plan for several ranks also how each operation lies on the mesh, and which meshes were weighed. Says too whether equal
-    prefixes are computed once, and why not.
+    Of a plan for several ranks also how each operation lies on the mesh, which meshes were weighed, and the stages of a pipeline
+    with what each takes. Says too whether equal prefixes are computed once, and why not.
     """
     from ..plans.explain import candidates, explanation, layout, pages, select_placements
+    from ..plans.explain_stages import stage_table, stages
 
     with Plan.open(plan) as opened:
         decisions, placements, kv = opened.decisions(), opened.placements(), opened.manifest.kv
-        meshes = opened.meshes()
+        meshes, pipeline = opened.meshes(), stages(opened.manifest)
     if as_json:
         chosen = msgspec.to_builtins(select_placements(placements, operation))
-        more = {"placements": chosen, "meshes": msgspec.to_builtins(meshes), "prefix_reuse": kv.prefix_reuse}
+        more = {"placements": chosen, "meshes": msgspec.to_builtins(meshes), "stages": pipeline, "prefix_reuse": kv.prefix_reuse}
         _print_json(explanation(decisions, operation) | more)
     elif decisions:
         weighed = [candidates(meshes)] if meshes and not operation else []
+        weighed += [stage_table(pipeline)] if pipeline and not operation else []
         _print_pages([*weighed, *pages(decisions, operation), *([layout(placements, operation)] if placements else [])])
     else:
         click.echo("The plan records no decisions.")
