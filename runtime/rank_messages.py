@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .executor_interface import StepResult
 from .protocol import SamplingParameters, TokenLogprob
-from .scheduling.step import CommonSize, GroupedStep, Step, StepBatch
+from .scheduling.step import CommonSize, GroupedStep, IntArray, Step, StepBatch
 
 
 class Admit(msgspec.Struct, frozen=True, tag=True):
@@ -23,7 +23,8 @@ class Admit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A group's `StepBatch` without what only the scheduler reads; arrays as bytes, `blocks` columns of the block tables."""
+    """A group's `StepBatch` without what only the scheduler reads; arrays as bytes. Of the block tables, which have `blocks`
+    columns, only those of `new_tables`, sequences by number: the others are as the rank knows them (`BlockTables`)."""
 
     decode_rows: int
     blocks: int
@@ -33,6 +34,7 @@ class Part(msgspec.Struct, frozen=True):
     row_slots: bytes
     sequence_starts: bytes
     context_lengths: bytes
+    new_tables: bytes
     block_tables: bytes
     logit_rows: bytes
     logit_slots: bytes
@@ -67,7 +69,6 @@ _INT32 = (
     "row_slots",
     "sequence_starts",
     "context_lengths",
-    "block_tables",
     "logit_rows",
     "logit_slots",
 )
@@ -78,21 +79,63 @@ def parts_of(step: Step) -> tuple[StepBatch | None, ...]:
     return step.parts if isinstance(step, GroupedStep) else (step,)
 
 
-def run_message(step: Step, common: CommonSize | None = None) -> Run:
-    """What the other ranks are told of a step."""
-    return Run(step.step_id, tuple(None if part is None else _part(part) for part in parts_of(step)), common)
+class BlockTables:
+    """A group's block tables by slot, as its ranks know them: the first rank has one too, and tells only rows that are new. A
+    table changes once in a block's tokens, and all of them together would be most of a message."""
+
+    def __init__(self) -> None:
+        self._rows: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+
+    def tell(self, slots: IntArray, tables: IntArray) -> IntArray:
+        """Which of a step's sequences have tables that the others do not know; from now on they do."""
+        blocks = tables.shape[1]
+        self._make_room(slots, blocks)
+        new = np.flatnonzero((self._rows[slots, :blocks] != tables).any(axis=1)).astype(np.int32)
+        self._rows[slots[new], :blocks] = tables[new]
+        return new
+
+    def take(self, slots: IntArray, new: IntArray, rows: IntArray) -> IntArray:
+        """All tables of a step, given those that are new."""
+        self._make_room(slots, rows.shape[1])
+        self._rows[slots[new], : rows.shape[1]] = rows
+        return self._rows[slots, : rows.shape[1]]
+
+    def _make_room(self, slots: IntArray, blocks: int) -> None:
+        known = self._rows.shape
+        more = max(0, int(slots.max(initial=-1)) + 1 - known[0]), max(0, blocks - known[1])
+        if any(more):
+            self._rows = np.pad(self._rows, ((0, more[0]), (0, more[1])))
 
 
-def _part(batch: StepBatch) -> Part:
+class RunMessages:
+    """Makes what the other ranks are told of steps; each message counts on those before it."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, BlockTables] = {}
+
+    def of(self, step: Step, common: CommonSize | None = None) -> Run:
+        parts = (
+            None if part is None else _part(part, self._tables.setdefault(group, BlockTables()))
+            for group, part in enumerate(parts_of(step))
+        )
+        return Run(step.step_id, tuple(parts), common)
+
+
+def _part(batch: StepBatch, known: BlockTables) -> Part:
     arrays = {name: int32_bytes(getattr(batch, name)) for name in _INT32}
     slots = np.ascontiguousarray(batch.slot_mapping, np.int64).tobytes()
-    return Part(batch.decode_rows, batch.block_tables.shape[1], slot_mapping=slots, **arrays)
+    new = known.tell(batch.row_slots[batch.sequence_starts[:-1]], batch.block_tables)
+    tables = int32_bytes(batch.block_tables[new])
+    blocks = batch.block_tables.shape[1]
+    return Part(batch.decode_rows, blocks, slot_mapping=slots, new_tables=new.tobytes(), block_tables=tables, **arrays)
 
 
-def step_batch(step_id: int, part: Part) -> StepBatch:
+def step_batch(step_id: int, part: Part, known: BlockTables) -> StepBatch:
     """A group's part as the first rank has it, but for the names of its requests."""
     arrays = {name: np.frombuffer(getattr(part, name), np.int32) for name in _INT32}
-    arrays["block_tables"] = arrays["block_tables"].reshape(-1, part.blocks)
+    new, rows = (np.frombuffer(found, np.int32) for found in (part.new_tables, part.block_tables))
+    slots = arrays["row_slots"][arrays["sequence_starts"][:-1]]
+    arrays["block_tables"] = known.take(slots, new, rows.reshape(len(new), part.blocks))
     names = ("",) * len(arrays["logit_rows"])
     return StepBatch(
         step_id=step_id,

@@ -18,7 +18,19 @@ from ..plans.mesh import stages_of
 from .collectives import Collectives
 from .executor_interface import RankExecutor, RowsFailed, Started, StepResult
 from .protocol import SamplingParameters
-from .rank_messages import Admit, Message, Report, Stop, int32_bytes, parts_of, report_of, result_of, run_message, step_batch
+from .rank_messages import (
+    Admit,
+    BlockTables,
+    Message,
+    Report,
+    RunMessages,
+    Stop,
+    int32_bytes,
+    parts_of,
+    report_of,
+    result_of,
+    step_batch,
+)
 from .rank_watch import RankWatch
 from .scheduling.step import CommonSize, IntArray, Step, StepBatch, common_size, empty_step
 
@@ -37,6 +49,7 @@ class RankedExecutor:
     ) -> None:
         self._executor, self._collectives, self._watch = executor, collectives, watch
         self._slots, self._meet = slots, groups_meet
+        self._messages = RunMessages()
         self._encoder = msgspec.msgpack.Encoder()
         self._reports = msgspec.msgpack.Decoder(Report)
 
@@ -57,7 +70,7 @@ class RankedExecutor:
         parts = parts_of(step)
         common = common_size(parts) if self._meet else None
         try:
-            self._tell(run_message(step, common))
+            self._tell(self._messages.of(step, common))
             own = _start(self._executor, step.step_id, parts[self._collectives.rank.group], common)
         except RuntimeError as error:
             raise self._watch.blame(error) from error
@@ -120,7 +133,7 @@ def follow(executor: RankExecutor, collectives: Collectives, began: Callable[[in
     """
     decoder = msgspec.msgpack.Decoder(Message)
     receive = collectives.receive if stages_of(collectives.rank.mesh) == 1 else _Inbox(collectives).next
-    group = collectives.rank.group
+    group, tables = collectives.rank.group, BlockTables()
     results = _Reporter(collectives) if collectives.rank.number in collectives.rank.reporters else _Results()
     with results:
         while True:
@@ -134,7 +147,7 @@ def follow(executor: RankExecutor, collectives: Collectives, began: Callable[[in
                 continue
             began(message.step_id)
             part = message.parts[group]
-            batch = None if part is None else step_batch(message.step_id, part)
+            batch = None if part is None else step_batch(message.step_id, part, tables)
             results.before_start()
             results.started(message.step_id, _start(executor, message.step_id, batch, message.common), batch is not None)
 

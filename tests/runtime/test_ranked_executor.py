@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from tokenspeed.runtime.executor_interface import Started, StepResult
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.mesh import Rank
 from tokenspeed.runtime.protocol import Abort, SamplingParameters, Shutdown, StepNews, Submit, TokenEvent
-from tokenspeed.runtime.rank_messages import run_message, step_batch
+from tokenspeed.runtime.rank_messages import BlockTables, RunMessages, step_batch
 from tokenspeed.runtime.rank_watch import RanksLost, RankWatch
 from tokenspeed.runtime.ranked_executor import RankedExecutor, follow
 from tokenspeed.runtime.scheduling.groups import GroupedScheduler
@@ -63,14 +63,42 @@ def watch() -> Iterator[RankWatch]:
 
 
 def test_a_step_arrives_as_it_was_sent() -> None:
-    (part,) = run_message(BATCH).parts
+    (part,) = RunMessages().of(BATCH).parts
     assert part is not None
-    found = step_batch(BATCH.step_id, part)
+    found = step_batch(BATCH.step_id, part, BlockTables())
     unread = {"request_ids", "logit_request_ids", "admissions"}
     for field in fields(StepBatch):
         if field.name not in unread:
             np.testing.assert_array_equal(getattr(found, field.name), getattr(BATCH, field.name), field.name)
     assert len(found.logit_request_ids) == len(BATCH.logit_request_ids)
+
+
+def test_block_tables_are_told_once() -> None:
+    """Sequences come and go, their tables grow, slots are taken again; what is told is what changed."""
+    random, messages, known = np.random.default_rng(4), RunMessages(), BlockTables()
+    tables: dict[int, list[int]] = {}
+    for _ in range(100):
+        slots = sorted(random.choice(6, random.integers(1, 6), replace=False).tolist())
+        for slot in slots:
+            if slot not in tables or random.random() < 0.1:
+                tables[slot] = random.integers(1, 99, random.integers(1, 5)).tolist()
+            elif random.random() < 0.2:
+                tables[slot].append(int(random.integers(1, 99)))
+        batch = decoding([(slot, tables[slot]) for slot in slots])
+        first, again = (messages.of(batch).parts[0] for _ in range(2))
+        assert first is not None and again is not None
+        for part in (first, again):
+            np.testing.assert_array_equal(step_batch(0, part, known).block_tables, batch.block_tables)
+        assert not again.new_tables and not again.block_tables
+
+
+def decoding(sequences: list[tuple[int, list[int]]]) -> StepBatch:
+    """A row for each slot, with these blocks."""
+    batch = fixed_batch([Rows(slot, 5, [7]) for slot, _ in sequences], 1, 64)
+    tables = np.zeros((len(sequences), max(len(blocks) for _, blocks in sequences)), np.int32)
+    for row, (_, blocks) in enumerate(sequences):
+        tables[row, : len(blocks)] = blocks
+    return replace(batch, block_tables=tables)
 
 
 class Recording(EchoExecutor):
