@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Pointer, Product, Size, Symbol
 from ...plans.weight_layout import StoredType
 from ..accelerator import Accelerator
-from .float8_tiles import MOST_DECODED, MOST_SPLIT, FewTiles, ManyTiles, few_tiles, many_tiles
+from .float8_tiles import MODEST, MOST_DECODED, MOST_SPLIT, FewTiles, ManyTiles, few_tiles, many_tiles
 from .kernel import Constexpr, DeviceOperation, DeviceStep, FunctionTemplate, Intermediate, Launch, Variants, merged
 from .operand import MOST_ALIGNMENT, Layout
 from .shares import joined_shares
@@ -77,7 +77,14 @@ class Float8Layer:
         """(halves, factors, weight[, bias]) -> out, or shares of it."""
         types: tuple[StoredType, ...] = ("u8", "f32", *(item.dtype for item in self.inputs[1:]))
         outputs: tuple[StoredType, ...] = (self.out.dtype, "f32") if shared else (self.out.dtype,)
-        return self._function("few", types, outputs, lambda rows: self._few(rows, self._few_rows(self.few_tiles(rows))))
+
+        def launch(rows: int) -> Launch:
+            tiles = self.few_tiles(rows)
+            # in as many shares as others
+            modest = FewTiles(tiles.rows, 64, 4, 2, tiles.shares)
+            return replace(self._few_rows(tiles), otherwise=self._few_rows(modest))
+
+        return self._function("few", types, outputs, lambda rows: self._few(rows, launch(rows)))
 
     def _few(self, rows: int, launch: Launch) -> Launch | None:
         return launch if rows <= MOST_SPLIT else None
@@ -110,7 +117,8 @@ class Float8Layer:
         types: tuple[StoredType, ...] = ("u8", "f32", *(item.dtype for item in self.inputs[1:]))
 
         def launch(rows: int) -> Launch | None:
-            return self._many(rows, self._many_rows(many_tiles(self.accelerator, rows, self.sizes[0])))
+            made, modest = self._many_rows(many_tiles(self.accelerator, rows, self.sizes[0])), self._many_rows(MODEST)
+            return self._many(rows, replace(made, otherwise=modest))
 
         return self._function("many", types, (self.out.dtype,), launch)
 

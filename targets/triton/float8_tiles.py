@@ -41,6 +41,10 @@ class ManyTiles:
     staying: int = 0
 
 
+MODEST = ManyTiles(64, 64, 4, 2)
+"""What fits every device, whatever else a function does."""
+
+
 def splits(accelerator: Accelerator, dtype: str, stored: str) -> bool:
     """Whether a device multiplies weights of a block type with x of `dtype` as 8-bit floats."""
     return stored == "e4m3_128" and dtype == "bf16" and "fp8-e4m3" in accelerator.instructions
@@ -53,8 +57,9 @@ def few_tiles(accelerator: Accelerator, rows: int, columns: int, inner: int) -> 
         return FewTiles(height, 64, 4, 2)
     if columns >= _LONG:
         return FewTiles(height, 128, 4, 5, 1, 4) if height == 8 else FewTiles(height, 128, 8, 4, 1, 4)
-    blocks = -(-columns // 64)
-    return FewTiles(height, 64, 4, 8 if height == 8 else 6, max(1, min(4, 3 * accelerator.units // blocks, inner // 1024)), 4)
+    blocks, deep = -(-columns // 64), height > 8 or inner >= 8192
+    shares = max(1, min(4, 3 * accelerator.units // blocks, inner // 1024))
+    return FewTiles(height, 64, 4, 8 if deep else 6, shares, 4)
 
 
 def many_tiles(accelerator: Accelerator, rows: int, columns: int) -> ManyTiles:
