@@ -137,7 +137,9 @@ def other_placement(parsed: ir.Module, chosen: random.Random) -> None:
     value = chosen.choice(list(chosen.choice(items).results))
     known = placement_of(value)
     axis = chosen.choice(sorted(known))
-    choices = {"replicate", "partial", "shard(0)", "shard(1)", "shard(1, copies=2)", "shard(1, segments=2+2)"} - {known[axis]}
+    choices = {"replicate", "partial", "own", "shard(0)", "shard(1)", "shard(1, copies=2)", "shard(1, segments=2+2)"} - {
+        known[axis]
+    }
     value.set_type(tensor(dtype_of(value), shape_of(value), known | {axis: chosen.choice(sorted(choices))}))
 
 
@@ -172,10 +174,12 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 def expert_weight_on_every_rank(parsed: ir.Module, chosen: random.Random) -> None:
     """One of the experts' matrices, or their numbers."""
-    cut = [item for item in named(parsed, "ts.weight") if placement_of(item.results[0])["ep"] == "shard(0)"]
+    placed = [(item, placement_of(item.results[0])) for item in named(parsed, "ts.weight")]
+    cut = [item for item, known in placed if "shard(0)" in (known.get("ep"), known.get("dp"))]
     readers = [item for item in cut if any(user.name == "ts.moe_experts" for user, _ in module.readers_of(item.results[0]))]
     item = chosen.choice(readers)
-    with_placement(item.results[0], placement_of(item.results[0]) | {"ep": "replicate"})
+    known = placement_of(item.results[0])
+    with_placement(item.results[0], known | dict.fromkeys(known.keys() & {"ep", "dp"}, "replicate"))
 
 
 def numbers_of_another_mixture(parsed: ir.Module, chosen: random.Random) -> None:

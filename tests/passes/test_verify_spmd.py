@@ -42,7 +42,7 @@ def test_every_mutation_is_caught(text: str, layout: int) -> None:
     assert kinds - set(tried) <= {"skewed_window"}
 
 
-@pytest.mark.parametrize("sizes", [{"ep": 2}, {"ep": 4}, {"ep": 2, "tp": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [{"ep": 2}, {"ep": 4}, {"ep": 2, "tp": 2}, {"dp": 2}, {"dp": 2, "tp": 2}], ids=str)
 def test_every_mutation_of_experts_is_caught(sizes: dict[str, int]) -> None:
     """Six experts: over four ranks zeros fill up."""
     tried, caught = figures(str(laid_out(module.parse(mixture()), mesh(**sizes))), sizes, EACH, random.Random(20261128))
