@@ -33,6 +33,9 @@ BLOCKS = 128
 _TURNS = 2
 _WORD_BYTES = 8
 _GATHERED_WORDS = 2048
+_LATENCY_ALONE = 8
+"""Rows up to which a row is better done by more threads."""
+
 _COUNT_BYTES = 4
 _MOST_COLUMNS = 16384
 _LEAST_COLUMNS = 64
@@ -252,7 +255,7 @@ def _function(followed: _Followed, setting: DeviceSetting, way: Way, least: int,
 def _launch(way: Way, constants: dict[str, Constexpr], parameters: tuple[Parameter, ...], by: Symbol, rows: int) -> Launched:
     columns = constants["N"]
     assert isinstance(columns, int)
-    warps = max(1, min(16, columns // 512))
+    warps = max(1, min(16, columns // (256 if rows <= _LATENCY_ALONE else 512)))
     grid = (by if rows <= BLOCKS else BLOCKS, 1, 1)
     return Launched(f"exchange.{way}", constants, parameters, grid, warps, dependent_launch=_dependent(constants))
 

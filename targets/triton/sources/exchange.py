@@ -101,15 +101,23 @@ def _factors(weight, words, inside, ONE_PLUS: tl.constexpr, CAST_FIRST: tl.const
 
 
 @triton.jit
+def _beside(residual, row, words, inside, RESIDUAL_ROW: tl.constexpr):
+    """A row of the residual, read before the others' rows are waited for; zeros where there is none."""
+    kept = tl.zeros(words.shape, tl.int32)
+    if residual is not None:
+        kept = tl.load(_words_of(residual) + row.to(tl.int64) * (RESIDUAL_ROW // 2) + words, mask=inside, other=0)
+    return kept
+
+
+@triton.jit
 def _finish(
-    low, high, row, words, inside, residual, weight, factors_low, factors_high, total, out,
-    N: tl.constexpr, RESIDUAL_ROW: tl.constexpr, EPS: tl.constexpr, CAST_FIRST: tl.constexpr,
+    low, high, kept, row, words, inside, residual, weight, factors_low, factors_high, total, out,
+    N: tl.constexpr, EPS: tl.constexpr, CAST_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Writes a row of sums, with what follows."""
     DTYPE: tl.constexpr = total.dtype.element_ty
     at = row.to(tl.int64) * (N // 2) + words
     if residual is not None:
-        kept = tl.load(_words_of(residual) + row.to(tl.int64) * (RESIDUAL_ROW // 2) + words, mask=inside, other=0)
         low += _low(kept, DTYPE)
         high += _high(kept, DTYPE)
     summed = _word(low, high, DTYPE)
@@ -151,6 +159,7 @@ def in_words(
         count += 1
         place = (block * 2 + (count & 1)) * (RANKS * WORDS)
         mine = tl.load(_words_of(x) + row.to(tl.int64) * (X_ROW // 2) + words, mask=inside, other=0)
+        kept = _beside(residual, row, words, inside, RESIDUAL_ROW)
         message = (count.to(tl.int64) << 32) | (mine.to(tl.int64) & 0xFFFFFFFF)
         for rank in tl.static_range(RANKS):
             if rank != me:
@@ -166,8 +175,8 @@ def in_words(
             low += _low(part, DTYPE)
             high += _high(part, DTYPE)
         _finish(
-            low, high, row, words, inside, residual, weight, factors_low, factors_high, total, out,
-            N, RESIDUAL_ROW, EPS, CAST_FIRST,
+            low, high, kept, row, words, inside, residual, weight, factors_low, factors_high, total, out,
+            N, EPS, CAST_FIRST,
         )  # fmt: skip
         row += tl.num_programs(0)
     tl.store(counted, count)
@@ -198,6 +207,7 @@ def in_rows(
         count += 1
         place = (block * 2 + (count & 1)) * (RANKS * WORDS)
         mine = tl.load(_words_of(x) + row.to(tl.int64) * (X_ROW // 2) + words, mask=inside, other=0)
+        kept = _beside(residual, row, words, inside, RESIDUAL_ROW)
         for rank in tl.static_range(RANKS):
             if rank != me:
                 theirs = (_exchange(peers, rank) + (COUNTS + FLAGS)).to(tl.pointer_type(tl.int32))
@@ -222,8 +232,8 @@ def in_rows(
             low += _low(part, DTYPE)
             high += _high(part, DTYPE)
         _finish(
-            low, high, row, words, inside, residual, weight, factors_low, factors_high, total, out,
-            N, RESIDUAL_ROW, EPS, CAST_FIRST,
+            low, high, kept, row, words, inside, residual, weight, factors_low, factors_high, total, out,
+            N, EPS, CAST_FIRST,
         )  # fmt: skip
         row += tl.num_programs(0)
     tl.store(counted, count)
