@@ -81,20 +81,22 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
     `traffic` keys: prompt_tokens P, cached_fraction c, output_tokens O, concurrency. Model:
 
     - C = min(concurrency / groups, max_sequences, max_decode_rows) requests are in flight in each of `groups` groups of ranks,
-      which are all alike; a decoding row has P + O / 2 tokens of context.
+      A in all; a decoding row has P + O / 2 tokens of context.
     - A prompt's P (1 - c) new tokens go in n chunks of at most min(prefill_chunk, max_rows - (C - 1)) rows. A chunk's
       step also carries the C - 1 others' decode rows; ttft0 is the sum of the n steps.
     - Over one request's life of n + O - 1 steps each other request is prefilled once, so a share
-      f = min(1, (C - 1) n / (n + O - 1)) of decode steps carries a chunk: tpot = (1 - f) t(decode) + f t(decode + chunk).
+      f = min(1, (A - 1) n / (n + O - 1)) of decode steps carries a chunk, in whichever group, and all groups wait for it:
+      tpot = (1 - f) t(decode) + f t(decode + chunk).
     - Requests per second = min(C / (ttft0 + (O - 1) tpot), 1 / ttft0): one prefill at a time, and no more than C in flight.
     - ttft = C / requests per second - (O - 1) tpot, which is ttft0 plus the queueing when prefill is the limit (Little's law).
 
     Returns ttft_seconds, tpot_seconds, request_seconds, and of all groups together requests_per_second,
-    output_tokens_per_second, prompt_tokens_per_second (cached ones included). Not modelled: KV capacity, and that groups of
-    uneven loads wait for each other in each step.
+    output_tokens_per_second, prompt_tokens_per_second (cached ones included). KV capacity is not modelled.
     """
     prompt, output = max(1, round(traffic["prompt_tokens"])), max(1, round(traffic["output_tokens"]))
-    concurrent = max(1, min(math.ceil(round(traffic["concurrency"]) / groups), schedule.max_sequences, schedule.max_decode_rows))
+    sessions = max(1, round(traffic["concurrency"]))
+    concurrent = min(math.ceil(sessions / groups), schedule.max_sequences, schedule.max_decode_rows)
+    every = min(sessions, concurrent * groups)
     others, context = concurrent - 1, prompt + output / 2
     chunk = max(1, min(schedule.prefill_chunk, schedule.max_rows - others))
     chunks = prefill_chunks(prompt, math.floor(prompt * traffic["cached_fraction"]), chunk)
@@ -105,7 +107,7 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
 
     first = sum(mixed(before, tokens) for before, tokens in chunks)
     plain = step_seconds(performance, concurrent, concurrent * context, concurrent * context)
-    share = min(1.0, others * len(chunks) / (len(chunks) + output - 1))
+    share = min(1.0, (every - 1) * len(chunks) / (len(chunks) + output - 1))
     per_token = (1 - share) * plain + share * max(plain, first / len(chunks))
     requests = min(concurrent / (first + (output - 1) * per_token), 1 / first)
     life = concurrent / requests
@@ -113,9 +115,9 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
         "ttft_seconds": life - (output - 1) * per_token,
         "tpot_seconds": per_token,
         "request_seconds": life,
-        "requests_per_second": requests * groups,
-        "output_tokens_per_second": requests * output * groups,
-        "prompt_tokens_per_second": requests * prompt * groups,
+        "requests_per_second": requests * every / concurrent,
+        "output_tokens_per_second": requests * output * every / concurrent,
+        "prompt_tokens_per_second": requests * prompt * every / concurrent,
     }
 
 

@@ -64,6 +64,15 @@ def test_predictions_hang_together(prompt: int, cached: float, output: int, conc
     assert found["ttft_seconds"] + (output - 1) * found["tpot_seconds"] == pytest.approx(found["request_seconds"])
 
 
+def test_groups_of_ranks_share_the_sessions_and_wait_for_each_other() -> None:
+    alone, apart = predict(PERFORMANCE, SCHEDULE, TRAFFIC), predict(PERFORMANCE, SCHEDULE, TRAFFIC | {"concurrency": 2})
+    two = predict(PERFORMANCE, SCHEDULE, TRAFFIC, groups=2)
+    assert alone["output_tokens_per_second"] < two["output_tokens_per_second"] <= 2 * apart["output_tokens_per_second"]
+    assert two["tpot_seconds"] >= apart["tpot_seconds"], "chunks of the other group take time here too"
+    # more groups than sessions are no faster than as many
+    assert predict(PERFORMANCE, SCHEDULE, TRAFFIC, groups=16) == predict(PERFORMANCE, SCHEDULE, TRAFFIC, groups=4)
+
+
 def test_more_sessions_give_more_tokens_and_a_cache_an_earlier_first() -> None:
     one, four = predict(PERFORMANCE, SCHEDULE, TRAFFIC | {"concurrency": 1}), predict(PERFORMANCE, SCHEDULE, TRAFFIC)
     assert four["output_tokens_per_second"] > one["output_tokens_per_second"]
