@@ -70,7 +70,7 @@ def measure(folder: Path, only: str) -> Report:
         bound = max(case.bytes / bandwidth, case.operations / rate)
         return Result(case.name, error, bench.seconds(turns), bound, library)
 
-    results = [result(case, built[case.name]) for case in all_cases() if only in case.name]
+    results = [result(case, built[case.name]) for case in all_cases() if only in case.name and case.name in built]
     return Report(bench.name, str(torch.__version__), bundle.compiler, bandwidth, rate, results)
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     if options.action == "build":
         from gpu.building import build_bundle
 
-        print(f"{build_bundle(options.target, options.bundle)} cases in {options.bundle}")
+        print(f"{build_bundle(options.target, options.bundle, options.only)} cases in {options.bundle}")
         return
     report = measure(options.bundle, options.only)
     if options.json:

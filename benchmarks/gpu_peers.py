@@ -10,7 +10,7 @@ Weights are made up (the same shapes and types on all sides), so any configurati
 - tokenspeed: steps as the engine runs them, each started before the one ahead of it is waited for;
 - transformers: static cache, decode steps captured as a CUDA graph, prompts through SDPA; greedy tokens on the device;
 - transformers-eager: the same without the graph; transformers-compiled: torch.compile of the model, captured;
-- loop: a hand-written loop in torch (gpu/torch_loop.py), static cache, captured; loop-compiled: torch.compile of its step;
+- loop: a hand-written loop in torch (gpu/torch_loop.py), static cache, captured; loop-compiled: torch.compile of its layers;
 - `--peer-command`: prints for itself; it is run with the points in the environment, GPU_PEERS_POINTS and GPU_PEERS_PROMPTS.
 
 Without --arm: tokenspeed and transformers; compiling takes a minute or more of the device's time. An arm that fails says why, and

@@ -5,6 +5,7 @@ Reshapes and slices cost nothing: they become views. What a repeat carries stays
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -78,8 +79,10 @@ class _Lowering:
         for logits in list(block.operations)[-1].operation.operands:  # the last stage of a pipeline alone has them
             self._name_logits(logits, body)
         calls = tuple(self._resolved(item) for item in body)
-        buffers = tuple(buffer for name, buffer in self.buffers.items() if name not in self.renamed)
-        return Program("step", 0, buffers, tuple(map(self._resolved_view, self.views.values())), calls, ())
+        views = tuple(map(self._resolved_view, self.views.values()))
+        touched = _touched(calls, views)  # what another operation's calls do as well leaves no results
+        buffers = tuple(buffer for name, buffer in self.buffers.items() if name in touched)
+        return Program("step", 0, buffers, views, calls, ())
 
     def _name_logits(self, returned: ir.Value, body: list[Call | Repeat]) -> None:
         place = self.places[returned]
@@ -269,6 +272,12 @@ class _Lowering:
 
     def _resolved_view(self, view: View) -> View:
         return View(view.name, self._final(view.base), view.shape, view.offset, view.strides)
+
+
+def _touched(body: Sequence[Call | Repeat], views: Sequence[View]) -> set[str]:
+    """Names that calls read or write, and what views are of."""
+    calls = [call for item in body for call in (item.body if isinstance(item, Repeat) else (item,))]
+    return {name for call in calls for name in (*call.inputs, *call.outputs)} | {view.base for view in views}
 
 
 def _in_place(function: str) -> bool:

@@ -25,8 +25,8 @@ from .cases import Case
 Template = Callable[[ir.Operation, DeviceSetting], DeviceOperation]
 
 
-def build_bundle(target: str, folder: Path) -> int:
-    """Build every case for a target; gives back how many there are."""
+def build_bundle(target: str, folder: Path, only: str = "") -> int:
+    """Build every case for a target whose name contains `only`; gives back how many there are."""
     setting = setting_of(ACCELERATORS[target])
     binaries: dict[str, bytes] = {}
 
@@ -40,7 +40,7 @@ def build_bundle(target: str, folder: Path) -> int:
         binaries[kernel.entry] = binary
         return kernel
 
-    built = tuple(build_case(case, setting, make) for case in all_cases())
+    built = tuple(build_case(case, setting, make) for case in all_cases() if only in case.name)
     write(folder, Bundle(target, f"triton {VERSION}", built), binaries)
     return len(built)
 

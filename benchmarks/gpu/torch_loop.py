@@ -56,7 +56,7 @@ class Shape:
 
 
 class TorchLoop:
-    """The model; `compiled` has torch.compile fuse what lies between products."""
+    """The model; `compiled` has torch.compile fuse what lies between products of a layer."""
 
     def __init__(self, shape: Shape, *, compiled: bool) -> None:
         self._shape = shape
@@ -65,38 +65,52 @@ class TorchLoop:
         self._last_norm = torch.ones(shape.hidden, dtype=torch.bfloat16, device="cuda")
         powers = torch.arange(0, shape.width, 2, device="cuda", dtype=torch.float32) / shape.width
         self._frequencies = shape.theta**-powers
-        self._forward: Callable[..., Tensor] = self.forward
+        self._layer: Callable[..., Tensor] = self.layer
         if compiled:
-            self._forward = torch.compile(self.forward, fullgraph=True, dynamic=False)
+            # layers are alike: one is compiled, for each shape
+            self._layer = torch.compile(self.layer, fullgraph=True, dynamic=False)
 
     def forward(self, tokens: Tensor, position: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """tokens[B, T] from `position` on -> the next token of each sequence, [B]; caches [B, kv heads, room, width] are written.
 
         A single token sees all that its caches have room for; more see what is at or before them, of themselves.
         """
-        shape = self._shape
-        batch, count = tokens.shape
-        places = position + torch.arange(count, device=tokens.device)
+        places = position + torch.arange(tokens.shape[1], device=tokens.device)
         angles = places.float()[:, None] * self._frequencies
         turn = torch.cat((angles, angles), -1)
-        cosine, sine = turn.cos().bfloat16(), turn.sin().bfloat16()
+        tables = turn.cos().bfloat16(), turn.sin().bfloat16()
         x = self._table[tokens]
-        kv = shape.kv_heads * shape.width
         for layer, key_cache, value_cache in zip(self._layers, keys, values, strict=True):
-            normed = self._norm(x, layer["input_norm"])
-            q, k, v = (normed @ layer["qkv"].T).split((shape.heads * shape.width, kv, kv), -1)
-            q, k, v = (part.view(batch, count, -1, shape.width) for part in (q, k, v))
-            if shape.norms_of_heads:
-                q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
-            q, k, v = (part.transpose(1, 2) for part in (_turned(q, cosine, sine), _turned(k, cosine, sine), v))
-            key_cache.index_copy_(2, places, k)
-            value_cache.index_copy_(2, places, v)
-            seen = (key_cache, value_cache) if count == 1 else (k, v)
-            mixed = functional.scaled_dot_product_attention(q, *seen, is_causal=count > 1, enable_gqa=True)
-            x = x + mixed.transpose(1, 2).reshape(batch, count, -1) @ layer["o"].T
-            gate, up = (self._norm(x, layer["mlp_norm"]) @ layer["gate_up"].T).chunk(2, -1)
-            x = x + (functional.silu(gate) * up) @ layer["down"].T
+            x = self._layer(x, layer, key_cache, value_cache, places, *tables)
         return (self._norm(x[:, -1], self._last_norm) @ self._head.T).argmax(-1)
+
+    def layer(
+        self,
+        x: Tensor,
+        layer: dict[str, Tensor],
+        key_cache: Tensor,
+        value_cache: Tensor,
+        places: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+    ) -> Tensor:
+        """One of them: x[B, T, hidden] -> the same."""
+        shape = self._shape
+        batch, count = x.shape[:2]
+        kv = shape.kv_heads * shape.width
+        normed = self._norm(x, layer["input_norm"])
+        q, k, v = (normed @ layer["qkv"].T).split((shape.heads * shape.width, kv, kv), -1)
+        q, k, v = (part.view(batch, count, -1, shape.width) for part in (q, k, v))
+        if shape.norms_of_heads:
+            q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
+        q, k, v = (part.transpose(1, 2) for part in (_turned(q, cosine, sine), _turned(k, cosine, sine), v))
+        key_cache.index_copy_(2, places, k)
+        value_cache.index_copy_(2, places, v)
+        seen = (key_cache, value_cache) if count == 1 else (k, v)
+        mixed = functional.scaled_dot_product_attention(q, *seen, is_causal=count > 1, enable_gqa=True)
+        x = x + mixed.transpose(1, 2).reshape(batch, count, -1) @ layer["o"].T
+        gate, up = (self._norm(x, layer["mlp_norm"]) @ layer["gate_up"].T).chunk(2, -1)
+        return x + (functional.silu(gate) * up) @ layer["down"].T
 
     def captured(self, batch: int, context: int) -> Callable[[], Tensor]:
         """A decode step at `context` tokens as one graph; it gives the tokens."""
@@ -105,7 +119,7 @@ class TorchLoop:
         keys, values = ([self._cache(batch, context) for _ in self._layers] for _ in range(2))
 
         def step() -> None:
-            token.copy_(self._forward(token, position, keys, values)[:, None])
+            token.copy_(self.forward(token, position, keys, values)[:, None])
 
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
@@ -127,7 +141,7 @@ class TorchLoop:
         ids = torch.randint(0, self._shape.vocabulary, (1, tokens), device="cuda")
         start = torch.zeros(1, dtype=torch.long, device="cuda")
         keys, values = ([self._cache(1, tokens) for _ in self._layers] for _ in range(2))
-        return lambda: self._forward(ids, start, keys, values)
+        return lambda: self.forward(ids, start, keys, values)
 
     def _cache(self, batch: int, room: int) -> Tensor:
         return torch.randn((batch, self._shape.kv_heads, room, self._shape.width), dtype=torch.bfloat16, device="cuda")

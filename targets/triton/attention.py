@@ -31,6 +31,9 @@ from .tiles import float8_means, power_of_two_above, waits_for_inputs
 
 _PARTIAL, _WEIGHT = "partial", "weight"
 _SHARES_AT_ONCE = 32
+_AT_ONCE, _HELD = 2, 64
+"""Programs that a unit runs at once, and elements of a block that one of their threads holds."""
+
 _DECODE_ROWS, _ROWS = 1, 0
 """Places in `counts`."""
 
@@ -132,10 +135,20 @@ class _Heads:
             parameters.append(Constant("i32", count))
             constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_H": max(16, self._padded_group)}
             constants |= {"COUNT": _DECODE_ROWS if rows is None else _ROWS, "WHOLE": count == 1}
+            if self.kept == self.q.dtype:
+                constants["AHEAD"] = rows is not None and self._all_at_once(rows, tiles)
             sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
             return self._launch("split", constants, parameters, (sequences, self.kv_heads, count), tiles)
 
         return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch, decoding_only=True)
+
+    def _all_at_once(self, rows: int, tiles: SplitTiles) -> bool:
+        """Whether no share waits for another to end, and registers hold a block of keys and of values."""
+        programs = rows * self.kv_heads * tiles.shares
+        held = power_of_two_above(max(self.width, 16)) * tiles.tokens // (self.setting.accelerator.warp_size * tiles.warps)
+        return (
+            waits_for_inputs(self.setting.accelerator) and programs <= _AT_ONCE * self.setting.accelerator.units and held <= _HELD
+        )
 
     def merge(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = ("f32", "f32", "i32", *self._sink_types())

@@ -19,7 +19,7 @@ from .linear import OF_FILES, linear
 from .linear_tiles import tiles_for
 from .measured_tiles import LinearTiles
 from .operand import MOST_ALIGNMENT, Layout, layout_of
-from .templates import function_name, pointers, rows_of
+from .templates import function_name, left_out, pointers, rows_of
 from .tiles import waits_for_inputs
 
 _STEP = 16
@@ -48,13 +48,12 @@ def gated_activation_or_both(operation: ir.Operation, setting: DeviceSetting) ->
 
 def _left_out(step: DeviceStep, layer: ir.Operation, setting: DeviceSetting) -> DeviceStep:
     """The same, but nothing in the buckets where layer and activation are one."""
-    function = step.function
+    return left_out(step, lambda rows: gated_tiles(layer, setting, rows) is not None)
 
-    def variants(bounds: Sequence[int]) -> Variants:
-        alone = [(most, gated_tiles(layer, setting, most) is None) for most in bounds]
-        return merged([(most, function.variants([most])[0][1] if by_itself else None) for most, by_itself in alone])
 
-    return replace(step, function=replace(function, name=f"{function.name}.apart", variants=variants))
+def takes_over(layer: ir.Operation) -> bool:
+    """Whether an activation may do the layer's work."""
+    return _gate_of(layer) is not None
 
 
 def _gate_of(layer: ir.Operation) -> ir.Operation | None:

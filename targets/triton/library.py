@@ -17,14 +17,16 @@ from .block_rows import block_embedding
 from .block_tiles import RECEIPT as BLOCK_RECEIPT
 from .block_tiles import efficiency as block_efficiency
 from .elementwise import activation, cast, mul, scale, softcap
-from .exchange import add_or_all, add_rms_norm_or_all, all_gather, all_reduce_or_nothing
-from .gated_linear import gated_activation_or_both, linear_or_nothing
+from .exchange import all_gather, all_reduce_or_nothing
+from .few_experts import add_or_experts
+from .gated_linear import gated_activation_or_both
 from .kernel import DeviceOperation, DeviceSetting
 from .latent import latent_attention
 from .linear import measured as measured_linear
 from .linear_tiles import RECEIPT, efficiency
 from .mixture import measured_experts, moe_experts, moe_route
-from .norms import layer_norm, rms_norm
+from .normed_linear import add_rms_norm_or_nothing, linear_after_norm, rms_norm_or_nothing
+from .norms import layer_norm
 from .operand import layout_of
 from .rope import rope, rope_kv_write, rope_table
 from .rows import embedding, gather_rows
@@ -78,10 +80,10 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.embedding", embedding),
     _of_blocks(_row("ts.embedding", block_embedding), 1),
     _row("ts.gather_rows", gather_rows),
-    replace(_row("ts.linear", linear_or_nothing), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
+    replace(_row("ts.linear", linear_after_norm), efficiency=efficiency, receipt=RECEIPT, measured=measured_linear),
     _of_blocks(replace(_row("ts.linear", block_linear), efficiency=block_efficiency, receipt=BLOCK_RECEIPT), 1),
-    _row("ts.rms_norm", rms_norm),
-    _row("ts.add_rms_norm", add_rms_norm_or_all),
+    _row("ts.rms_norm", rms_norm_or_nothing),
+    _row("ts.add_rms_norm", add_rms_norm_or_nothing),
     _row("ts.layer_norm", layer_norm),
     _row("ts.rope_table", rope_table),
     _row("ts.rope", rope),
@@ -91,7 +93,7 @@ TRITON_KERNELS: tuple[Kernel, ...] = (
     _row("ts.latent_attention", latent_attention),
     _row("ts.gated_activation", gated_activation_or_both),
     _row("ts.activation", activation),
-    _row("ts.add", add_or_all),
+    _row("ts.add", add_or_experts),
     _row("ts.mul", mul),
     _row("ts.scale", scale),
     _row("ts.softcap", softcap),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from ...ir import module as modules
 from ...ir.mixture import all_experts, numbers_of
@@ -12,6 +13,7 @@ from ...plans.device_kernels import Computed, Constant, Parameter, Pointer, Size
 from ...plans.program import DType
 from ...plans.weight_layout import WEIGHT_BLOCKS, chunk_of
 from ..machine import Figure, Machine
+from .few_experts import adding, few_pairs, pairs_alone
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -25,11 +27,13 @@ from .kernel import (
 )
 from .measured_tiles import ExpertTiles, described, find_experts
 from .operand import MOST_ALIGNMENT, Layout
-from .templates import flag, function_name, layouts, number, one_function, one_launch, pointers, rows_of
+from .templates import flag, function_name, layouts, left_out, number, one_function, one_launch, pointers, rows_of
 from .tiles import paired_codes, power_of_two_above, waits_for_inputs
 
 _SCAN = 1024
 _COLUMNS = 1024
+_RANKED = 256
+"""Experts up to which all are compared with all."""
 
 
 def moe_route(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
@@ -47,6 +51,7 @@ def moe_route(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperatio
         "GROUPS": groups,
         "TOP_GROUPS": modules.int_attribute(operation, "top_groups"),
         "GROUP_BEST": modules.int_attribute(operation, "group_best"),
+        "RANKED": groups == 1 and experts <= _RANKED,
         "BLOCK_E": power_of_two_above(experts),
         "BLOCK_K": power_of_two_above(top_k),
         "BLOCK_G": power_of_two_above(groups),
@@ -55,7 +60,9 @@ def moe_route(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperatio
     if len(inputs) == 1:
         constants["bias"] = None
     parameters = tuple(pointers((*inputs, *outputs)))
-    launch = Launch("mixture.route", constants, parameters, (rows, 1, 1), 1, dependent_launch=dependent)
+    # a thread compares one expert with all others
+    warps = max(1, power_of_two_above(experts) // 32) if constants["RANKED"] else 1
+    launch = Launch("mixture.route", constants, parameters, (rows, 1, 1), warps, dependent_launch=dependent)
     return one_launch("moe_route", launch, inputs, outputs, rows)
 
 
@@ -65,13 +72,25 @@ TilesOf = Callable[[int], ExpertTiles]
 
 def moe_experts(operation: ir.Operation, setting: DeviceSetting, tiles_of: TilesOf | None = None) -> DeviceOperation:
     """ts.moe_experts: (x, indices, weights, gate_up, down[, gate_up_bias, down_bias][, numbers]) -> out. `tiles_of` gives the
-    tiles, as they were measured, or else those of rules, unless given."""
+    tiles, as they were measured, or else those of rules, unless given; then pairs are always put in order."""
     inputs, (out,) = layouts(operation)
-    return _Experts(operation, setting, inputs, out, tiles_of).operation_of()
+    ordered = _Experts(operation, setting, inputs, out, tiles_of).operation_of()
+    if tiles_of is not None or not pairs_alone(operation, 1):
+        return ordered
+    count = len(inputs)
+    why = repr((inputs[4].shape[0], inputs[1].columns))
+    apart = tuple(left_out(step, partial(pairs_alone, operation), why) for step in ordered.steps)
+    if adding(operation) is not None:
+        return replace(ordered, steps=apart)
+    few, _ = few_pairs(operation, setting, tuple(range(count)), count)  # room is there already
+    return replace(ordered, steps=(*apart, *few))
 
 
 def measured_experts(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
-    """What was measured of such experts; of some of them, what was measured of all: each has as many pairs."""
+    """What was measured of such experts, where their pairs are put in order; of some of them, what was measured of all: each has
+    as many pairs."""
+    if pairs_alone(operation, rows):
+        return None
     x, indices, _, _, down, *_ = layouts(operation)[0]
     experts, (_, hidden, inner) = all_experts(operation), (size or 1 for size in down.shape)
     row = find_experts(machine.arch, x.dtype, rows, (experts, indices.columns, hidden, inner))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ...ir import module as modules
 from ...ir.mlir import ir
+from ...ir.types import shape_of
 from ...plans.device_kernels import Pointer
 from .kernel import Constexpr, DeviceOperation, DeviceSetting, DeviceStep, FunctionTemplate, Launch
-from .operand import MOST_ALIGNMENT, Layout
+from .norms import rms_norm, style
+from .operand import MOST_ALIGNMENT, Layout, layout_of
 from .templates import flag, layouts, number, one_function, one_launch, pointers, rows_of
 from .tiles import power_of_two_above, waits_for_inputs
 
@@ -36,23 +39,58 @@ def rope(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
 
 
 def rope_kv_write(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
-    """ts.rope_kv_write: (q, k, v, cos, sin, slot_mapping) -> q turned, k_cache, v_cache."""
+    """ts.rope_kv_write: (q, k, v, cos, sin, slot_mapping) -> q turned, k_cache, v_cache; norms of q's and k's heads come with it
+    where nothing else reads them (`normalised_heads`), and then their operands follow."""
     (q, k, v, cos, sin), (out,) = layouts(operation)
+    norms, weights = normalised_heads(operation), ()
+    if norms is not None:
+        (q, of_q), (k, of_k) = (layouts(norm)[0] for norm in norms)
+        weights = (of_q, of_k)
     heads, kv_heads, dependent = q.shape[1] or 1, k.shape[1] or 1, waits_for_inputs(setting.accelerator)
     constants: dict[str, Constexpr] = {"HEADS": heads, "KV_HEADS": kv_heads, "TOKENS": setting.block_tokens}
     for name, layout in (("Q", q), ("K", k), ("V", v)):
         constants |= {f"{name}_ROW": layout.row_stride, f"{name}_HEAD": layout.strides[1]}
     constants |= _turn(operation, q, cos, min(heads, kv_heads))
     constants |= {"BLOCK_D": power_of_two_above(q.shape[2] or 1), "DEPENDENT": dependent}
+    if norms is None:
+        constants |= {"q_norm": None, "k_norm": None, "EPS": 0.0, "ONE_PLUS": False, "CAST_FIRST": False}
+        places, more = (0, 1, 2, 3, 4, 5), ()
+    else:
+        constants |= style(norms[0])
+        places = (9, 11, 2, 3, 4, 5, 10, 12)
+        more = tuple(value for norm in norms for value in norm.operands)
     together = _number(constants, "BLOCK_HEADS")
-    inputs = [*pointers((q, k, v, cos, sin)), Pointer(5, "i64", MOST_ALIGNMENT)]
-    kept = setting.kv_dtype or q.dtype
-    outputs = [out.pointer(6), Pointer(7, kept, MOST_ALIGNMENT), Pointer(8, kept, MOST_ALIGNMENT)]
+    inputs = [*pointers((q, k, v, cos, sin)), Pointer(5, "i64", MOST_ALIGNMENT), *pointers(weights, 6)]
+    kept, first = setting.kv_dtype or q.dtype, len(inputs)
+    outputs = [out.pointer(first), *(Pointer(first + at, kept, MOST_ALIGNMENT) for at in (1, 2))]
     grid = ("rows", -(-heads // together) + -(-kv_heads // together), 1)
     launch = Launch("rope.rope_kv_write", constants, (*inputs, *outputs), grid, 2, dependent_launch=dependent)
-    types = (*(item.dtype for item in (q, k, v, cos, sin)), "i64")
+    types = (*(item.dtype for item in (q, k, v, cos, sin)), "i64", *(item.dtype for item in weights))
     function = one_function("rope_kv_write", launch, types, (q.dtype, kept, kept))
-    return DeviceOperation((DeviceStep(function, tuple(range(6)), (6, 7, 8)),))
+    return DeviceOperation((DeviceStep(function, places, (6, 7, 8)),), (), more)
+
+
+def norm_unless_turned(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
+    """ts.rms_norm: nothing where the writer of keys, which alone reads it, does it as well."""
+    readers = modules.readers_of(operation.results[0])
+    write = readers[0][0] if len(readers) == 1 else None
+    if write is not None and write.name == "ts.rope_kv_write" and operation in (normalised_heads(write) or ()):
+        return DeviceOperation(())
+    return rms_norm(operation, setting)
+
+
+def normalised_heads(write: ir.Operation) -> tuple[ir.Operation, ir.Operation] | None:
+    """The RMS norms that make q and k of a ts.rope_kv_write alone: of each head, and alike but for their weights."""
+    found: list[ir.Operation] = []
+    for value in list(write.operands)[:2]:
+        norm = modules.maker_of(value)
+        if norm is None or norm.name != "ts.rms_norm" or norm.parent != write.parent or len(modules.readers_of(value)) > 1:
+            return None
+        if len(shape_of(norm.operands[0])) != 3 or layout_of(norm.operands[1]).dtype != layout_of(value).dtype:
+            return None
+        found.append(norm)
+    q, k = found
+    return (q, k) if q != k and style(q) == style(k) else None
 
 
 def kv_write(k: Layout, v: Layout, setting: DeviceSetting) -> FunctionTemplate:

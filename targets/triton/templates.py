@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
 from ...ir.types import shape_of
 from ...plans.device_kernels import Parameter, Symbol
-from .kernel import Constexpr, DeviceOperation, FunctionTemplate, Launch, always, single
+from .kernel import (
+    Constexpr,
+    DeviceOperation,
+    DeviceStep,
+    FunctionTemplate,
+    Launch,
+    Variants,
+    always,
+    merged,
+    single,
+)
 from .operand import Layout, layout_of
 
 
@@ -53,6 +64,18 @@ def one_function(
     constants: dict[str, Constexpr | tuple[object, ...]] = {**launch.constants, "grid": launch.grid}
     name = function_name(stem, outputs[0], launch.parameters, constants)
     return FunctionTemplate(name, tuple(inputs), tuple(outputs), always(launch), by)  # pyright: ignore[reportArgumentType]
+
+
+def left_out(step: DeviceStep, where: Callable[[int], bool], why: str = "") -> DeviceStep:
+    """The same, but nothing in buckets of up to so many rows `where` another function does its work. `why` tells apart such
+    functions that are left out in other buckets."""
+    function = step.function
+
+    def variants(bounds: Sequence[int]) -> Variants:
+        return merged([(most, None if where(most) else function.variants([most])[0][1]) for most in bounds])
+
+    ending = hashlib.sha256(why.encode()).hexdigest()[:8] if why else "apart"
+    return replace(step, function=replace(function, name=f"{function.name}.{ending}", variants=variants))
 
 
 def heads_and_width(layout: Layout) -> tuple[int, int, int]:

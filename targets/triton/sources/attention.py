@@ -74,6 +74,18 @@ def _attend_block(
 
 
 @triton.jit
+def _masked_block(
+    k_cache, v_cache, at, tokens, stop, k_otherwise, v_otherwise, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Keys [D, T] and values [T, D] of tokens below `stop`, which begin `at`; what is given otherwise."""
+    columns = tl.arange(0, BLOCK_D)
+    there, inside = tokens < stop, columns < D
+    k = tl.load(k_cache + at[None, :] + columns[:, None], mask=there[None, :] & inside[:, None], other=k_otherwise)
+    v = tl.load(v_cache + at[:, None] + columns[None, :], mask=there[:, None] & inside[None, :], other=v_otherwise)
+    return k, v
+
+
+@triton.jit
 def _attend_described_block(
     q, keys, values, table, kv_head, start, stop, positions, best, total, sums,
     KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -131,12 +143,15 @@ def split(
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     COUNT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one row each, row and sequence counted alike: a share of a sequence's keys for each program.
 
     There are counts[COUNT] of them. Results go to partial[R, HEADS, splits, D] and weight[R, HEADS, splits] (the power of two
     that stands for the share); with WHOLE there is one share, and they go to out. Grid: sequences, kv heads, splits.
+
+    AHEAD: the first block of a share is asked for while the kernel ahead still runs, which writes the newest token alone; the
+    share that this belongs to waits.
     """
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group: tl.constexpr = HEADS // KV_HEADS
@@ -150,6 +165,15 @@ def split(
     start = first + share * blocks * BLOCK_T
     stop = tl.minimum(start + blocks * BLOCK_T, length)
     row = sequence.to(tl.int64)
+    table = tables + row * TABLE
+    if AHEAD:
+        # a share without keys may begin beyond the table
+        last = tl.maximum(stop - 1, 0)
+        begin = tl.minimum(start, last // BLOCK_T * BLOCK_T)
+        at = _token_offsets(table, kv_head, begin, last, tl.arange(0, BLOCK_T), KV_HEADS, TOKENS, D, BLOCK_T)
+        tokens = start + tl.arange(0, BLOCK_T)
+        early = tl.where(stop < length, stop, 0)
+        k, v = _masked_block(k_cache, v_cache, at, tokens, early, 0.0, 0.0, D, BLOCK_D)
     wait_for_inputs(DEPENDENT)
     of_group = tl.arange(0, BLOCK_H)
     heads, inside = kv_head * group + of_group, of_group < group
@@ -162,7 +186,13 @@ def split(
     best = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     sums = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
-    table = tables + row * TABLE
+    if AHEAD:
+        k, v = _masked_block(k_cache, v_cache, at, tokens, stop - early, k, v, D, BLOCK_D)
+        if start < stop:
+            best, total, sums = _add_block(
+                query, k, v, tokens, stop, positions, best, total, sums, SCALE, SOFTCAP, WINDOW, True
+            )  # fmt: skip
+            start += BLOCK_T
     for token in tl.range(start, stop, BLOCK_T, num_stages=STAGES):
         best, total, sums = _attend_block(
             query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .codes import parts_of, planes, product, size_of
 from .dependence import let_next_begin, wait_for_inputs
-from .elementary import activated, sigmoid
+from .mixture import gated_pair
 
 
 @triton.jit
@@ -47,12 +47,7 @@ def gate_up(
         start = bias + expert * (2 * INNER) + columns
         gate += tl.load(start, mask=inside, other=0.0).to(tl.float32)[:, None]
         up += tl.load(start + INNER, mask=inside, other=0.0).to(tl.float32)[:, None]
-    gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
-    if ACTIVATION == "swiglu_clamped":
-        gate = tl.minimum(gate, LIMIT)
-        made = gate * sigmoid(gate * ALPHA) * (tl.minimum(tl.maximum(up, -LIMIT), LIMIT) + 1.0)
-    else:
-        made = activated(gate, ACTIVATION).to(dtype).to(tl.float32) * up
+    made = gated_pair(gate, up, dtype, ACTIVATION, ALPHA, LIMIT)
     target = out + tl.maximum(pairs, 0).to(tl.int64)[None, :] * INNER + columns[:, None]
     tl.store(target, made.to(dtype), mask=present[None, :] & inside[:, None])
 

@@ -20,13 +20,40 @@ def _best_of(values, numbers, E: tl.constexpr):
 
 
 @triton.jit
+def _store_ranked(
+    choice, scores, numbers, inside, indices, weights,
+    K: tl.constexpr, SCORING: tl.constexpr, NORMALIZE: tl.constexpr, SCALE: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """The K experts of the highest `choice`, the first of equals, and their weights, at one row's places."""
+    # what is no number comes last, so that every place is filled; its score stays none
+    choice = tl.where(choice == choice, choice, float("-inf"))
+    others = tl.arange(0, BLOCK_E)
+    # down the columns, so that a thread adds up what it has itself
+    ahead = (choice[:, None] > choice[None, :]) | ((choice[:, None] == choice[None, :]) & (others[:, None] < numbers[None, :]))
+    rank = tl.sum(ahead.to(tl.int32), axis=0)
+    taken = inside & (rank < K)
+    found = scores
+    if SCORING == "softmax_selected":
+        shifted = tl.where(taken, found, float("-inf"))
+        powers = tl.exp(shifted - tl.max(shifted, axis=0))
+        found = powers / tl.sum(powers, axis=0)
+    if NORMALIZE:
+        found = found / tl.sum(tl.where(taken, found, 0.0), axis=0)
+    tl.store(indices + rank, numbers, mask=taken)
+    tl.store(weights + rank, (found * SCALE).to(weights.dtype.element_ty), mask=taken)
+
+
+@triton.jit
 def route(
     logits, bias, indices, weights,
     E: tl.constexpr, ROW: tl.constexpr, K: tl.constexpr, SCORING: tl.constexpr, NORMALIZE: tl.constexpr, SCALE: tl.constexpr,
-    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr,
+    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, RANKED: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """logits[R, E] -> the K experts of each row and their weights; bias[E] may be None. Grid: rows."""
+    """logits[R, E] -> the K experts of each row and their weights; bias[E] may be None. Grid: rows.
+
+    RANKED, without groups: all experts are compared with all others at once, instead of one after another being found.
+    """
     row = tl.program_id(0).to(tl.int64)
     numbers, places = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     inside = numbers < E
@@ -44,6 +71,11 @@ def route(
     if bias is not None:
         choice += tl.load(bias + numbers, mask=inside, other=0.0).to(tl.float32)
     choice = tl.where(inside, choice, float("-inf"))
+    if RANKED:
+        _store_ranked(
+            choice, scores, numbers, inside, indices + row * K, weights + row * K, K, SCORING, NORMALIZE, SCALE, BLOCK_E
+        )
+        return
     if GROUPS > 1:
         group = numbers // (E // GROUPS)
         of_groups = tl.arange(0, BLOCK_G)
@@ -135,6 +167,18 @@ def arrange(
 
 
 @triton.jit
+def gated_pair(gate, up, DTYPE: tl.constexpr, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
+    """activation(gate) * up in f32, of products that are rounded first."""
+    gate, up = gate.to(DTYPE).to(tl.float32), up.to(DTYPE).to(tl.float32)
+    if ACTIVATION == "swiglu_clamped":
+        gate = tl.minimum(gate, LIMIT)
+        made = gate * sigmoid(gate * ALPHA) * (tl.minimum(tl.maximum(up, -LIMIT), LIMIT) + 1.0)
+    else:
+        made = activated(gate, ACTIVATION).to(DTYPE).to(tl.float32) * up
+    return made
+
+
+@triton.jit
 def gate_up(
     x, weight, bias, order, owners, out,
     INNER: tl.constexpr, H: tl.constexpr, K: tl.constexpr, X_ROW: tl.constexpr,
@@ -169,12 +213,7 @@ def gate_up(
         start = bias + expert * (2 * INNER) + columns
         gate += tl.load(start, mask=inside, other=0.0).to(tl.float32)[None, :]
         up += tl.load(start + INNER, mask=inside, other=0.0).to(tl.float32)[None, :]
-    gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
-    if ACTIVATION == "swiglu_clamped":
-        gate = tl.minimum(gate, LIMIT)
-        made = gate * sigmoid(gate * ALPHA) * (tl.minimum(tl.maximum(up, -LIMIT), LIMIT) + 1.0)
-    else:
-        made = activated(gate, ACTIVATION).to(dtype).to(tl.float32) * up
+    made = gated_pair(gate, up, dtype, ACTIVATION, ALPHA, LIMIT)
     target = out + tl.maximum(pairs, 0).to(tl.int64)[:, None] * INNER + columns[None, :]
     tl.store(target, made.to(dtype), mask=present[:, None] & inside[None, :])
 

@@ -7,7 +7,7 @@ from .dependence import let_next_begin, wait_for_inputs
 
 
 @triton.jit
-def _factor(weight, columns, mask, ONE_PLUS: tl.constexpr, CAST_FIRST: tl.constexpr, DTYPE: tl.constexpr):
+def norm_factor(weight, columns, mask, ONE_PLUS: tl.constexpr, CAST_FIRST: tl.constexpr, DTYPE: tl.constexpr):
     """What normalised values are multiplied with, in f32."""
     factor = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     if ONE_PLUS:
@@ -21,7 +21,13 @@ def _factor(weight, columns, mask, ONE_PLUS: tl.constexpr, CAST_FIRST: tl.conste
 def _normalised(x, factor, N: tl.constexpr, EPS: tl.constexpr, CAST_FIRST: tl.constexpr, DTYPE: tl.constexpr):
     """x is [HEADS, BLOCK] in f32, 0 beyond N."""
     mean = tl.sum(x * x, axis=1) / N
-    y = x * tl.rsqrt(mean + EPS)[:, None]
+    return scaled(x, tl.rsqrt(mean + EPS), factor, CAST_FIRST, DTYPE)
+
+
+@triton.jit
+def scaled(x, scale, factor, CAST_FIRST: tl.constexpr, DTYPE: tl.constexpr):
+    """x * scale * factor, rounded; x is [HEADS, BLOCK], scale one number for each head."""
+    y = x * scale[:, None]
     if CAST_FIRST:
         y = y.to(DTYPE).to(tl.float32)
     return (y * factor[None, :]).to(DTYPE)
@@ -39,7 +45,7 @@ def rms_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < N
     mask = (heads < HEADS)[:, None] & inside[None, :]
-    factor = _factor(weight, columns, inside, ONE_PLUS, CAST_FIRST, out.dtype.element_ty)
+    factor = norm_factor(weight, columns, inside, ONE_PLUS, CAST_FIRST, out.dtype.element_ty)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     values = tl.load(x + row * X_ROW + heads[:, None] * X_HEAD + columns[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -57,7 +63,7 @@ def add_rms_norm(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < N
-    factor = _factor(weight, columns, inside, ONE_PLUS, CAST_FIRST, out.dtype.element_ty)
+    factor = norm_factor(weight, columns, inside, ONE_PLUS, CAST_FIRST, out.dtype.element_ty)
     let_next_begin(DEPENDENT)
     wait_for_inputs(DEPENDENT)
     first = tl.load(x + row * X_ROW + columns, mask=inside, other=0.0).to(tl.float32)

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .dependence import let_next_begin, wait_for_inputs
 from .float8 import stored
+from .norms import norm_factor, scaled
 
 
 @triton.jit
@@ -33,25 +34,60 @@ def table(
 
 
 @triton.jit
-def _turn_heads(
-    x, out, cosine, sine, heads, limit, pairs,
-    D: tl.constexpr, TURNED: tl.constexpr, X_HEAD: tl.constexpr, OUT_HEAD: tl.constexpr,
-    INTERLEAVED: tl.constexpr, REST: tl.constexpr,
-):  # fmt: skip
-    """Turn the `heads` below `limit` of one row; x and out point at the row's first head."""
+def _places(pairs, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Columns of the two that are turned together."""
     left = pairs * 2 if INTERLEAVED else pairs
     right = left + 1 if INTERLEAVED else pairs + TURNED // 2
+    return left, right
+
+
+@triton.jit
+def _norm_factors(
+    weight, pairs, D: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, REST: tl.constexpr,
+    ONE_PLUS: tl.constexpr, CAST_FIRST: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """What the columns of a normalised head are multiplied with: the left and the right of each pair, and those not turned."""
+    left, right = _places(pairs, TURNED, INTERLEAVED)
+    inside = pairs < TURNED // 2
+    of_left = norm_factor(weight, left, inside, ONE_PLUS, CAST_FIRST, DTYPE)
+    of_right = norm_factor(weight, right, inside, ONE_PLUS, CAST_FIRST, DTYPE)
+    columns = TURNED + tl.arange(0, REST if REST > 0 else 1)
+    of_rest = norm_factor(weight, columns, columns < D, ONE_PLUS, CAST_FIRST, DTYPE)
+    return of_left, of_right, of_rest
+
+
+@triton.jit
+def _turn_heads(
+    x, out, factors, cosine, sine, heads, limit, pairs,
+    D: tl.constexpr, TURNED: tl.constexpr, X_HEAD: tl.constexpr, OUT_HEAD: tl.constexpr,
+    INTERLEAVED: tl.constexpr, REST: tl.constexpr, EPS: tl.constexpr, CAST_FIRST: tl.constexpr,
+):  # fmt: skip
+    """Turn the `heads` below `limit` of one row; x and out point at the row's first head. `factors`, unless None, are those of an
+    RMS norm of each head, which comes first."""
+    left, right = _places(pairs, TURNED, INTERLEAVED)
     mask = (heads < limit)[:, None] & (pairs < TURNED // 2)[None, :]
     source, target = x + heads[:, None] * X_HEAD, out + heads[:, None] * OUT_HEAD
     first = tl.load(source + left[None, :], mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + right[None, :], mask=mask, other=0.0).to(tl.float32)
+    if REST > 0:
+        columns = TURNED + tl.arange(0, REST)
+        of_rest = (heads < limit)[:, None] & (columns < D)[None, :]
+        rest = tl.load(source + columns[None, :], mask=of_rest, other=0.0).to(tl.float32)
+    if factors is not None:
+        squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
+        if REST > 0:
+            squares += tl.sum(rest * rest, axis=1)
+        kind: tl.constexpr = x.dtype.element_ty
+        scale = tl.rsqrt(squares / D + EPS)
+        first = scaled(first, scale, factors[0], CAST_FIRST, kind).to(tl.float32)
+        second = scaled(second, scale, factors[1], CAST_FIRST, kind).to(tl.float32)
+        if REST > 0:
+            rest = scaled(rest, scale, factors[2], CAST_FIRST, kind).to(tl.float32)
     dtype: tl.constexpr = out.dtype.element_ty
     tl.store(target + left[None, :], stored(first * cosine[None, :] - second * sine[None, :], dtype), mask=mask)
     tl.store(target + right[None, :], stored(second * cosine[None, :] + first * sine[None, :], dtype), mask=mask)
     if REST > 0:
-        columns = TURNED + tl.arange(0, REST)
-        mask = (heads < limit)[:, None] & (columns < D)[None, :]
-        tl.store(target + columns[None, :], stored(tl.load(source + columns[None, :], mask=mask), dtype), mask=mask)
+        tl.store(target + columns[None, :], stored(rest, dtype), mask=of_rest)
 
 
 @triton.jit
@@ -71,8 +107,8 @@ def rope(
     cosine = tl.load(cos + row * TABLE_ROW + pairs, mask=inside, other=0.0).to(tl.float32)
     sine = tl.load(sin + row * TABLE_ROW + pairs, mask=inside, other=0.0).to(tl.float32)
     _turn_heads(
-        x + row * X_ROW, out + row * (HEADS * D), cosine, sine, heads, HEADS, pairs,
-        D, TURNED, X_HEAD, D, INTERLEAVED, REST,
+        x + row * X_ROW, out + row * (HEADS * D), None, cosine, sine, heads, HEADS, pairs,
+        D, TURNED, X_HEAD, D, INTERLEAVED, REST, 0.0, False,
     )  # fmt: skip
 
 
@@ -85,13 +121,16 @@ def _copy_heads(x, out, heads, limit, columns, D: tl.constexpr, X_HEAD: tl.const
 
 @triton.jit
 def rope_kv_write(
-    q, k, v, cos, sin, slot_mapping, q_out, k_cache, v_cache,
+    q, k, v, cos, sin, slot_mapping, q_norm, k_norm, q_out, k_cache, v_cache,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, TURNED: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, K_ROW: tl.constexpr, K_HEAD: tl.constexpr,
     V_ROW: tl.constexpr, V_HEAD: tl.constexpr, TABLE_ROW: tl.constexpr, TOKENS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, REST: tl.constexpr, DEPENDENT: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, REST: tl.constexpr,
+    EPS: tl.constexpr, ONE_PLUS: tl.constexpr, CAST_FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Turn q into q_out[R, HEADS, D] and k into its cache, copy v into its own; caches are [blocks, KV_HEADS, TOKENS, D].
+
+    Heads of q and k are normalised first, unless q_norm and k_norm, the weights of that, are None.
 
     Grid: rows, blocks of q's heads and then of kv heads.
     """
@@ -101,25 +140,32 @@ def rope_kv_write(
     pairs = tl.arange(0, BLOCK)
     inside = pairs < TURNED // 2
     let_next_begin(DEPENDENT)
+    # no kernel writes weights and the step's inputs
+    kind: tl.constexpr = q.dtype.element_ty
+    if q_norm is not None:
+        q_factors = _norm_factors(q_norm, pairs, D, TURNED, INTERLEAVED, REST, ONE_PLUS, CAST_FIRST, kind)
+        k_factors = _norm_factors(k_norm, pairs, D, TURNED, INTERLEAVED, REST, ONE_PLUS, CAST_FIRST, kind)
+    else:
+        q_factors, k_factors = None, None
+    slot = tl.load(slot_mapping + row)
     wait_for_inputs(DEPENDENT)
     cosine = tl.load(cos + row * TABLE_ROW + pairs, mask=inside, other=0.0).to(tl.float32)
     sine = tl.load(sin + row * TABLE_ROW + pairs, mask=inside, other=0.0).to(tl.float32)
     if part < q_parts:
         heads = part * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         _turn_heads(
-            q + row * Q_ROW, q_out + row * (HEADS * D), cosine, sine, heads, HEADS, pairs,
-            D, TURNED, Q_HEAD, D, INTERLEAVED, REST,
+            q + row * Q_ROW, q_out + row * (HEADS * D), q_factors, cosine, sine, heads, HEADS, pairs,
+            D, TURNED, Q_HEAD, D, INTERLEAVED, REST, EPS, CAST_FIRST,
         )  # fmt: skip
     else:
         heads = (part - q_parts) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-        slot = tl.load(slot_mapping + row)
         # a padded row has no slot, and writes nothing
         limit = tl.where(slot < 0, 0, KV_HEADS)
         kept = tl.maximum(slot, 0)
         start = (kept // TOKENS) * (KV_HEADS * TOKENS * D) + (kept % TOKENS) * D
         _turn_heads(
-            k + row * K_ROW, k_cache + start, cosine, sine, heads, limit, pairs,
-            D, TURNED, K_HEAD, TOKENS * D, INTERLEAVED, REST,
+            k + row * K_ROW, k_cache + start, k_factors, cosine, sine, heads, limit, pairs,
+            D, TURNED, K_HEAD, TOKENS * D, INTERLEAVED, REST, EPS, CAST_FIRST,
         )  # fmt: skip
         _copy_heads(v + row * V_ROW, v_cache + start, heads, limit, tl.arange(0, BLOCK_D), D, V_HEAD, TOKENS * D)
 

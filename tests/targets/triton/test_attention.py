@@ -66,6 +66,14 @@ def test_decoding_rows(interpreter: Interpreter, style: tuple[int, float, bool])
     compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, style))
 
 
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_decoding_rows_ask_ahead(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """The first block of a share before the kernel ahead has ended, but for the share of the newest token."""
+    monkeypatch.setattr(attention._Heads, "_all_at_once", lambda *_: True)  # pyright: ignore[reportPrivateUsage]
+    setting = replace(SETTING, block_tokens=tokens)
+    compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, (0, 0.0, True), (8, tokens)), setting)
+
+
 def test_decoding_rows_whole(interpreter: Interpreter) -> None:
     few = replace(SETTING.accelerator, sizes={**SETTING.accelerator.sizes, "units": nominal(1, "1", "one")})
     compare(interpreter, _case([1, 1, 1], [1, 31, 17], 4, 4, (5, 0.0, False)), replace(SETTING, accelerator=few))

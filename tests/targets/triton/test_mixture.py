@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenspeed.ir import module as modules
+from tokenspeed.targets.triton.mixture import moe_route
 
-from .compared import Case, compare
+from ...ir.modules import step
+from .compared import SETTING, Case, compare
 from .interpreter import Interpreter
 
 EXPERTS, HIDDEN, INNER, TOP = 6, 12, 10, 2
@@ -35,6 +38,23 @@ def test_routes(interpreter: Interpreter, scoring: str, groups: int, normalize: 
     compare(interpreter, Case("moe_route", line, types, attributes=attributes))
 
 
+def test_a_row_of_no_numbers_has_experts_and_weights_of_no_numbers(interpreter: Interpreter) -> None:
+    attributes = 'top_k = 2 : i64, scoring = "softmax", normalize = true, scale = 1.0 : f64, groups = 1 : i64'
+    attributes += ", top_groups = 1 : i64, group_best = 1 : i64, operandSegmentSizes = array<i32: 1, 0>"
+    results = f"(tensor<?x{TOP}xi32>, tensor<?x{TOP}xf32>)"
+    lines = [f'%a = "ts.input"() {{sym = "a"}} : () -> tensor<?x{EXPERTS}xf32>']
+    lines += [f'%r:2 = "ts.moe_route"(%a) {{{attributes}}} : (tensor<?x{EXPERTS}xf32>) -> {results}', "return"]
+    logits, indices = np.zeros((2, EXPERTS), np.float32), np.full((2, TOP), 77, np.int32)
+    logits[0, 3], logits[1] = np.nan, [0, 3, 3, 1, 2, 3]
+    weights = np.zeros((2, TOP), np.float32)
+    with modules.context():
+        module = modules.parse(step(lines))
+        made = moe_route([view.operation for view in modules.step_block(module).operations][1], SETTING)
+    interpreter.run(made, [logits, indices, weights], {"rows": 2, "logit_rows": 2})
+    assert np.isnan(weights[0]).all() and ((indices >= 0) & (indices < EXPERTS)).all()
+    assert indices[1].tolist() == [1, 2]  # the first of equals
+
+
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -43,7 +63,13 @@ def _text(value: object) -> str:
     return f"{value} : f64" if isinstance(value, float) else str(value)
 
 
-CASES = [("silu", False, 1, None), ("swiglu_clamped", True, 40, None), ("silu", False, 3, 4), ("swiglu_clamped", True, 40, 2)]
+CASES = [
+    ("silu", False, 1, None),
+    ("swiglu_clamped", True, 1, None),
+    ("swiglu_clamped", True, 40, None),
+    ("silu", False, 3, 4),
+    ("swiglu_clamped", True, 40, 2),
+]
 
 
 @pytest.mark.parametrize(("activation", "bias", "rows", "first"), CASES)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenspeed.ir import module as modules
+from tokenspeed.targets.triton.rope import norm_unless_turned, rope_kv_write
 
-from .compared import ROWS, Case, compare
+from ...ir.modules import step
+from .compared import ROWS, SETTING, Case, compare
 from .interpreter import Interpreter
 
 X, X3 = "tensor<?x12xf32>", "tensor<?x3x10xf32>"
@@ -111,6 +114,53 @@ def test_rope_kv_write(interpreter: Interpreter) -> None:
     types = ("tensor<?x64xf32>", table, table)
     states, attributes = (CACHE, CACHE[::-1].copy()), {"interleaved": False}
     compare(interpreter, Case("rope_kv_write", line, types, lines, tables(6, (3, 4)), (SLOTS,), None, states, attributes))
+
+
+@pytest.mark.parametrize(("turned", "one_plus"), [(6, False), (8, True)])
+def test_heads_normalised_where_they_are_turned(interpreter: Interpreter, turned: int, one_plus: bool) -> None:
+    q, k, table = "tensor<?x4x8xf32>", "tensor<?x2x8xf32>", f"tensor<?x{turned}xf32>"
+    style = f"{{eps = 1.0e-6 : f64, cast_before_weight = true, one_plus_weight = {str(one_plus).lower()}}}"
+    kinds = ", ".join((q, k, k, table, table))
+    lines = [
+        *(f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate((q, k, k, table, table))),
+        *(f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> tensor<8xf32>' for at in (5, 6)),
+        f'%b0 = "ts.rms_norm"(%a0, %a5) {style} : ({q}, tensor<8xf32>) -> {q}',
+        f'%b1 = "ts.rms_norm"(%a1, %a6) {style} : ({k}, tensor<8xf32>) -> {k}',
+        f'%r = "ts.rope_kv_write"(%b0, %b1, %a2, %a3, %a4) {{layer = "0", interleaved = false}} : ({kinds}) -> {q}',
+    ]
+    generator = np.random.default_rng(8)
+    given = [generator.standard_normal((ROWS, heads, 8)).astype(np.float32) for heads in (4, 2, 2)]
+    cosine, sine = tables(turned, (0, 1)).values()
+    weights = [generator.standard_normal(8).astype(np.float32) for _ in range(2)]
+    out, caches = np.full((ROWS, 4, 8), 77, np.float32), [CACHE.copy(), CACHE[::-1].copy()]
+    with modules.context():
+        module = modules.parse(step([*lines, "return"]))
+        *_, first, second, write, _ = (view.operation for view in modules.step_block(module).operations)
+        assert [norm_unless_turned(norm, SETTING).steps for norm in (first, second)] == [(), ()]
+        made = rope_kv_write(write, SETTING)
+    nothing = np.zeros(0, np.float32)
+    operands = [nothing, nothing, given[2], cosine, sine, SLOTS, out, *caches, given[0], weights[0], given[1], weights[1]]
+    interpreter.run(made, operands, {"rows": ROWS, "logit_rows": ROWS})
+    q_normed, k_normed = (_normed(x, weight + one_plus) for x, weight in zip(given, weights, strict=False))
+    expected = [CACHE.copy(), CACHE[::-1].copy()]
+    for row, slot in enumerate(SLOTS):
+        if slot >= 0:
+            for cache, values in zip(expected, (_turned(k_normed, cosine, sine)[row], given[2][row]), strict=True):
+                cache[slot // 4, :, slot % 4] = values
+    np.testing.assert_allclose(out, _turned(q_normed, cosine, sine), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(caches, expected, rtol=1e-5, atol=1e-5)
+
+
+def _normed(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * factor
+
+
+def _turned(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+    """Halves of the first columns against each other, rows by tables."""
+    turned = cosine.shape[1]
+    first, second = np.split(x[..., :turned], 2, axis=-1)
+    whole = x[..., :turned] * cosine[:, None] + np.concatenate((-second, first), -1) * sine[:, None]
+    return np.concatenate((whole, x[..., turned:]), -1)
 
 
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
