@@ -34,8 +34,8 @@ def context() -> Iterator[None]:
 
 def _operations(more: tuple[str, ...] = ()) -> tuple[ir.Operation, ir.Operation, ir.Module]:
     """The experts, the addition, and what keeps both; `more` lines may read what the experts make."""
-    segments = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0>"
-    text = f'activation = "silu", alpha = 0.0 : f64, limit = 0.0 : f64, {segments}'
+    segments = "operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>"
+    text = f'activation = "silu", alpha = 0.0 : f64, limit = 0.0 : f64, experts = {EXPERTS} : i64, {segments}'
     lines = [
         *(f'%a{at} = "ts.input"() {{sym = "a{at}"}} : () -> {kind}' for at, kind in enumerate(TYPES)),
         f'%e = "ts.moe_experts"(%a0, %a1, %a2, %a3, %a4) {{{text}}} : ({", ".join(TYPES[:5])}) -> {X}',
