@@ -71,7 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plans", nargs="+", type=Path)
     parser.add_argument("--point", action="append", default=[], help="BATCH:CONTEXT")
-    parser.add_argument("--timeline", action="store_true", help="kernels of a step in order too, by torch's profiler")
+    by_profiler = "kernels of a step in order too, or alone, by torch's profiler"
+    parser.add_argument("--timeline", nargs="?", choices=("too", "alone"), const="too", help=by_profiler)
     options = parser.parse_args()
     for path in options.plans:
         watched = Watched()
@@ -83,7 +84,8 @@ def main() -> None:
                 batch, context = map(int, point.split(":"))
                 for step in StepMaker(plan.manifest).decode(batch, context, 3):
                     executor.run(step)  # its inputs stay
-                report(path.name, point, watched, min(rows for rows in watched.buckets if rows >= batch))
+                if options.timeline != "alone":
+                    report(path.name, point, watched, min(rows for rows in watched.buckets if rows >= batch))
                 if options.timeline:
                     *_, step = StepMaker(plan.manifest).decode(batch, context, 3)
                     timeline(path.name, point, partial(executor.run, step))
