@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from msgspec import structs
-
 from ...ir.mlir import ir
 from ...plans.device_kernels import CeilDivide, Computed, Constant, Product, Symbol
 from ..machine import Figure, Machine
@@ -22,10 +20,6 @@ OF_FILES: dict[Way, str] = {"few_rows_ahead": "linear_ahead", "few_rows_shared":
 
 _STEP = 16
 """Elements; sizes and strides that code gains by, and so relies on, are multiples of it."""
-
-
-_REGISTERS, _HELD = 98304, 64
-"""Elements of a weight that a unit's registers hold beside what else they are for, and a thread of them."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +99,8 @@ def _layer(operation: ir.Operation) -> _Linear:
     return _Linear(x, weight, bias[0] if bias else None, layout_of(operation.results[0]))
 
 
-def _whole_rows(tiles: LinearTiles, layer: _Linear, setting: DeviceSetting) -> LinearTiles:
-    """Tiles of one row with all of K, where all units' registers together hold the weight: it is asked for before x is there, and
-    in a step there is time for that, of which a kernel measured alone gains nothing."""
-    columns, inner = layer.sizes
-    held = tiles.columns * inner // (setting.accelerator.warp_size * tiles.warps)
-    small = columns * inner <= _REGISTERS * setting.accelerator.units and held <= _HELD and layer.x.dtype != "f32"
-    if tiles.way != "one_row" or not small or inner & (inner - 1) or not waits_for_inputs(setting.accelerator):
-        return tiles
-    return structs.replace(tiles, inner=inner)
-
-
 def _launch(layer: _Linear, setting: DeviceSetting, tiles: LinearTiles, by: Symbol) -> Launch:
     columns, inner = layer.sizes
-    tiles = _whole_rows(tiles, layer, setting)
     # beginning early gains those nothing: they were slower
     dependent = waits_for_inputs(setting.accelerator) and tiles.way != "many_rows_by_descriptors"
     constants: dict[str, Constexpr] = {"BLOCK_N": tiles.columns, "BLOCK_K": tiles.inner, "STAGES": tiles.stages}
