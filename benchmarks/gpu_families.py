@@ -74,7 +74,7 @@ def _build_one(path: Path, name: str, dtype: str, target: str) -> None:
         state = compile_model(open_model(source), options, lambda *_: None)
         assert state.manifest is not None
         constants, vocabulary = state.traced.constants, emit.vocabulary(state.traced)
-        program = Replayed(state.module, state.weights, state.manifest.sources, constants, vocabulary, dtype)
+        program = Replayed(state.stages, state.weights, state.manifest.sources, constants, vocabulary, dtype)
         case = golden_of(STEPS, "long", program, truncated=False)
         entries: dict[str, Any] = {key: value for key, value in state.entries.items() if not key.startswith("ir/")}
         entries[LONG] = encode_golden(case)

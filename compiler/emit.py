@@ -381,10 +381,8 @@ def _tokenizer(source: ModelSource, entries: dict[str, Any]) -> TokenizerReferen
 
 
 def _goldens(state: Compilation, bound: Sequence[SourceTensor], entries: dict[str, Any]) -> tuple[Golden, ...]:
-    if len(state.stages) > 1:
-        return ()  # a short run is of the first rounds of the layers, of which each stage has others
     constants, dtype = state.traced.constants, state.dtype
-    program = Replayed(state.module, state.weights, bound, constants, vocabulary(state.traced), dtype, state.mesh)
+    program = Replayed(state.stages, state.weights, bound, constants, vocabulary(state.traced), dtype, state.mesh)
     case = make_golden(program, state.max_context)
     if case is None:
         return ()

@@ -21,7 +21,7 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.reference import StepRows
 from ..ir.sharding import CHANGES
-from ..ir.spmd_reference import Coordinates, MeshInterpreter
+from ..ir.spmd_reference import Coordinates, MeshInterpreter, StagesInterpreter
 from ..plans.golden import GoldenCase, GoldenSequence, GoldenStep
 from ..plans.mesh import GROUPS, STAGES
 from ..plans.rank_parts import RankPart, rank_part
@@ -152,9 +152,9 @@ def rounded_to_float8(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Replayed:
-    """A step program to make goldens of: its module, its weights and what they are made of, the mesh they are cut for."""
+    """A step to make goldens of: its module of each stage, its weights and what they are made of, the mesh they are cut for."""
 
-    module: ir.Module
+    stages: Sequence[ir.Module]
     weights: Sequence[Weight]
     sources: Sequence[SourceTensor]
     constants: dict[str, Tensor]
@@ -164,9 +164,9 @@ class Replayed:
 
 
 def make_golden(program: Replayed, max_context: int) -> GoldenCase | None:
-    """The golden case of a program on counter-based weights; None if the context is too short for its steps, and over an axis
-    along which ranks have other layers. Groups of ranks, which may have other rows, all have the same here."""
-    if max_context < 16 or any(axis.name == STAGES and axis.size > 1 for axis in program.mesh):
+    """The golden case of a step on counter-based weights; None if the context is too short for its rows. Groups of ranks with
+    sequences of their own all have the same ones here."""
+    if max_context < 16:
         return None
     program = replace(program, mesh=_meeting(program))
     large = _ranks(program) * _used_elements(program.weights) > LARGE_MODEL_ELEMENTS
@@ -187,16 +187,20 @@ def golden_of(
     tokens = {
         key: generator.integers(0, vocabulary, max(16, *(end for of, end in ends if of == key))) for key in sorted(dict(ends))
     }
-    head, turn, kept = _head(program.module), threading.Lock(), KEPT_ELEMENTS // _ranks(program)
-    every = MeshInterpreter(
-        [(axis.name, axis.size) for axis in program.mesh],
-        lambda rank: CounterWeights(program.weights, program.sources, head, columns, rank, turn, kept),
-        program.constants,
-        instantiate,
-        torch.float64,
-        partial(RouteWatcher, truncate=truncated),
-        _PATIENCE_SECONDS,
-    )
+    head, turn, kept = _head(program.stages[-1]), threading.Lock(), KEPT_ELEMENTS // _ranks(program)
+    meshes = [
+        MeshInterpreter(
+            [(axis.name, axis.size) for axis in program.mesh if axis.name != STAGES],
+            lambda rank: CounterWeights(program.weights, program.sources, head, columns, rank, turn, kept),
+            program.constants,
+            instantiate,
+            torch.float64,
+            partial(RouteWatcher, truncate=truncated),
+            _PATIENCE_SECONDS,
+        )
+        for _ in program.stages
+    ]
+    every = StagesInterpreter(meshes)
     made: list[GoldenStep] = []
     largest = 0.0
     with torch.no_grad():
@@ -204,19 +208,20 @@ def golden_of(
             sequences = tuple(
                 GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step
             )
-            logits = every.step(program.module, _rows(sequences))[0]
+            logits = every.step(program.stages, _rows(sequences))[0]
             largest = max(largest, float(logits.abs().max()))
             made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))
     blocks = any(weight.dtype in WEIGHT_BLOCKS for weight in program.weights)
     relative = max(_RELATIVE_TOLERANCE[dtype], _OF_BLOCKS if blocks else 0.0)
-    if any(isinstance(rank, RouteWatcher) and rank.may_turn(dtype) for rank in every.ranks):
+    if any(isinstance(rank, RouteWatcher) and rank.may_turn(dtype) for stage in meshes for rank in stage.ranks):
         relative *= _CHOSEN_OTHERWISE
     return GoldenCase(name, truncated, tuple(columns.tolist()), tuple(made), relative * max(1.0, largest))
 
 
 def _meeting(program: Replayed) -> Sequence[MeshAxis]:
     """The mesh without groups of ranks that never meet: they are alike."""
-    changes = (item for item in modules.walk(modules.step_block(program.module)) if item.name in CHANGES)
+    operations = (item for stage in program.stages for item in modules.walk(modules.step_block(stage)))
+    changes = (item for item in operations if item.name in CHANGES)
     met = {modules.text_attribute(change, "axis") for change in changes}
     return [axis for axis in program.mesh if axis.name != GROUPS or axis.name in met]
 

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -44,26 +43,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout: float
     commands: str
     news: str
-
-
-class VerificationFailed(TokenspeedError):
-    """Golden inputs did not give their golden outputs on this machine."""
-
-    exit_code = 8
-
-
-class GoldenResult(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def passed(self) -> bool: ...
-
-    @property
-    def max_error(self) -> float: ...
-
-    @property
-    def tolerance(self) -> float: ...
 
 
 def run(options: EngineOptions, channel: EngineChannel) -> int:
@@ -157,19 +136,9 @@ def _loop(
 
 
 def _verify(plan: Plan, weights: str | None, report: Report, collectives: Collectives | None = None) -> None:
-    from .goldens import replay_goldens
+    from .goldens import verify_goldens
 
-    results: Sequence[GoldenResult] = replay_goldens(plan, weights, report, collectives)
-    failed = [result for result in results if not result.passed]
-    if failed or not results:
-        worst = max(failed, key=lambda result: result.max_error / (result.tolerance or 1.0), default=None)
-        raise VerificationFailed(
-            f"{len(failed)} of {len(results)} golden checks failed" if results else "the plan carries no golden checks",
-            where=", ".join(result.name for result in failed[:8]),
-            expected=f"errors within tolerance ({worst.tolerance:g})" if worst else "at least one golden",
-            got=f"{worst.max_error:g} in {worst.name}" if worst else "none",
-            fix="compile the plan for this machine again, or report the kernel at fault: tokenspeed-plan explain",
-        )
+    verify_goldens(plan, weights, report, collectives)
 
 
 def exit_with_parent() -> None:

@@ -54,7 +54,7 @@ def run(options: RankOptions) -> int:
 
 
 def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launched, step_timeout: float, verify: bool) -> None:
-    """Be the rank of `place` until the first rank says stop; with `verify`, replay goldens before, which the first rank judges.
+    """Be the rank of `place` until the first rank says stop; with `verify`, replay goldens before.
 
     Raises a TokenspeedError when the plan cannot be loaded, RuntimeError when ranks do not meet. Ends the process when the first
     rank is gone.
@@ -73,9 +73,9 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
     try:
         collectives.agree(plan.plan_id)
         if verify:
-            from .goldens import replay_goldens
+            from .goldens import verify_goldens
 
-            replay_goldens(plan, weights, lambda _what: None, collectives)
+            verify_goldens(plan, weights, lambda _what: None, collectives)
         executor = load_executor(plan, weights, threads or place.threads, lambda _phase: None, collectives=collectives)
         collectives.meet()
         follow(executor, collectives, watched.began)
