@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from ..ir import module as modules
 from ..ir.mlir import ir
-from ..ir.types import dtype_of, shape_of
 from ..passes.choose_weight_types import layers_of
 from ..passes.layer_units import units
 from ..plans.program import Program, Repeat
 from ..plans.schema import (
     CostRow,
-    Crossing,
     KvGroup,
     MemoryPlan,
     Stage,
@@ -21,7 +19,7 @@ from ..plans.schema import (
     StateGroup,
     Weight,
 )
-from ..plans.stages import groups_of_stage, shifted, weights_of_stage
+from ..plans.stages import RECEIVE, SEND, crossings_of, groups_of_stage, shifted, weights_of_stage
 from .kv_geometry import kv_groups, state_groups
 
 
@@ -85,8 +83,8 @@ def stage_sections(parts: Sequence[StageParts], memories: Sequence[MemoryPlan], 
                 weights=_read(part.module),
                 groups=tuple(StagePart(name=group.name, layers=group.layers) for group in part.groups),
                 states=tuple(StagePart(name=group.name, layers=group.layers) for group in part.states),
-                receives=_crossings(part.module, "ts.receive"),
-                sends=_crossings(part.module, "ts.send"),
+                receives=crossings_of(part.programs[0], RECEIVE),
+                sends=crossings_of(part.programs[0], SEND),
                 memory=memory,
                 step_costs=cost.rows,
                 attention_flops_per_token_pair=cost.attention_flops_per_token_pair,
@@ -142,14 +140,3 @@ def _parts(groups: Sequence[KvGroup] | Sequence[StateGroup], layers: set[int]) -
     """Of each group the layers that there are."""
     of_groups = ((group.name, tuple(layer for layer in group.layers if layer in layers)) for group in groups)
     return tuple(StagePart(name=name, layers=own) for name, own in of_groups if own)
-
-
-def _crossings(module: ir.Module, name: str) -> tuple[Crossing, ...]:
-    found: list[Crossing] = []
-    for operation in modules.walk(modules.step_block(module)):
-        if operation.name == name:
-            (value,) = (*operation.operands, *operation.results)
-            shape = tuple(size or 0 for size in shape_of(value)[1:])
-            dtype = dtype_of(value)
-            found.append(Crossing(name=modules.text_attribute(operation, "sym"), dtype=dtype, shape=shape))  # pyright: ignore
-    return tuple(found)

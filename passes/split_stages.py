@@ -153,15 +153,15 @@ def _stage(text: str, stage_of: Sequence[int], number: int, crossing: Sequence[l
     values = {made: operations[made[0]].results[made[1]] for made in {*ends.received, *ends.sent}}
     counts = count_rows(block)
     with ir.InsertionPoint.at_block_begin(block):
-        for made in ends.received:
-            received = dialect.Receive(values[made].type, modules.text(_name(made)), modules.text(STAGES))
+        for at, made in enumerate(ends.received):
+            received = dialect.Receive(values[made].type, modules.text(_name(at)), modules.text(STAGES))
             modules.set_label(received.operation, modules.label_of(operations[made[0]]))
             if counts[values[made]] != ROWS:
                 received.operation.attributes["rows"] = modules.text(counts[values[made]])
             values[made].replace_all_uses_with(received.res)
             values[made] = received.res
     if number < max(stage_of):
-        _send_on(block, [(values[made], _name(made), modules.label_of(operations[made[0]])) for made in ends.sent])
+        _send_on(block, [(values[made], modules.label_of(operations[made[0]])) for made in ends.sent])
         operations = operations[:-1]
     for at in reversed(range(len(operations))):
         if stage_of[at] != number and not all(map(_is_made_again, operations[at].results)):
@@ -172,16 +172,16 @@ def _stage(text: str, stage_of: Sequence[int], number: int, crossing: Sequence[l
     return module
 
 
-def _name(made: Made) -> str:
-    """The same on both sides of every border that the value crosses."""
-    return f"value{made[0]}.{made[1]}"
+def _name(at: int) -> str:
+    """Of the value that crosses a border in that place: on both sides the same, and the same in stages that are alike."""
+    return f"value{at}"
 
 
-def _send_on(block: ir.Block, values: Sequence[tuple[ir.Value, str, str]]) -> None:
-    """The block ends in sending these (with name and label), and returns nothing."""
+def _send_on(block: ir.Block, values: Sequence[tuple[ir.Value, str]]) -> None:
+    """The block ends in sending these, each with its label, and returns nothing."""
     terminator = list(block.operations)[-1].operation
     with ir.InsertionPoint(terminator):
-        for value, name, label in values:
-            modules.set_label(dialect.Send(value, modules.text(name), modules.text(STAGES)).operation, label)
+        for at, (value, label) in enumerate(values):
+            modules.set_label(dialect.Send(value, modules.text(_name(at)), modules.text(STAGES)).operation, label)
         func.ReturnOp([])
     terminator.erase()

@@ -36,7 +36,7 @@ def stages(manifest: Manifest) -> list[dict[str, Any]]:
                 "weight_bytes": stage.memory.weights,
                 "kv_bytes_per_token": stage.kv_bytes_per_token,
                 "memory_bytes": stage.memory.total,
-                "sends": [f"{item.dtype}{list(item.shape)}" for item in stage.sends],
+                "sends": [f"{item.dtype}[{item.rows}, {', '.join(map(str, item.shape))}]" for item in stage.sends],
             }
         )
     return found

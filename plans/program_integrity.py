@@ -17,8 +17,8 @@ from .names import read_only_names, weight_instances, writable_names
 from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View, count_of, symbols_of
 from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
-from .stage_integrity import SEND, check_crossings
-from .stages import of_rank, stage_of
+from .stage_integrity import check_crossings
+from .stages import SEND, of_rank, stage_of
 from .template import instantiate, is_templated
 
 MAX_EXPANDED_OPERANDS = 4_000_000

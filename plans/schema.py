@@ -286,11 +286,13 @@ class StagePart(_Part, frozen=True, kw_only=True):
 
 
 class Crossing(_Part, frozen=True, kw_only=True):
-    """A value that a stage sends to the next one: `shape` elements of `dtype` for each row of a step."""
+    """A value that a stage sends to the next one: `shape` elements of `dtype` for each row of a step. `rows` is how many of them
+    a rank has, as programs say it: all, or a part ("rows/2")."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    rows: str = "rows"
 
 
 class Stage(_Part, frozen=True, kw_only=True):

@@ -8,10 +8,9 @@ from itertools import pairwise
 
 from .findings import require, require_number, require_shape, require_unique
 from .mesh import STAGES
-from .program import Dimension, DType, Program, Repeat
-from .schema import Crossing, Manifest, StagePart
-
-SEND, RECEIVE = "send", "receive"
+from .program import Program, Repeat
+from .schema import Manifest, StagePart
+from .stages import RECEIVE, SEND, crossings_of
 
 
 def check_stages(manifest: Manifest) -> None:
@@ -48,29 +47,18 @@ def check_stages(manifest: Manifest) -> None:
 
 def check_crossings(manifest: Manifest, stage: int, program: Program, where: str) -> None:
     """A step program sends and receives what its stage says, in that order."""
-    buffers = {buffer.name: buffer for buffer in program.buffers}
-    symbols: dict[str, tuple[DType, tuple[Dimension, ...]]] = {
-        buffer.name: (buffer.dtype, buffer.shape) for buffer in program.buffers
-    }
-    symbols |= {view.name: (buffers[view.base].dtype, view.shape) for view in program.views if view.base in buffers}
-    of_stage = manifest.stages[stage] if manifest.stages else None
-    expected = {SEND: () if of_stage is None else of_stage.sends, RECEIVE: () if of_stage is None else of_stage.receives}
     inside = [call.function for item in program.body if isinstance(item, Repeat) for call in item.body]
     require(not {*inside} & {SEND, RECEIVE}, f"{where}: body", "nothing that crosses stages inside of layers", sorted({*inside}))
-    for function, crossings in expected.items():
-        calls = [call for call in program.calls if call.function == function]
-        found: list[Crossing] = []
-        for call in calls:
-            operands = call.inputs if function == SEND else call.outputs
-            others = call.outputs if function == SEND else call.inputs
-            at = f"{where}, {function}"
-            require(len(operands) == 1 and not others and operands[0] in symbols, at, "one view or buffer", operands)
-            require(call.attributes.get("axis") == STAGES, f"{at}: axis", STAGES, call.attributes.get("axis"))
-            dtype, shape = symbols[operands[0]]
-            require(shape[:1] == ("rows",), f"{at}: shape", "rows first", shape)
-            sizes = tuple(size for size in shape[1:] if isinstance(size, int))
-            found.append(Crossing(name=str(call.attributes.get("value")), dtype=dtype, shape=sizes))
-        require(tuple(found) == tuple(crossings), f"{where}: {function}", list(crossings), found)
+    for call in program.calls:
+        if call.function in {SEND, RECEIVE}:
+            at, axis = f"{where}, {call.function}", call.attributes.get("axis")
+            counts = (len(call.inputs), len(call.outputs))
+            require(counts == ((1, 0) if call.function == SEND else (0, 1)), at, "one value", counts)
+            require(axis == STAGES, f"{at}: axis", STAGES, axis)
+    of_stage = manifest.stages[stage] if manifest.stages else None
+    for function, expected in ((SEND, of_stage and of_stage.sends), (RECEIVE, of_stage and of_stage.receives)):
+        found = crossings_of(program, function)
+        require(found == (expected or ()), f"{where}: {function}", list(expected or ()), found)
 
 
 def _check_layers(manifest: Manifest) -> None:

@@ -10,7 +10,10 @@ import msgspec
 
 from .kv_caches import block_bytes
 from .program import Program, Repeat
-from .schema import KvGroup, Manifest, Performance, Stage, StagePart, StateGroup, Weight
+from .schema import Crossing, KvGroup, Manifest, Performance, Stage, StagePart, StateGroup, Weight
+
+SEND, RECEIVE = "send", "receive"
+"""Functions by which step programs cross from a stage to the next."""
 
 _Group = TypeVar("_Group", KvGroup, StateGroup)
 
@@ -50,6 +53,29 @@ def performance_of(manifest: Manifest, stage: Stage) -> Performance:
         attention_flops_per_token_pair=stage.attention_flops_per_token_pair,
         kv_bytes_per_token=stage.kv_bytes_per_token,
     )
+
+
+def crossings_of(program: Program, function: str) -> tuple[Crossing, ...]:
+    """What a step program sends (`function` "send") or receives ("receive"), in order; operands that are no views or buffers have
+    no shape."""
+    buffers = {buffer.name: buffer for buffer in program.buffers}
+    views = {view.name: view for view in program.views}
+    found: list[Crossing] = []
+    for call in program.calls:
+        if call.function != function:
+            continue
+        (name,) = (*call.inputs, *call.outputs)
+        view, buffer = views.get(name), buffers.get(views[name].base if name in views else name)
+        shape = () if buffer is None else buffer.shape if view is None else view.shape
+        found.append(
+            Crossing(
+                name=str(call.attributes.get("value")),
+                dtype="u8" if buffer is None else buffer.dtype,
+                shape=tuple(size for size in shape[1:] if isinstance(size, int)),
+                rows=str(shape[0]) if shape else "",
+            )
+        )
+    return tuple(found)
 
 
 def shifted(program: Program, name: str, rank: int, shift: int) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 
@@ -27,7 +28,12 @@ def in_context() -> Iterator[None]:
 
 
 def stages() -> list[ir.Module]:
-    """Three, between which two values cross, of different widths."""
+    """Three, between which two values cross."""
+    return [module.parse(text) for text in texts()]
+
+
+@functools.cache
+def texts() -> tuple[str, ...]:
     text = decoder(layers=3)
     old = '%final = "ts.rms_norm"(%out, %last)'
     assert old in text
@@ -38,7 +44,7 @@ def stages() -> list[ir.Module]:
         '    %late = "ts.add"(%flat, %x) : (tensor<?x32xf32>, tensor<?x32xf32>) -> tensor<?x32xf32>\n'
         '    %final = "ts.rms_norm"(%late, %last)'
     )
-    return [*split_stages(laid_out(module.parse(text.replace(old, late)), mesh(tp=2)), [1, 2])]
+    return tuple(map(str, split_stages(laid_out(module.parse(text.replace(old, late)), mesh(tp=2)), [1, 2])))
 
 
 def named(parsed: ir.Module, *names: str) -> list[ir.Operation]:
