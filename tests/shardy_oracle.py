@@ -113,7 +113,7 @@ def main() -> None:
     for name, block in BLOCKS.items():
         out = spec("tp", None) if block is layer_of_rows else spec(None, None)
         compiled = jax.jit(block, in_shardings=(spec(None, None), placed), out_shardings=out)
-        text = compiled.lower(jnp.ones((ROWS, HIDDEN)), made).compile().as_text()
+        text = compiled.lower(jnp.ones((ROWS, HIDDEN)), made).compile().as_text() or ""
         found[name] = collectives(text)
         if os.environ.get("SHOW"):
             print(text)
