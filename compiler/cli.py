@@ -91,6 +91,13 @@ def parse_bytes(text: str) -> int:
     show_default=True,
     help="library: the vendor's alone, for devices that do not reach each other's memory.",
 )
+@click.option(
+    "--overlap",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Layers in two halves of a prompt's rows, one computing while sums of the other travel between ranks.",
+)
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--memory", help="Device memory the plan may use, e.g. 8GiB, by default all of it; the KV pool takes what is left.")
 @click.option("--max-sequences", type=click.IntRange(1, 1024), help="Requests running at once.  [default: 16; accelerators: 64]")

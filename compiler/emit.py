@@ -416,7 +416,7 @@ def _performance(state: Compilation, costs: Sequence[StageCosts]) -> Performance
 
 
 def _costs(state: Compilation, part: StageParts) -> StageCosts:
-    sizes = {bucket.rows: bucket.logit_rows for bucket in state.steps[0].buckets}
+    sizes = {bucket.rows: bucket.logit_rows for bucket in state.bucket_sizes}
     return StageCosts(
         rows=cost_rows(part.module, state.machine, sizes),
         attention_flops_per_token_pair=attention_flops(part.module),

@@ -9,6 +9,8 @@ from ..passes.choose_weight_types import Quantization
 from ..passes.placing.pins import Pin
 from ..passes.schedule import TrafficProfile
 
+Overlap = Literal["auto", "always", "never"]
+
 DEFAULT_CONTEXT = 8192
 
 
@@ -27,6 +29,7 @@ class CompileOptions:
     kv_dtype: Literal["auto", "f8e4m3"] = "auto"
     kernels: Literal["auto", "library"] = "auto"
     collectives: Literal["auto", "library"] = "auto"
+    overlap: Overlap = "auto"
     parallel: str = "auto"
     placement: tuple[Pin, ...] = ()
     traffic: TrafficProfile = field(default_factory=TrafficProfile)
@@ -44,7 +47,7 @@ class CompileOptions:
         plain = (item.name for item in fields(self) if item.name not in {"traffic", "placement"})
         named = {name.replace("_", "-"): getattr(self, name) for name in plain}
         if self.placement:
-            named["placement"] = "; ".join(f"{pin.module} {pin.weight}" for pin in self.placement)
+            named["placement"] = "; ".join(pin.summary for pin in self.placement)
         traffic = {f"traffic.{item.name}": getattr(self.traffic, item.name) for item in fields(self.traffic)}
         given = {name: value for name, value in {**named, **traffic}.items() if value is not None}
         return {name: str(value) for name, value in sorted(given.items())}

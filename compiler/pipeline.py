@@ -19,6 +19,7 @@ from ..passes.choose_weight_types import choose_weight_types, stored_share
 from ..passes.device_setting import decode_rows, device_bucket_sizes, device_setting
 from ..passes.fuse_add_norm import fuse_add_norm
 from ..passes.fuse_rope_kv_write import fuse_rope_kv_write
+from ..passes.halve_rows import halve_rows
 from ..passes.lower import lower
 from ..passes.lower_device import DeviceCalls
 from ..passes.merge_projections import merge_projections
@@ -28,13 +29,14 @@ from ..passes.placing.pins import Pins
 from ..passes.placing.search import Choice
 from ..passes.raise_aten import raise_aten
 from ..passes.sample_program import build_device_sample_program, build_sample_program
-from ..passes.schedule import bucket_sizes, schedule, workloads
+from ..passes.schedule import BucketSize, bucket_sizes, schedule, workloads
 from ..passes.select import Workload, select, select_crossings
 from ..passes.share_kv_caches import share_kv_caches
 from ..passes.split_stages import joined, split_stages
 from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
 from ..passes.verify_stages import verify_stages
+from ..passes.when_to_halve import least_rows
 from ..plans.errors import UsageError
 from ..plans.mesh import groups_of, stages_of
 from ..plans.program import Buffer, Program
@@ -58,6 +60,9 @@ from .proof import prove
 
 HOST_LIMITS, DEVICE_LIMITS = (16, 512), (64, 2048)
 """Sequences and prompt tokens of a step, unless asked otherwise."""
+
+_FEW_ROWS = 8
+"""So few are never done in halves."""
 
 FUSIONS = (merge_projections, fuse_add_norm, share_kv_caches, fuse_rope_kv_write)
 
@@ -89,6 +94,8 @@ class Compilation:
     """The module of each stage of the pipeline; where there is none, the whole one alone."""
     steps: tuple[Program, ...] = ()
     """The step program of each stage."""
+    halved: Program | None = None
+    """The step program of large buckets, whose layers run in halves of the rows."""
     sample: Program | None = None
     slots: tuple[Buffer, ...] = ()
     ir_texts: dict[str, str] = field(default_factory=dict)
@@ -103,7 +110,13 @@ class Compilation:
     @property
     def programs(self) -> tuple[Program, ...]:
         """All of the plan's programs."""
-        return self.steps if self.sample is None else (*self.steps, self.sample)
+        more = (self.halved, self.sample)
+        return (*self.steps, *(program for program in more if program is not None))
+
+    @property
+    def bucket_sizes(self) -> tuple[BucketSize, ...]:
+        """Of step programs, all together."""
+        return bucket_sizes(self.limits) if self.device is None else device_bucket_sizes(self.limits)
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
@@ -203,6 +216,9 @@ def make_instructions(state: Compilation) -> None:
         lower(stage, state.machine, native, state.device, name, number * inner)
         for number, (stage, name) in enumerate(zip(state.stages, names, strict=True))
     )
+    least = _least_rows_halved(state)
+    if least is not None:
+        state.halved = lower(halve_rows(state.module), state.machine, native, state.device, "step.halved")
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
@@ -214,9 +230,23 @@ def make_instructions(state: Compilation) -> None:
     state.sample = msgspec.structs.replace(state.sample, rank=state.steps[-1].rank)
 
 
+def _least_rows_halved(state: Compilation) -> int | None:
+    """The smallest bucket whose layers run in halves; None for none. Stages of a pipeline have other steps to run meanwhile."""
+    if state.options.overlap == "never" or len(state.stages) > 1 or "ts.all_reduce" not in str(state.module):
+        return None
+    # a device's kernels may count on one row of each sequence in buckets whose rows all want logits
+    chunks = [size for size in state.bucket_sizes if size.rows > (size.logit_rows if state.device is not None else _FEW_ROWS)]
+    if state.options.overlap == "always":
+        return chunks[0].rows if chunks else None
+    return least_rows(state.module, state.machine, chunks, native=state.device is not None)
+
+
 def lay_out_memory(state: Compilation) -> None:
-    sizes = bucket_sizes(state.limits) if state.device is None else device_bucket_sizes(state.limits)
-    state.steps = tuple(allocate(step, sizes) for step in state.steps)
+    least = _least_rows_halved(state)
+    small = [size for size in state.bucket_sizes if least is None or size.rows < least]
+    state.steps = tuple(allocate(step, small) for step in state.steps)
+    if state.halved is not None:
+        state.halved = allocate(state.halved, [size for size in state.bucket_sizes if size not in small])
 
 
 def write_manifest(state: Compilation) -> None:

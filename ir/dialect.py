@@ -492,6 +492,24 @@ class Receive(TsDialect.Operation, name="receive"):
     axis: ir.StringAttr
 
 
+class TakeRows(TsDialect.Operation, name="take_rows", traits=[ext.Pure]):
+    """The first half of the rows (`half` 0; one row more than the other where they do not divide) or the second (1)."""
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    half: ir.IntegerAttr
+
+
+class JoinRows(TsDialect.Operation, name="join_rows", traits=[ext.Pure]):
+    """The two halves of rows, one behind the other."""
+
+    verify_invariants = _verify
+    res: Result
+    first: Operand
+    second: Operand
+
+
 class Repeat(TsDialect.Operation, name="repeat"):
     """Runs its body for layer index i = first, first + stride, ... (`count` times); the arguments are carried along.
 

@@ -270,6 +270,10 @@ def _reshape(operation: ir.Operation, operands: list[Tensor], _dtype: torch.dtyp
     return [operands[0].reshape(-1, *(size or 0 for size in shape_of(operation.results[0])[1:]))]
 
 
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split([-(-len(x) // 2), len(x) // 2])
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -296,6 +300,8 @@ REFERENCE: dict[str, Reference] = {
     "ts.mul": lambda _op, x, _: [x[0] * x[1]],
     "ts.reshape": _reshape,
     "ts.slice": _slice,
+    "ts.take_rows": lambda op, x, _: [_halves(x[0])[modules.int_attribute(op, "half")]],
+    "ts.join_rows": lambda _op, x, _: [torch.cat(x)],
     "ts.gather_rows": lambda _op, x, _: [x[0][x[1].long()]],
 }
 

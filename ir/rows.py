@@ -1,7 +1,8 @@
 """How many rows a value has, as a formula of the step's counts: "rows", "logit_rows", and those over or times ranks.
 
 "rows/4" are a rank's rows where four share them, rounded up: the last ranks' end in rows of zeros. "rows*2" are those of two
-ranks that have `rows` each. Formulas count from left to right.
+ranks that have `rows` each. Of the two halves of rows, "rows/2" are the first and "rows//2", rounded down, the second. Formulas
+count from left to right.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def multiplied(count: str, ranks: int) -> str:
 
 def evaluate(count: str, rows: int, logit_rows: int) -> int:
     """The number that a formula stands for."""
-    name, *steps = re.split("([*/])", count)
+    name, *steps = re.split("(//|[*/])", count)
     found = rows if name == ROWS else logit_rows
-    for sign, ranks in zip(steps[::2], map(int, steps[1::2]), strict=True):
-        found = found * ranks if sign == "*" else -(-found // ranks)
+    for sign, number in zip(steps[::2], map(int, steps[1::2]), strict=True):
+        found = {"*": found * number, "/": -(-found // number), "//": found // number}[sign]
     return found
 
 
@@ -69,6 +70,10 @@ def rows_after(operation: ir.Operation, known: Mapping[ir.Value, str]) -> str:
     if operation.name == "ts.gather_rows":
         return known.get(operation.operands[1], LOGIT_ROWS)
     found = next((known[value] for value in operation.operands if None in shape_of(value) and value in known), ROWS)
+    if operation.name == "ts.take_rows":
+        return f"{found}//2" if attributes.int_attribute(operation, "half") else f"{found}/2"
+    if operation.name == "ts.join_rows":
+        return found.removesuffix("/2")
     if operation.name in CUTTING | JOINING and attributes.int_attribute(operation, "dimension") == 0:
         ranks = attributes.int_attribute(operation, "ranks")
         return divided(found, ranks) if operation.name in CUTTING else multiplied(found, ranks)

@@ -184,6 +184,8 @@ RULES: dict[str, Rule] = {
     "ts.send": _crossing,
     "ts.receive": _crossing,
     "ts.reduce_scatter": _gathered,
+    "ts.take_rows": _same,
+    "ts.join_rows": _same,
     "ts.take_part": _gathered,
 }
 
@@ -267,6 +269,11 @@ def _parts(operation: ir.Operation, part: Shape, whole: Shape) -> str | None:
     return _expect(every == own * ranks, f"{ranks} parts of {part} do not give {whole}")
 
 
+def _half(operation: ir.Operation) -> str | None:
+    half = ir.IntegerAttr(operation.attributes["half"]).value
+    return _expect(half in {0, 1} and shape_of(operation.operands[0])[0] is None, f"there is no half {half} of these rows")
+
+
 def _cap(operation: ir.Operation) -> str | None:
     cap = ir.FloatAttr(operation.attributes["cap"]).value
     return _expect(cap > 0, f"cap must be above 0, got {cap}")
@@ -297,6 +304,7 @@ ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.activation": _one_of_activations("kind"),
     "ts.softcap": _cap,
     "ts.all_gather": _gathered_dimension,
+    "ts.take_rows": _half,
     "ts.reduce_scatter": _scattered_dimension,
     "ts.take_part": _scattered_dimension,
     "ts.moe_route": mixture.route_attributes,

@@ -49,6 +49,9 @@ _RULES = {
     "ts.all_gather": "r ... -> r ...",
     "ts.reduce_scatter": "r ... -> r ...",
     "ts.take_part": "r ... -> r ...",
+    # halves of a rank's own rows are not its part of halves
+    "ts.take_rows": "r ... -> r ... | r",
+    "ts.join_rows": "r ..., r ... -> r ... | r",
 }
 
 _NUMBERED_EXPERTS = {
@@ -63,7 +66,7 @@ COLLECTIVES = {"ts.all_reduce", "ts.all_gather", "ts.reduce_scatter"}
 CHANGES = COLLECTIVES | {"ts.take_part"}
 """Operations that are there to change a placement along their own axis."""
 
-SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", *CHANGES}
+SUM_COMMUTES = {"ts.add", "ts.scale", "ts.reshape", "ts.slice", "ts.gather_rows", "ts.take_rows", "ts.join_rows", *CHANGES}
 """Operations that may be applied to a partial sum before it is reduced (all their activations being partial); collectives of
 other axes among them."""
 

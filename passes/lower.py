@@ -43,6 +43,7 @@ class _Place:
     offset: int = 0
     shape: tuple[Dimension, ...] = ()
     strides: tuple[int, ...] = ()
+    skipped: Dimension = 0
 
 
 def lower(
@@ -106,6 +107,10 @@ class _Lowering:
             return self._leaf(operation)
         if operation.name in {"ts.reshape", "ts.slice"}:
             return self._view(operation)
+        if operation.name == "ts.take_rows":
+            return self._half(operation)
+        if operation.name == "ts.join_rows":
+            return self._joined(operation)
         symbol = rows_after(operation, self.symbols)
         for result in operation.results:
             self.symbols[result] = symbol
@@ -144,7 +149,7 @@ class _Lowering:
         """Into a buffer of its own."""
         if self.device is None:
             return [Call(self.copy, (source,), (target,), {}, label)]
-        count = str(self.buffers[target].shape[0])
+        count = str((self.views[target] if target in self.views else self.buffers[target]).shape[0])
         made = copy(self._layout(source), self._layout(target), self.device.setting, base_of(count))
         return self.device.calls(made, (source, target), label, self._room, count)
 
@@ -200,26 +205,69 @@ class _Lowering:
             strides, offset = (source.strides[0], *_contiguous(shape)[1:]), source.offset
         name = f"{operation.name.removeprefix('ts.')}.{self.counter}"
         self.counter += 1
-        self.views[name] = View(name, source.base, shape, offset, strides)
-        self.places[result] = _Place(name, source.base, offset, shape, strides)
+        self._window(name, result, _Place(name, source.base, offset, shape, strides, source.skipped))
         self.symbols[result] = self.symbols[operation.operands[0]]
         return calls
 
+    def _window(self, name: str, value: ir.Value | None, place: _Place) -> None:
+        self.views[name] = View(name, place.base, place.shape, place.offset, place.strides, place.skipped)
+        if value is not None:
+            self.places[value] = place
+
+    def _half(self, operation: ir.Operation) -> list[Call]:
+        """Half of the rows, where all of them lie."""
+        source, result = self.places[operation.operands[0]], operation.results[0]
+        self.symbols[result] = rows_after(operation, self.symbols)
+        assert source.base and not source.skipped, "a step's inputs and halves are not halved"
+        name = f"take_rows.{self.counter}"
+        self.counter += 1
+        skipped = f"{source.shape[0]}/2" if modules.int_attribute(operation, "half") else 0
+        shape = (self.symbols[result], *source.shape[1:])
+        self._window(name, result, _Place(name, source.base, source.offset, shape, source.strides, skipped))
+        return []
+
+    def _joined(self, operation: ir.Operation) -> list[Call]:
+        """Two halves as one buffer: what makes them writes them there, unless they are of other use where they are."""
+        result = operation.results[0]
+        self.symbols[result] = rows_after(operation, self.symbols)
+        place = self.places[result] = self._buffer(operation, result, self.symbols[result])
+        calls: list[Call] = []
+        for half, value in enumerate(operation.operands):
+            skipped = f"{self.symbols[result]}/2" if half else 0
+            shape = (self.symbols[value], *place.shape[1:])
+            name = f"{place.name}.{half}"
+            self._window(name, None, _Place(name, place.base, 0, shape, place.strides, skipped))
+            source = self.places[value].name
+            if source in self.buffers and self._is_only_made(value, operation):
+                self.renamed[source] = name
+            else:
+                calls += self._copy(source, name, modules.label_of(operation))
+        return calls
+
+    def _is_only_made(self, value: ir.Value, reader: ir.Operation) -> bool:
+        """Whether a buffer is made in this block, for this reader alone, and is nothing else's place."""
+        maker = modules.maker_of(value)
+        own = [known for known, place in self.places.items() if place.base == self.places[value].base]
+        return maker is not None and maker.name != "ts.repeat" and own == [value] and len(modules.readers_of(value)) == 1
+
     def _repeat(self, operation: ir.Operation) -> list[Call | Repeat]:
         block = modules.body_of(operation)
-        # what runs from layer to layer is one hidden state
-        (argument,), (value,), (result,) = block.arguments, operation.operands, operation.results
+        # what runs from layer to layer is one hidden state, or its halves
         entering: list[Call | Repeat] = []
-        place, symbol = self.places[value], self.symbols[value]
-        if not self._may_overwrite(operation, place):
-            place = self._buffer(operation, value, symbol, "hidden")
-            entering += self._copy(self.places[value].name, place.name, "what enters the layers is read again")
-        for carried in (argument, result):
-            self.places[carried], self.symbols[carried] = place, symbol
+        places: list[_Place] = []
+        for argument, value, result in zip(block.arguments, operation.operands, operation.results, strict=True):
+            place, symbol = self.places[value], self.symbols[value]
+            if not self._may_overwrite(operation, place):
+                place = self._buffer(operation, value, symbol, "hidden")
+                entering += self._copy(self.places[value].name, place.name, "what enters the layers is read again")
+            for carried in (argument, result):
+                self.places[carried], self.symbols[carried] = place, symbol
+            places.append(place)
         calls: list[Call] = []
         self._block(block, calls)
         terminator = list(block.operations)[-1].operation
-        self._carry(place.name, self.places[terminator.operands[0]].name, calls)
+        for place, value in zip(places, terminator.operands, strict=True):
+            self._carry(place.name, self.places[value].name, calls)
         first, count, stride = (modules.int_attribute(operation, name) for name in ("first", "count", "stride"))
         return [*entering, Repeat(first, count, stride, tuple(calls))]
 
@@ -271,7 +319,7 @@ class _Lowering:
         return Call(call.function, inputs, outputs, call.attributes, call.label)
 
     def _resolved_view(self, view: View) -> View:
-        return View(view.name, self._final(view.base), view.shape, view.offset, view.strides)
+        return View(view.name, self._final(view.base), view.shape, view.offset, view.strides, view.skipped)
 
 
 def _touched(body: Sequence[Call | Repeat], views: Sequence[View]) -> set[str]:

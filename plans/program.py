@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-RowCount = Annotated[str, msgspec.Meta(pattern=r"^(rows|logit_rows)([*/][1-9][0-9]{0,3}){0,4}$")]
-"""`rows` or `logit_rows` of a step, times or divided by numbers of ranks, from left to right; divided is rounded up: "rows/4"."""
+RowCount = Annotated[str, msgspec.Meta(pattern=r"^(rows|logit_rows)((\*|//?)[1-9][0-9]{0,3}){0,4}$")]
+"""`rows` or `logit_rows` of a step, times or divided by numbers, from left to right: "rows/4" is rounded up, "rows//2" down."""
 
 Dimension = int | RowCount
 DType = Literal["f64", "f32", "bf16", "f16", "i32", "i64", "u8", "i8", "i1", "f8e4m3"]
@@ -33,10 +33,10 @@ def count_of(dimension: Dimension, symbols: Mapping[str, int]) -> int:
     """The number that a dimension stands for; `symbols` gives `rows` and `logit_rows`."""
     if isinstance(dimension, int):
         return dimension
-    name, *steps = re.split("([*/])", dimension)
+    name, *steps = re.split("(//|[*/])", dimension)
     count = symbols[name]
-    for sign, ranks in zip(steps[::2], map(int, steps[1::2]), strict=True):
-        count = count * ranks if sign == "*" else -(-count // ranks)
+    for sign, number in zip(steps[::2], map(int, steps[1::2]), strict=True):
+        count = {"*": count * number, "/": -(-count // number), "//": count // number}[sign]
     return count
 
 
@@ -59,10 +59,10 @@ class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Dimension, ...]
 
 
-class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A window on an arena buffer: same storage, other shape. `offset` and `strides` count elements.
 
-    The first dimension is the symbolic row dimension of the base, so all strides are static.
+    The first dimension is the symbolic row dimension of the base, so all strides are static. `skipped` rows come before it.
     """
 
     name: str
@@ -70,6 +70,11 @@ class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Dimension, ...]
     offset: int
     strides: tuple[int, ...]
+    skipped: Dimension = 0
+
+    def start(self, symbols: Mapping[str, int]) -> int:
+        """The element of the base that it begins with."""
+        return self.offset + (count_of(self.skipped, symbols) * self.strides[0] if self.skipped else 0)
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="call", tag_field="kind"):

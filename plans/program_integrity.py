@@ -70,6 +70,7 @@ def _check_view(view: View, buffers: set[str], where: str) -> None:
     require(view.base in buffers, f"{where}: base", "a buffer of this program", repr(view.base))
     require(len(view.strides) == len(view.shape), f"{where}: strides", f"{len(view.shape)} strides", len(view.strides))
     require_number(view.offset, f"{where}: offset")
+    require(view.skipped == 0 or bool(view.shape), f"{where}: skipped", "0 of a view without dimensions", view.skipped)
     for stride in view.strides:
         require_number(stride, f"{where}: strides")
 
@@ -105,7 +106,8 @@ def _check_views(program: Program, bucket: Bucket, where: str) -> None:
         shape = extents(view.shape, bucket)
         if 0 in shape:
             continue
-        last = view.offset + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=True))
+        start = view.start({"rows": bucket.rows, "logit_rows": bucket.logit_rows})
+        last = start + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=True))
         require(
             last < sizes[view.base],
             f"{where}, {view.name}",

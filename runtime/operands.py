@@ -195,10 +195,11 @@ class OperandArrays:
             self._refuse(f"{view.name} on a buffer of this program", view.base)
         shape = self._extent.of(view.shape)
         sound = len(shape) == len(view.strides) and min((view.offset, *shape, *view.strides)) >= 0
-        reach = view.offset + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=False))
+        start = view.start({"rows": self._extent.rows, "logit_rows": self._extent.logit_rows}) if sound else view.offset
+        reach = start + sum((extent - 1) * stride for extent, stride in zip(shape, view.strides, strict=False))
         if not sound or (0 not in shape and reach >= base.elements):
-            self._refuse(f"{view.name} inside {view.base} of {base.elements} elements", f"{list(shape)} at {view.offset}")
-        return base.strided(view.offset, shape, view.strides)
+            self._refuse(f"{view.name} inside {view.base} of {base.elements} elements", f"{list(shape)} at {start}")
+        return base.strided(start, shape, view.strides)
 
     def _refuse(self, expected: str, got: str) -> NoReturn:
         raise PlanError(

@@ -18,7 +18,7 @@ from ..plans.program import DTYPE_BYTES
 from ..plans.weight_layout import stored_bytes
 from .mixture_cost import busiest
 
-FREE = {"ts.input", "ts.weight", "ts.constant", "ts.reshape", "ts.slice"}
+FREE = {"ts.input", "ts.weight", "ts.constant", "ts.reshape", "ts.slice", "ts.take_rows", "ts.join_rows"}
 """Operations that cost nothing: names for storage that is there anyway."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -97,16 +97,22 @@ def _stored(name: str, value: Tensor) -> Stored:
     return Stored(source, memoryview(value.contiguous().numpy().tobytes()))
 
 
-def mesh_difference(traced: TracedModel, raised: str, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> float:
+def mesh_difference(
+    traced: TracedModel,
+    raised: str,
+    axes: Sequence[MeshAxis],
+    pins: Pins = WHATEVER_CAN_BE,
+    change: Callable[[ir.Module], ir.Module] = lambda placed: placed,
+) -> float:
     """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32.
 
     Along pp the layers are cut into stages as equal as can be; logits are those of the last one's ranks. Along dp each group has
-    other sequences, and steps with other numbers of rows.
+    other sequences, and steps with other numbers of rows. `change` is of the module that is laid out.
     """
     parameters = _random_parameters(traced)
     whole = on_one_rank(modules.parse(raised))
     inner = [axis for axis in axes if axis.name != "pp"]
-    stages = _in_stages(laid_out(modules.parse(raised), inner, pins), axes)
+    stages = _in_stages(change(laid_out(modules.parse(raised), inner, pins)), axes)
     alone = [
         Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
         for _ in range(groups_of(axes))

@@ -21,6 +21,7 @@ from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import Compilation, compile_model
 from tokenspeed.ir.module import context
 from tokenspeed.passes.choose_weight_types import Quantization
+from tokenspeed.passes.halve_rows import halve_rows
 from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.program import Repeat
 from tokenspeed.plans.reader import Plan
@@ -157,6 +158,12 @@ def test_ranks_may_share_the_rows_of_norms(family: Compiled, sizes: dict[str, in
     with context():
         found = mesh_difference(family.state.traced, family.state.ir_texts["raise"], mesh(**sizes), ROWS_OF_NORMS)
     assert found <= TOLERANCE
+
+
+def test_layers_in_halves_of_the_rows(family: Compiled) -> None:
+    with context():
+        raised = family.state.ir_texts["raise"]
+        assert mesh_difference(family.state.traced, raised, mesh(tp=2), change=halve_rows) <= TOLERANCE
 
 
 def test_the_check_can_fail(family: Compiled) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tokenspeed.compiler.frontends.source import open_model
-from tokenspeed.compiler.options import CompileOptions
+from tokenspeed.compiler.options import CompileOptions, Overlap
 from tokenspeed.compiler.pipeline import compile_model
 from tokenspeed.ir.module import context
 from tokenspeed.passes.placing.pins import Pins
@@ -40,7 +40,11 @@ ROWS_CUT = {"deepseek_v3", "llama"}
 """Those in which each rank does the norms of some of the rows."""
 
 
-def compiled(directory: Path, parallel: str, pins: Pins = WHATEVER_CAN_BE) -> Path:
+OVERLAPPED = {"phi3", "gpt_oss"}
+"""Those whose layers run in halves of a prompt's rows."""
+
+
+def compiled(directory: Path, parallel: str, pins: Pins = WHATEVER_CAN_BE, overlap: Overlap = "auto") -> Path:
     """A plan in which whatever can be cut is: models this small would be replicated."""
     options = CompileOptions(
         dtype="f32",
@@ -50,6 +54,7 @@ def compiled(directory: Path, parallel: str, pins: Pins = WHATEVER_CAN_BE) -> Pa
         traffic=TrafficProfile(prompt_tokens=CONTEXT, output_tokens=CONTEXT),
         parallel=parallel,
         placement=pins.pins,
+        overlap=overlap,
     )
     with context():
         state = compile_model(open_model(directory), options, lambda _phase, _state: None)
@@ -77,7 +82,9 @@ def test_logits_on_several_ranks(parallel: str, tmp_path: Path) -> None:
         for number, (name, model) in enumerate(models.items()):
             directory = save(model, tmp_path / str(number))
             pins = ROWS_OF_NORMS if name in ROWS_CUT else WHATEVER_CAN_BE
-            plans.append((name, str(compiled(directory, parallel, pins)), str(directory)))
+            plans.append(
+                (name, str(compiled(directory, parallel, pins, "always" if name in OVERLAPPED else "auto")), str(directory))
+            )
     out = tmp_path / "logits.npz"
     job = {"plans": plans, "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE, "address": free_address(), "out": str(out)}
     script = Path(__file__).with_name("ranked_logits.py")

@@ -30,6 +30,11 @@ class Pin:
     weight: str = ""
     rows: str = ""
 
+    @property
+    def summary(self) -> str:
+        """On one line."""
+        return " ".join(filter(None, (self.module, self.weight, self.rows and f"rows={self.rows}")))
+
     def fits(self, operation: ir.Operation, strategy: Strategy) -> bool:
         """Whether the strategy places the operation's weights so."""
         found = [strategy.operands[at] for at, value in enumerate(operation.operands) if is_weight(value)]

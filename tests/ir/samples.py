@@ -89,6 +89,8 @@ SOUND: tuple[Sample, ...] = (
     Sample("ts.reduce_scatter", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'),
     Sample("ts.reduce_scatter", ("tensor<?x24xf32>",), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'),
     Sample("ts.take_part", (X,), (X,), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'),
+    Sample("ts.take_rows", (X,), (X,), "half = 1 : i64"),
+    Sample("ts.join_rows", (X, X), (X,)),
 )
 
 F16 = "tensor<?x8xf16>"
@@ -202,6 +204,8 @@ WRONG: tuple[tuple[Sample, str], ...] = (
     (Sample("ts.all_gather", (X,), (X,), 'axis = "tp", dimension = 2 : i64, ranks = 3 : i64'), "is about dimension 2 of"),
     (Sample("ts.reduce_scatter", (X,), (X,), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
     (Sample("ts.reduce_scatter", (X,), ("tensor<?x24xf32>",), 'axis = "tp", dimension = 1 : i64, ranks = 3 : i64'), "3 parts of"),
+    (Sample("ts.take_rows", (X,), (X,), "half = 2 : i64"), "there is no half 2"),
+    (Sample("ts.join_rows", (X, "tensor<?x4xf32>"), (X,)), "one shape"),
     (Sample("ts.take_part", (X,), ("tensor<?x4xf32>",), 'axis = "tp", dimension = 0 : i64, ranks = 3 : i64'), "3 parts of"),
 )
 

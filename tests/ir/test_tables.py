@@ -13,7 +13,7 @@ from .test_dialect import operation_names
 
 CONTROL = {"ts.repeat", "ts.step", "ts.yield"}
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
-VIEWS = {"ts.reshape", "ts.slice"}
+VIEWS = {"ts.reshape", "ts.slice", "ts.take_rows", "ts.join_rows"}
 CHANGES, BORDERS = sharding.CHANGES, sharding.BORDERS
 """Inserted by the partitioner for more than one rank: bytes over links."""
 MOVES_ONLY = {"ts.embedding", "ts.gather_rows"}
