@@ -56,7 +56,7 @@ def test_every_target_has_a_kernel_for_every_operation() -> None:
 def test_lowering_knows_the_attributes_of_every_operation_that_has_any() -> None:
     from tokenspeed.passes import lower
 
-    structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "operandSegmentSizes"}
+    structural = {"sym", "parameters", "label", "layer", "kv_heads", "start", "axis", "half", "operandSegmentSizes"}
     attributed = {sample.name for sample in SOUND if set(re.findall(r"(\w+) =", sample.attributes)) - structural}
     assert set(lower._ATTRIBUTES) == attributed | OF_REGIONS | CHANGES | BORDERS
     assert set(lower._CALLS) == {*reference._STATEFUL, *OF_REGIONS}
