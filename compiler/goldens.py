@@ -45,6 +45,9 @@ _CHOSEN_OTHERWISE = 3.0  # times the tolerance, where a choice of experts is so 
 # (key, first position, rows) for each step: packed prefill, decode beside a chunk, decode of two, decode of one
 _STEPS = (((0, 0, 9), (1, 0, 5)), ((1, 5, 1), (0, 9, 4)), ((0, 13, 1), (1, 6, 1)), ((0, 14, 1),))
 _STEPS_OF_A_LARGE_MODEL = _STEPS[:2]
+_STEPS_OF_A_LARGE_MIXTURE = (((0, 0, 2), (1, 0, 2)), ((1, 2, 1), (0, 2, 2)))
+"""Nearly every row chooses experts of its own, whose weights take the time."""
+
 LARGE_MODEL_ELEMENTS = 100_000_000
 
 
@@ -170,7 +173,9 @@ def make_golden(program: Replayed, max_context: int) -> GoldenCase | None:
         return None
     program = replace(program, mesh=_meeting(program))
     large = _ranks(program) * _used_elements(program.weights) > LARGE_MODEL_ELEMENTS
-    return golden_of(_STEPS_OF_A_LARGE_MODEL if large else _STEPS, "layers", program)
+    experts = any(len(weight.shape) == 3 for weight in program.weights)
+    steps = _STEPS_OF_A_LARGE_MIXTURE if experts else _STEPS_OF_A_LARGE_MODEL
+    return golden_of(steps if large else _STEPS, "layers", program)
 
 
 def golden_of(
