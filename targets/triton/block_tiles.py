@@ -19,6 +19,9 @@ RECEIPT = (
 _SHARES = ((1, 0.7), (2, 0.6), (17, 0.5), (65, 0.6), (257, 0.7), (1024, 0.85))
 """Shares of the roofline from so many rows on."""
 
+_WARPS = 16
+"""Of a unit, that few rows of codes want: with two or four to a block, which wait for memory in turn, more blocks are needed."""
+
 _LONG = 16384
 """Columns from which on a layer is many blocks for each unit, however they are cut."""
 
@@ -55,7 +58,8 @@ def tiles_for(accelerator: Accelerator, dtype: str, stored: str, rows: int, colu
         sizes = _hopper_bytes(rows, columns) if stored == "q8_0" else _hopper_nibbles(rows, columns, inner, stored)
     else:
         sizes = Tiles(16, 64, 256, 4, 3) if rows <= 16 else Tiles(min(64, power_of_two_above(rows)), 64, 128, 4, 3)
-    return replace(sizes, shares=_shares(accelerator, sizes, rows, columns, inner))
+    of_hopper = accelerator.arch == "sm_90a" and rows <= 8
+    return replace(sizes, shares=_shares(accelerator, sizes, rows, columns, inner, _WARPS if of_hopper else 0))
 
 
 def smallest_tiles(tiles: Tiles, chunk: int) -> Tiles:
@@ -98,8 +102,9 @@ def _hopper_nibbles(rows: int, columns: int, inner: int, stored: str) -> Tiles:
     return Tiles(64 if rows <= 64 else 128, 128 if stored == "q4_1" and rows > 64 else 256, 128, 8, 3)
 
 
-def _shares(accelerator: Accelerator, tiles: Tiles, rows: int, columns: int, inner: int) -> int:
-    """So many that all units have work, each at least a few blocks of K."""
+def _shares(accelerator: Accelerator, tiles: Tiles, rows: int, columns: int, inner: int, warps: int = 0) -> int:
+    """So many that all units have work, and `warps` warps each, each share at least a few blocks of K."""
     blocks = -(-columns // tiles.columns) * -(-rows // tiles.rows)
-    wanted = accelerator.units * (2 if tiles.inner * tiles.columns <= 128 * 128 else 1) // blocks
+    of_unit = max(2 if tiles.inner * tiles.columns <= 128 * 128 else 1, warps // tiles.warps)
+    wanted = accelerator.units * of_unit // blocks
     return max(1, min(8, wanted, inner // (4 * tiles.inner)))
