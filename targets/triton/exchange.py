@@ -255,7 +255,8 @@ def _function(followed: _Followed, setting: DeviceSetting, way: Way, least: int,
 def _launch(way: Way, constants: dict[str, Constexpr], parameters: tuple[Parameter, ...], by: Symbol, rows: int) -> Launched:
     columns = constants["N"]
     assert isinstance(columns, int)
-    warps = max(1, min(16, columns // (256 if rows <= _LATENCY_ALONE else 512)))
+    wanted = max(1, min(16, columns // (256 if rows <= _LATENCY_ALONE else 512)))
+    warps = 1 << (wanted.bit_length() - 1)  # a power of two, whatever the columns
     grid = (by if rows <= BLOCKS else BLOCKS, 1, 1)
     return Launched(f"exchange.{way}", constants, parameters, grid, warps, dependent_launch=_dependent(constants))
 
