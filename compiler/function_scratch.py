@@ -64,6 +64,13 @@ def _collective(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
     return (ranks + 1) * of_rank * size
 
 
+def _exchange(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
+    """What is sent and what comes, at most all rows each, and sums of a rank's own rows in float32."""
+    rows = max(shapes[name][0] for name in (*call.inputs, *call.outputs))
+    width = shapes[call.outputs[0]][1]
+    return 2 * rows * width * size + 4 * rows * width
+
+
 def _send(call: Call, shapes: Mapping[str, Shape], size: int) -> int:
     """Two values on their way."""
     return 2 * size * prod(shapes[call.inputs[0]])
@@ -76,4 +83,6 @@ _NEEDS: dict[str, Callable[[Call, Mapping[str, Shape], int], int]] = {
     "all_gather": _collective,
     "reduce_scatter": _collective,
     "send": _send,
+    "dispatch": _exchange,
+    "combine": _exchange,
 }

@@ -474,6 +474,39 @@ class TakePart(TsDialect.Operation, name="take_part", traits=[ext.Pure]):
     ranks: ir.IntegerAttr
 
 
+class Dispatch(TsDialect.Operation, name="dispatch", traits=[ext.Pure]):
+    """As all_gather of rows, but each is sent only to the ranks of mesh axis `axis` that have experts it goes to.
+
+    indices[rows, k] are of all rows, `experts` is how many the ranks share out in order. Other rows of the result are undefined:
+    part -> dispatched.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    indices: Operand
+    axis: ir.StringAttr
+    dimension: ir.IntegerAttr
+    ranks: ir.IntegerAttr
+    experts: ir.IntegerAttr
+
+
+class Combine(TsDialect.Operation, name="combine", traits=[ext.Pure]):
+    """As reduce_scatter of rows, but each comes only from the ranks that have experts it went to, as in dispatch.
+
+    It is of what experts made: rows that went to none of a rank's are zero there. partial -> part.
+    """
+
+    verify_invariants = _verify
+    res: Result
+    x: Operand
+    indices: Operand
+    axis: ir.StringAttr
+    dimension: ir.IntegerAttr
+    ranks: ir.IntegerAttr
+    experts: ir.IntegerAttr
+
+
 class Send(TsDialect.Operation, name="send"):
     """Hands x on to the rank behind this one along mesh axis `axis`, which receives it as value `sym`."""
 

@@ -106,6 +106,11 @@ def all_experts(operation: ir.Operation) -> int:
     return held if numbers_of(operation) is None else attributes.int_attribute(operation, "experts")
 
 
+def rows_for(indices: Tensor, experts: int, ranks: int, place: int) -> Tensor:
+    """Which rows go to experts of the rank at `place`, of `ranks` that share them out in order."""
+    return (indices // -(-experts // ranks) == place).any(-1)
+
+
 def _size(value: ir.Value, axis: int) -> int:
     kind = ir.RankedTensorType(value.type)
     return 0 if kind.is_dynamic_dim(axis) else kind.get_dim_size(axis)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 REPLICATE, PARTIAL, OWN = "replicate", "partial", "own"
 
+DISPATCHED = "dispatched"
+"""Of rows of which a rank has those that its experts are for: the others are undefined."""
+
 GROUPS = "dp"
 """The axis along which each rank has a step of its own: inputs are its own, in number too, and so is what is made of them row by
 row. There a value that is replicated has the rows of all ranks behind each other, as many of each."""

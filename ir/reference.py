@@ -137,22 +137,24 @@ class Interpreter:
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))
             return _STATEFUL[name](operation, operands, rows, self.cache, layer)
         if name in CHANGES:
-            return [self._change(operation, operands[0], rows)]
+            return [self._change(operation, operands, rows)]
         if name == "ts.aten":
             return [run_aten(operation, operands, self.dtype)]
         return REFERENCE[name](operation, operands, self.dtype)
 
-    def _change(self, operation: ir.Operation, x: Tensor, rows: StepRows) -> Tensor:
+    def _change(self, operation: ir.Operation, operands: Sequence[Tensor], rows: StepRows) -> Tensor:
         """Of a value's placement."""
-        axis = modules.text_attribute(operation, "axis")
+        axis, x = modules.text_attribute(operation, "axis"), operands[0]
         if operation.name != "ts.take_part":
             parts = self.exchange(axis, x)
             if operation.name == "ts.all_gather":
-                dimension = modules.int_attribute(operation, "dimension")
-                if axis == GROUPS and not dimension:
-                    return _even(parts)
-                whole, count = torch.cat(parts, dimension), rows_after(operation, self.counts)
-                return whole if dimension else whole[: evaluate(count, len(rows.token_ids), len(rows.logit_rows))]
+                return self._gathered(operation, parts, rows)
+            if operation.name == "ts.dispatch":
+                others = ~_rows_for(operation, operands[1], self.place.get(axis, 0))
+                return self._gathered(operation, parts, rows).masked_fill(others[:, None], torch.nan)
+            if operation.name == "ts.combine":
+                hit = [_rows_for(operation, operands[1], at)[:, None] for at in range(len(parts))]
+                parts = [part.masked_fill(~own, 0) for part, own in zip(parts, hit, strict=True)]
             x = torch.stack(parts).sum(0)
         if operation.name == "ts.all_reduce":
             return x
@@ -163,6 +165,13 @@ class Interpreter:
         size = -(-x.shape[dimension] // ranks)
         missing = [0, 0] * (x.dim() - dimension - 1) + [0, size * ranks - x.shape[dimension]]
         return functional.pad(x, missing).narrow(dimension, self.place.get(axis, 0) * size, size)
+
+    def _gathered(self, operation: ir.Operation, parts: list[Tensor], rows: StepRows) -> Tensor:
+        dimension = modules.int_attribute(operation, "dimension")
+        if modules.text_attribute(operation, "axis") == GROUPS and not dimension:
+            return _even(parts)
+        whole, count = torch.cat(parts, dimension), rows_after(operation, self.counts)
+        return whole if dimension else whole[: evaluate(count, len(rows.token_ids), len(rows.logit_rows))]
 
     def _repeat(self, operation: ir.Operation, values: dict[ir.Value, Any], rows: StepRows) -> list[Tensor]:
         carried = [values[value] for value in operation.operands]
@@ -181,6 +190,11 @@ def _even(parts: Sequence[Tensor]) -> Tensor:
     """Rows of groups behind each other, filled up to the same number of each with what is not to matter."""
     longest = max(map(len, parts))
     return torch.cat([functional.pad(part, [0, 0] * (part.dim() - 1) + [0, longest - len(part)], value=1) for part in parts])
+
+
+def _rows_for(operation: ir.Operation, indices: Tensor, place: int) -> Tensor:
+    experts, ranks = (modules.int_attribute(operation, name) for name in ("experts", "ranks"))
+    return mixture.rows_for(indices, experts, ranks, place)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus_weight: bool) -> Tensor:

@@ -16,7 +16,7 @@ from .types import shape_of
 
 ROWS, LOGIT_ROWS = "rows", "logit_rows"
 
-CUTTING, JOINING = {"ts.reduce_scatter", "ts.take_part"}, {"ts.all_gather"}
+CUTTING, JOINING = {"ts.reduce_scatter", "ts.take_part", "ts.combine"}, {"ts.all_gather", "ts.dispatch"}
 """Collectives whose results have fewer rows, or more, where it is rows that they are about."""
 
 

@@ -143,6 +143,12 @@ def _gathered(operands: list[Shape], results: list[Shape]) -> str | None:
     return _expect(len(x) == len(whole) and len(differs) < 2, f"{x} cannot become {whole}: only one dimension changes")
 
 
+def _exchanged(operands: list[Shape], results: list[Shape]) -> str | None:
+    x, indices = operands
+    fits = len(x) == len(indices) == 2 and results[0] == x and x[0] is None and indices[0] is None
+    return _expect(fits, f"expects x[rows, h] and indices[rows, k], and gives [rows, h]; got {x}, {indices} and {results[0]}")
+
+
 def _source(_operands: list[Shape], results: list[Shape]) -> str | None:
     return _expect(all(size is None or size > 0 for size in results[0]), f"sizes must be positive, got {results[0]}")
 
@@ -187,9 +193,14 @@ RULES: dict[str, Rule] = {
     "ts.take_rows": _same,
     "ts.join_rows": _same,
     "ts.take_part": _gathered,
+    "ts.dispatch": _exchanged,
+    "ts.combine": _exchanged,
 }
 
-_MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"}
+_MIXED_DTYPES = {"ts.aten", "ts.embedding", "ts.rope_table", "ts.gather_rows", "ts.moe_route", "ts.moe_experts", "ts.cast"} | {
+    "ts.dispatch",
+    "ts.combine",
+}
 
 
 _TABLES = {"ts.rope": (1, 2), "ts.rope_kv_write": (3, 4)}
@@ -307,6 +318,8 @@ ATTRIBUTE_RULES: dict[str, Callable[[ir.Operation], str | None]] = {
     "ts.take_rows": _half,
     "ts.reduce_scatter": _scattered_dimension,
     "ts.take_part": _scattered_dimension,
+    "ts.dispatch": _gathered_dimension,
+    "ts.combine": _scattered_dimension,
     "ts.moe_route": mixture.route_attributes,
     "ts.moe_experts": mixture.experts_attributes,
     "ts.attention": _scores,

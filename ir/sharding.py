@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from . import attributes
 from .mixture import numbers_of
 from .mlir import ir
-from .placements import GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard, part_of
+from .placements import DISPATCHED, GROUPS, NESTING, OWN, PARTIAL, REPLICATE, Segment, Shard, parse_shard, part_of
 from .types import shape_of
 
 _RULES = {
@@ -52,6 +52,8 @@ _RULES = {
     # halves of a rank's own rows are not its part of halves
     "ts.take_rows": "r ... -> r ... | r",
     "ts.join_rows": "r ..., r ... -> r ... | r",
+    "ts.dispatch": "r h, r k -> r h | h k",
+    "ts.combine": "r h, r k -> r h | h k",
 }
 
 _NUMBERED_EXPERTS = {
@@ -60,7 +62,10 @@ _NUMBERED_EXPERTS = {
 }
 """By the number of operands, the last of which are the experts' numbers."""
 
-COLLECTIVES = {"ts.all_reduce", "ts.all_gather", "ts.reduce_scatter"}
+EXCHANGES = {"ts.dispatch", "ts.combine"}
+"""Collectives in which rows travel to their experts and back."""
+
+COLLECTIVES = {"ts.all_reduce", "ts.all_gather", "ts.reduce_scatter", *EXCHANGES}
 """Operations in which ranks meet."""
 
 CHANGES = COLLECTIVES | {"ts.take_part"}
@@ -159,7 +164,9 @@ def results_on_axis(operation: ir.Operation, placements: Sequence[str], axis: st
     Raises PlacementConflict when the rule does not allow the operands.
     """
     if operation.name in CHANGES and attributes.text_attribute(operation, "axis") == axis:
-        return [_change(operation, placements[0])]
+        return [_change(operation, placements)]
+    if operation.name == "ts.moe_experts" and placements[0] == DISPATCHED:
+        return _of_dispatched(operation, placements, axis)
     rule = rule_of(operation)
     if OWN in placements or (axis == GROUPS and needs_own_rows(operation)):
         return _own_results(operation, placements, axis)
@@ -211,7 +218,14 @@ def _own_results(operation: ir.Operation, placements: Sequence[str], axis: str) 
     return [OWN if has_rows(value) else REPLICATE for value in operation.results]
 
 
-def _change(operation: ir.Operation, placement: str) -> str:
+def _of_dispatched(operation: ir.Operation, placements: Sequence[str], axis: str) -> list[str]:
+    """Of rows that are where their experts are: whole experts on each rank."""
+    if placements[4] != str(Shard(0)):
+        _refuse(operation, 4, placements[4], f"rows were sent to their experts, so {Shard(0)} is expected")
+    return results_on_axis(operation, [REPLICATE, *placements[1:]], axis)
+
+
+def _change(operation: ir.Operation, placements: Sequence[str]) -> str:
     """What a collective makes of its operand along its own axis."""
     part = part_of(attributes.text_attribute(operation, "axis"), _dimension(operation) or 0)
     expected, made = {
@@ -219,7 +233,12 @@ def _change(operation: ir.Operation, placement: str) -> str:
         "ts.all_gather": (part, REPLICATE),
         "ts.reduce_scatter": (PARTIAL, part),
         "ts.take_part": (REPLICATE, part),
+        "ts.dispatch": (part, DISPATCHED),
+        "ts.combine": (PARTIAL, part),
     }[operation.name]
+    placement = placements[0]
+    if operation.name in EXCHANGES and placements[1] != REPLICATE:
+        _refuse(operation, 1, placements[1], "every rank has to know where all rows go")
     if placement != expected:
         what = "a partial sum" if expected == PARTIAL else expected
         _refuse(operation, 0, placement, f"{operation.name.removeprefix('ts.')} here needs {what}")
@@ -287,7 +306,7 @@ def _sliced(operation: ir.Operation, placement: str) -> str:
 
 
 def _activations(operation: ir.Operation, placements: Sequence[str]) -> list[str]:
-    return list(placements[:1]) if operation.name == "ts.gather_rows" else list(placements)
+    return list(placements[:1]) if operation.name in {"ts.gather_rows", *EXCHANGES} else list(placements)
 
 
 def _cut_factor(operation: ir.Operation, rule: ShardingRule, placements: Sequence[str]) -> str | None:

@@ -380,6 +380,8 @@ _ATTRIBUTES = {
     "ts.all_gather": _PARTS,
     "ts.reduce_scatter": _PARTS,
     "ts.take_part": _PARTS,
+    "ts.dispatch": _PARTS | {"experts": modules.int_attribute},
+    "ts.combine": _PARTS | {"experts": modules.int_attribute},
     "ts.send": _CROSSING,
     "ts.receive": _CROSSING,
     "ts.recurrence": {"body": lambda operation, _name: encode_body(body_of_recurrence(operation))},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..ir import module as modules
 from ..ir.mixture import all_experts, numbers_of
 from ..ir.mlir import ir
-from ..ir.placements import at_rest, disagreement
-from ..ir.sharding import BORDERS, PlacementConflict, results_on_axis
+from ..ir.placements import Shard, at_rest, disagreement, parse_shard
+from ..ir.sharding import BORDERS, EXCHANGES, PlacementConflict, results_on_axis
 from ..ir.types import Placement, placement_of, shape_of
 
 LEAVES = {"ts.input", "ts.weight", "ts.constant"}
@@ -39,6 +39,8 @@ def verify_spmd(module: ir.Module) -> None:
                 raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {problem}")
         if operation.name == "ts.moe_experts":
             _check_numbers(operation)
+        if operation.name in EXCHANGES:
+            _check_exchange(operation)
         if operation.name == "ts.weight":
             continue
         if operation.name in LEAVES:
@@ -80,3 +82,22 @@ def _check_numbers(operation: ir.Operation) -> None:
         raise PlacementConflict(
             f"{operation.name} at {modules.label_of(operation)}: {found}, of {all_experts(operation)} experts"
         )
+
+
+def _check_exchange(operation: ir.Operation) -> None:
+    """Rows are sent to the experts that read them, and what is sent back is what those experts made of them."""
+    axis, where = modules.text_attribute(operation, "axis"), modules.label_of(operation)
+    x, indices = operation.operands
+    if operation.name == "ts.dispatch":
+        mixtures = [user for user, _ in modules.readers_of(operation.results[0])]
+        fits = all(user.name == "ts.moe_experts" and user.operands[0] == operation.results[0] for user in mixtures)
+    else:
+        maker = modules.maker_of(x)
+        mixtures = [maker] if maker is not None and maker.name == "ts.moe_experts" else []
+        fits = bool(mixtures)
+    for mixture in mixtures if fits else []:
+        cut = [other for other, place in placement_of(mixture.operands[4]).items() if parse_shard(place) == Shard(0)]
+        fits = fits and mixture.operands[1] == indices and cut == [axis]
+        fits = fits and modules.int_attribute(operation, "experts") == all_experts(mixture)
+    if not fits:
+        raise PlacementConflict(f"{operation.name} at {where}: not of a mixture of these indices whose experts {axis} shares out")

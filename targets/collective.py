@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from ..ir import attributes
 from ..ir.mlir import ir
+from ..ir.sharding import EXCHANGES
 from ..ir.types import dtype_of, shape_of
 from ..plans.program import DTYPE_BYTES
 from .machine import Figure, Machine
@@ -31,6 +32,18 @@ _HOST_LATENCY, _HOST_SHARE = 50e-6, 0.1
 
 _DEVICE_LATENCY = 12e-6
 """Of a collective in a captured graph. Set, not measured."""
+
+
+def exchange_seconds(size: float, top_k: int, ranks: int, machine: Machine) -> float | None:
+    """Seconds of sending rows, `size` bytes of all ranks together, to the ranks of their `top_k` experts each, or back. Rows are
+    put together before and taken apart after.
+
+    None where that is not done: where steps are captured, messages are of fixed size, and then it is what gathering all rows is.
+    """
+    if "link.peer" in machine.rates:
+        return None
+    travelling = size * (1 - (1 - 1 / ranks) ** top_k)
+    return collective_seconds("all_to_all", travelling, ranks, machine) + 4 * travelling / machine.rates["bandwidth"].value
 
 
 def collective_seconds(collective: Collective, size: float, ranks: int, machine: Machine) -> float:
@@ -97,6 +110,10 @@ def seconds_of(operation: ir.Operation, rows: int, machine: Machine, share: floa
         x = operation.operands[0]
         size = prod(rows if extent is None else extent for extent in shape_of(x)) * DTYPE_BYTES[dtype_of(x)]
         return crossing_seconds(size, machine)
+    if operation.name in EXCHANGES:
+        (x, indices), ranks = operation.operands, attributes.int_attribute(operation, "ranks")
+        size = prod(rows if extent is None else extent for extent in shape_of(x)) * DTYPE_BYTES[dtype_of(x)] * share
+        return exchange_seconds(size, shape_of(indices)[1] or 1, ranks, machine) or 0.0
     collective = collective_of(operation)
     if collective is None:
         return 0.0

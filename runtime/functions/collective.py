@@ -14,7 +14,7 @@ _gather = getattr(distributed, "all_gather_single", None) or distributed.all_gat
 _scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 
 
-def _group(operands: Operands) -> distributed.ProcessGroup:
+def group_of(operands: Operands) -> distributed.ProcessGroup:
     axis, ranks = operands.text("axis"), operands.integer("ranks")
     group = operands.context.groups.get(axis)
     if group is None:
@@ -31,7 +31,7 @@ def all_reduce(operands: Operands) -> Launch:
     (x,), (out,) = operands.take(1, 1)
     operands.floating(x, out)
     operands.require(x.shape == out.shape and out.is_contiguous(), "operands of one shape, the result dense")
-    group = _group(operands)
+    group = group_of(operands)
 
     in_place = x.data_ptr() == out.data_ptr()
     operands.require(not in_place or x.stride() == out.stride(), "operands that are the same, or apart")
@@ -127,7 +127,7 @@ class _Parts:
     """A whole and a rank's part of it along a dimension: what lies between them and the dense arrays that ranks exchange."""
 
     def __init__(self, operands: Operands, part: Tensor, whole: Tensor, *, meets: bool = True) -> None:
-        self.group, ranks, self.dimension = _group(operands), operands.integer("ranks"), operands.integer("dimension")
+        self.group, ranks, self.dimension = group_of(operands), operands.integer("ranks"), operands.integer("dimension")
         same = part.dtype == whole.dtype and part.dim() == whole.dim() and 0 <= self.dimension < part.dim()
         operands.require(same, "operands of one type and rank, and one of their dimensions")
         size, every = part.shape[self.dimension], whole.shape[self.dimension]

@@ -16,6 +16,7 @@ from .collective import all_gather, all_reduce, reduce_scatter, take_part
 from .crossing import receive, send
 from .draw_tokens import draw_tokens
 from .elementwise import add, copy, mul, scale, softcap
+from .exchange_rows import combine, dispatch
 from .kv import kv_write, rope_kv_write
 from .latent import latent_attention, latent_kv_write
 from .layer_norm import layer_norm
@@ -62,6 +63,8 @@ _FUNCTIONS: dict[str, Function] = {
         all_gather,
         reduce_scatter,
         take_part,
+        dispatch,
+        combine,
         send,
         receive,
         recurrence,

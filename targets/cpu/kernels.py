@@ -54,6 +54,8 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     Kernel("gloo.receive", "ts.receive", "receive", lambda _rows: 1.0, LINKS),
     Kernel("gloo.reduce_scatter", "ts.reduce_scatter", "reduce_scatter", lambda _rows: 1.0, LINKS),
     _simple("ts.take_part"),
+    Kernel("gloo.dispatch", "ts.dispatch", "dispatch", lambda _rows: 1.0, LINKS),
+    Kernel("gloo.combine", "ts.combine", "combine", lambda _rows: 1.0, LINKS),
     _simple("ts.embedding"),
     _simple("ts.rms_norm"),
     _simple("ts.add_rms_norm"),
