@@ -12,7 +12,6 @@ from math import prod
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..plans.schema import MeshAxis
-from .exchange_rows import exchange_rows
 from .number_experts import number_experts
 from .placing.apply import apply
 from .placing.costs import Prices
@@ -42,8 +41,6 @@ def partition(
         found = search(module, axis.name, of_axis, pins or Pins())
         apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
         chosen += (choice for operation, choice in found.items() if operation.name != "ts.repeat")
-    if prices is not None:
-        exchange_rows(module, prices)
     verify_spmd(module)
     return tuple(chosen)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..ir import module as modules
 from ..ir.mixture import all_experts, numbers_of
 from ..ir.mlir import ir
-from ..ir.placements import Shard, at_rest, disagreement, parse_shard
+from ..ir.placements import NESTING, Shard, at_rest, disagreement, parse_shard
 from ..ir.sharding import BORDERS, EXCHANGES, PlacementConflict, results_on_axis
 from ..ir.types import Placement, placement_of, shape_of
 
@@ -85,7 +85,8 @@ def _check_numbers(operation: ir.Operation) -> None:
 
 
 def _check_exchange(operation: ir.Operation) -> None:
-    """Rows are sent to the experts that read them, and what is sent back is what those experts made of them."""
+    """Rows are sent to the experts that read them, and what is sent back is what those experts made of them. Who has an expert
+    follows from its number where the axis is the outermost that cuts experts."""
     axis, where = modules.text_attribute(operation, "axis"), modules.label_of(operation)
     x, indices = operation.operands
     if operation.name == "ts.dispatch":
@@ -96,8 +97,9 @@ def _check_exchange(operation: ir.Operation) -> None:
         mixtures = [maker] if maker is not None and maker.name == "ts.moe_experts" else []
         fits = bool(mixtures)
     for mixture in mixtures if fits else []:
-        cut = [other for other, place in placement_of(mixture.operands[4]).items() if parse_shard(place) == Shard(0)]
-        fits = fits and mixture.operands[1] == indices and cut == [axis]
+        placed = placement_of(mixture.operands[4])
+        cut = [other for other in NESTING if parse_shard(placed.get(other, "")) == Shard(0)]
+        fits = fits and mixture.operands[1] == indices and cut[:1] == [axis]
         fits = fits and modules.int_attribute(operation, "experts") == all_experts(mixture)
     if not fits:
         raise PlacementConflict(f"{operation.name} at {where}: not of a mixture of these indices whose experts {axis} shares out")

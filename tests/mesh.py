@@ -56,10 +56,15 @@ def prices(target: str = "h200") -> Prices:
     return Prices(machine, (Workload(4, 4, 0.9), Workload(512, 1, 0.1)), 4096.0)
 
 
-def laid_out(raised: ir.Module, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE) -> ir.Module:
+def laid_out(raised: ir.Module, axes: Sequence[MeshAxis], pins: Pins = WHATEVER_CAN_BE, found: Prices | None = None) -> ir.Module:
     """A raised module partitioned, in place, and fused."""
-    partition(raised, axes, prices(), pins)
+    partition(raised, axes, found or prices(), pins)
     return fused(raised)
+
+
+def many_rows(target: str = "cpu-avx2") -> Prices:
+    """Steps of so many rows that bytes count for more than latencies."""
+    return replace(prices(target), workloads=(Workload(1 << 14, 1, 1.0),))
 
 
 class RankWeights(_TensorWeights):
@@ -107,6 +112,7 @@ def mesh_difference(
     axes: Sequence[MeshAxis],
     pins: Pins = WHATEVER_CAN_BE,
     change: Callable[[ir.Module], ir.Module] = lambda placed: placed,
+    judged: Prices | None = None,
 ) -> float:
     """The largest difference of any rank's logits from those of one rank, over two sequences in chunks; in float32.
 
@@ -116,7 +122,7 @@ def mesh_difference(
     parameters = _random_parameters(traced)
     whole = on_one_rank(modules.parse(raised))
     inner = [axis for axis in axes if axis.name != "pp"]
-    stages = _in_stages(change(laid_out(modules.parse(raised), inner, pins)), axes)
+    stages = _in_stages(change(laid_out(modules.parse(raised), inner, pins, judged)), axes)
     alone = [
         Interpreter(_TensorWeights(weight_parts(whole), parameters), traced.constants, instantiate, torch.float32)
         for _ in range(groups_of(axes))

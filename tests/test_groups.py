@@ -16,13 +16,14 @@ import torch
 from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import compile_model
+from tokenspeed.ir import module as modules
 from tokenspeed.ir.module import context
 from tokenspeed.passes.placing.pins import Pin
 from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.writer import write_plan
 from transformers import PreTrainedModel
 
-from .mesh import mesh_difference
+from .mesh import laid_out, many_rows, mesh, mesh_difference
 from .test_families import CHUNK, CONTEXT, SEQUENCES, TOLERANCE
 from .test_served_ranks import SERVE, processes, until
 from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, build, remember_traces, save
@@ -75,6 +76,9 @@ def test_groups_compute_and_serve_what_one_rank_does(name: str, parallel: str, t
     with context():
         state = compile_model(open_model(directory), options(parallel), lambda _phase, _state: None)
         assert mesh_difference(state.traced, state.ir_texts["raise"], state.mesh) <= TOLERANCE
+        if name in MIXTURES:  # where rows go to few of the ranks they are sent to those alone
+            assert "ts.dispatch" in str(laid_out(modules.parse(state.ir_texts["raise"]), mesh(dp=4), found=many_rows()))
+            assert mesh_difference(state.traced, state.ir_texts["raise"], mesh(dp=4), judged=many_rows()) <= TOLERANCE
     assert state.manifest is not None and state.step is not None
     met = {call.function for call in state.step.calls if call.attributes.get("axis") == "dp"}
     assert met == ({"all_gather", "reduce_scatter"} if name in MIXTURES else set())

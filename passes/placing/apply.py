@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from ...ir import dialect
 from ...ir import module as modules
+from ...ir.mixture import all_experts
 from ...ir.mlir import ir
-from ...ir.placements import OWN, PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, part_of, with_axis
+from ...ir.placements import DISPATCHED, OWN, PARTIAL, REPLICATE, Shard, at_rest, local_shape, parse_shard, part_of, with_axis
 from ...ir.types import Placement, dtype_of, placement_of, shape_of, tensor
 from .search import ENDS
 from .strategies import Strategy, is_weight
@@ -36,6 +37,8 @@ class _Application:
     changed: dict[tuple[ir.Value, str], ir.Value] = field(default_factory=dict)
     placed: set[ir.Value] = field(default_factory=set)
     """Weights."""
+    travelling: dict[ir.Value, ir.Operation] = field(default_factory=dict)
+    """What mixtures make of rows that were sent to them, and that are to be sent back."""
 
     def block(self, block: ir.Block, ending: Sequence[str]) -> None:
         """`ending`: how what the block ends with lies."""
@@ -66,9 +69,28 @@ class _Application:
         cut = parse_shard(strategy.operands[0]) if operation.name == "ts.slice" else None
         if cut is not None and cut.segments:
             _move_window(operation, cut, self.ranks)
+        if strategy.operands[:1] == (DISPATCHED,):
+            self._dispatched(operation, strategy)
+            return
         self._operands(operation, strategy.operands)
         for result, placement in zip(operation.results, strategy.results, strict=True):
             self._place(result, placement)
+
+    def _dispatched(self, operation: ir.Operation, strategy: Strategy) -> None:
+        """A mixture whose rows travel: they are sent as the indices say, in the order of ranks."""
+        own = part_of(self.axis, 0)
+        self._operands(operation, (own, *strategy.operands[1:]))
+        x, indices = operation.operands[:2]
+        kind = tensor(dtype_of(x), shape_of(x), {**placement_of(x), self.axis: DISPATCHED})
+        with ir.InsertionPoint(operation):
+            sent = dialect.Dispatch(kind, x, indices, *self._exchange(operation))
+        modules.set_label(sent.operation, modules.label_of(operation))
+        operation.operands[0] = sent.res
+        self._place(operation.results[0], PARTIAL)
+        self.travelling[operation.results[0]] = operation
+
+    def _exchange(self, mixture: ir.Operation) -> tuple[ir.Attribute, ...]:
+        return modules.text(self.axis), *map(modules.integer, (0, self.ranks, all_experts(mixture)))
 
     def _operands(self, operation: ir.Operation, wanted: Sequence[str]) -> None:
         for position, (value, placement) in enumerate(zip(operation.operands, wanted, strict=True)):
@@ -118,6 +140,9 @@ class _Application:
         axis, ranks = modules.text(self.axis), modules.integer(self.ranks)
         placements = {**placement_of(value), self.axis: after}
         cut = parse_shard(before)
+        if value in self.travelling:
+            mixture, kind = self.travelling[value], tensor(dtype_of(value), shape_of(value), placements)
+            return dialect.Combine(kind, value, mixture.operands[1], *self._exchange(mixture)).res
         if after == part_of(self.axis, 0):
             kind = tensor(dtype_of(value), shape_of(value), placements)
             rows = modules.integer(0)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import GROUPS, OWN, PARTIAL, REPLICATE, Shard, local_shape, parse_shard
+from ...ir.placements import DISPATCHED, GROUPS, OWN, PARTIAL, REPLICATE, Shard, local_shape, parse_shard, part_of
 from ...ir.sharding import CHANGES
 from ...ir.types import dtype_of, placement_of, shape_of
 from ...plans.program import DTYPE_BYTES
-from ...targets.collective import Collective, collective_seconds, seconds_of
+from ...targets.collective import Collective, collective_seconds, exchange_seconds, seconds_of
 from ...targets.cost import Cost, cost_of, cost_of_experts
 from ...targets.machine import Machine
 from ...targets.roofline import roofline
@@ -57,6 +58,8 @@ class Prices:
 
     def of_change(self, value: ir.Value, before: str, after: str, after_gather: bool) -> float | None:
         """Expected seconds of bringing a value from one placement to another; None where that is not done."""
+        if DISPATCHED in {before, after}:
+            return self._of_exchange(value, before, after, after_gather)
         cut = parse_shard(before)
         if cut is not None and (cut.copies > 1 or cut.segments or self._leaves_a_gap(value, cut)):
             return None
@@ -76,6 +79,21 @@ class Prices:
                 seconds = 2 * size / self.ranks / self.machine.rates["bandwidth"].value
             else:
                 seconds = collective_seconds(collective, size, self.ranks, self.machine)
+            total += load.share * seconds
+        return total
+
+    def _of_exchange(self, value: ir.Value, before: str, after: str, after_gather: bool) -> float | None:
+        """Of sending rows, of which each rank has some, to their experts, or back from there."""
+        around = [modules.maker_of(value)] if before == DISPATCHED else [user for user, _ in modules.readers_of(value)]
+        mixture = next((item for item in around if item is not None and item.name == "ts.moe_experts"), None)
+        if mixture is None or {before, after} - {DISPATCHED} != {part_of(self.axis, 0)}:
+            return None
+        top_k, total = shape_of(mixture.operands[1])[1] or 1, 0.0
+        for load in self.workloads:
+            size = _bytes(shape_of(value), value, (load.logit_rows if after_gather else load.rows) * self._groups)
+            seconds = exchange_seconds(size, top_k, self.ranks, self.machine)
+            if seconds is None:
+                return None
             total += load.share * seconds
         return total
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...ir.placements import GROUPS, OWN, PARTIAL, REPLICATE, Segment, Shard
-from ...ir.sharding import SUM_COMMUTES, Factor, ShardingRule, has_rows, place_of, rule_of
-from ...ir.types import shape_of
+from ...ir.placements import DISPATCHED, GROUPS, OWN, PARTIAL, REPLICATE, Segment, Shard
+from ...ir.sharding import EXCHANGES, SUM_COMMUTES, Factor, ShardingRule, has_rows, place_of, rule_of
+from ...ir.types import placement_of, shape_of
 from .cuts import ELEMENTWISE, cut_of, is_padded
 
 EXPERT_AXES = {"ep", "dp"}
@@ -53,9 +53,12 @@ def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]
     rule = rule_of(operation)
     found = [Strategy("", (REPLICATE,) * len(operation.operands), (REPLICATE,) * len(operation.results))]
     if operation.name in SUM_COMMUTES:
-        parts = [REPLICATE if operation.name == "ts.gather_rows" and at else PARTIAL for at in range(len(operation.operands))]
+        beside = operation.name in {"ts.gather_rows", *EXCHANGES}
+        parts = [REPLICATE if beside and at else PARTIAL for at in range(len(operation.operands))]
         found.append(Strategy("", tuple(parts), (PARTIAL,) * len(operation.results)))
-    names = [name for name in rule.cuttable if operation.name != "ts.moe_experts" or (name == "e") == (axis in EXPERT_AXES)]
+    if operation.name == "ts.moe_experts" and axis in EXPERT_AXES:
+        return found + _shared_out(operation, ranks)
+    names = [name for name in rule.cuttable if operation.name != "ts.moe_experts" or name != "e"]
     found += [way for name in names if (way := _cut(operation, rule, name, ranks)) is not None]
     if operation.name == "ts.slice" and (way := _cut_windows(operation, ranks)) is not None:
         found.append(way)
@@ -65,11 +68,21 @@ def strategies(operation: ir.Operation, axis: str, ranks: int) -> list[Strategy]
 def _of_groups(operation: ir.Operation, ranks: int) -> list[Strategy]:
     found = [own_rows(operation)]
     if operation.name == "ts.moe_experts" and ranks > 1:
-        shared = _cut(operation, rule_of(operation), "e", ranks)
-        found += [] if shared is None else [shared]
+        found += _shared_out(operation, ranks)
     if operation.name in ROUTING and ranks > 1:
         found.append(Strategy("", (REPLICATE,) * len(operation.operands), (REPLICATE,) * len(operation.results)))
     return found
+
+
+def _shared_out(operation: ir.Operation, ranks: int) -> list[Strategy]:
+    """Experts cut whole: each rank has all rows, or those that go to its experts, and what becomes of them travels back."""
+    shared = _cut(operation, rule_of(operation), "e", ranks)
+    if shared is None:
+        return []
+    experts, before = operation.operands[4], placement_of(operation.operands[4]).values()
+    if (shape_of(experts)[0] or 0) < ranks or str(Shard(0)) in before:
+        return [shared]
+    return [shared, Strategy("e", (DISPATCHED, *shared.operands[1:]), (DISPATCHED,))]
 
 
 def own_rows(operation: ir.Operation) -> Strategy:
