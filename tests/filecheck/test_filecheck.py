@@ -12,15 +12,18 @@ from tokenspeed.ir import module
 from tokenspeed.ir.mlir import ir
 from tokenspeed.passes.fuse_add_norm import fuse_add_norm
 from tokenspeed.passes.fuse_rope_kv_write import fuse_rope_kv_write
+from tokenspeed.passes.halve_rows import halve_rows
 from tokenspeed.passes.lower import lower
 from tokenspeed.passes.merge_projections import merge_projections
 from tokenspeed.passes.partition import partition
+from tokenspeed.passes.placing.pins import Pins
 from tokenspeed.passes.raise_aten import raise_aten
 from tokenspeed.passes.select import Workload, select
 from tokenspeed.passes.store_weights import split_packed
 from tokenspeed.plans.program import Call, Program, Repeat
 from tokenspeed.targets.registry import find_target
 
+from ..mesh import ROWS_OF_NORMS, WHATEVER_CAN_BE, mesh, prices
 from .matcher import check_text
 
 FOLDER = Path(__file__).parent
@@ -37,10 +40,18 @@ def _partition(parsed: ir.Module) -> ir.Module:
     return parsed
 
 
+def _over_two_ranks(parsed: ir.Module, pins: Pins) -> ir.Module:
+    partition(parsed, mesh(tp=2), prices("mi300x"), pins)
+    return parsed
+
+
 PASSES: dict[str, Callable[[ir.Module], ir.Module]] = {
     "parse": lambda parsed: parsed,
     "raise": lambda parsed: raise_aten(parsed, "sample"),
     "partition": _partition,
+    "partition-columns": lambda parsed: _over_two_ranks(parsed, WHATEVER_CAN_BE),
+    "partition-rows": lambda parsed: _over_two_ranks(parsed, ROWS_OF_NORMS),
+    "halve-rows": halve_rows,
     "merge-projections": merge_projections,
     "fuse-add-norm": fuse_add_norm,
     "fuse-rope-kv-write": fuse_rope_kv_write,
