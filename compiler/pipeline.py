@@ -94,6 +94,8 @@ class Compilation:
     """The module of each stage of the pipeline; where there is none, the whole one alone."""
     steps: tuple[Program, ...] = ()
     """The step program of each stage."""
+    halves: ir.Module | None = None
+    """What `halved` was made of; kernels are built from its operations."""
     halved: Program | None = None
     """The step program of large buckets, whose layers run in halves of the rows."""
     sample: Program | None = None
@@ -218,7 +220,8 @@ def make_instructions(state: Compilation) -> None:
     )
     least = _least_rows_halved(state)
     if least is not None:
-        state.halved = lower(halve_rows(state.module), state.machine, native, state.device, "step.halved")
+        state.halves = halve_rows(state.module)
+        state.halved = lower(state.halves, state.machine, native, state.device, "step.halved")
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences
