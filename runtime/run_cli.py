@@ -13,6 +13,7 @@ from ..plans.errors import UsageError
 from ..plans.reader import Plan
 from .host import check_host
 from .launcher import launched
+from .parent_death import end_with_parent
 from .startup_clock import StartupClock
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def main(
         check_host(opened.manifest)
         clock.finish("plan checks")
         by = launched(opened.manifest)
+        if by is not None and by.serves_store:
+            end_with_parent()  # a launcher that stays beside its processes; nobody else would end them
         if by is not None and by.rank:
             from .rank_process import take_part
 

@@ -145,6 +145,7 @@ def test_torchrun_on_two_hosts(plan: Path, tmp_path: Path) -> None:
         os.kill(rank, signal.SIGKILL)
         until(lambda: first.says("rank 1 ended"))
         assert first.says("rank 1 (last step ") and first.output(HEALTH, url) == "503"
+    until(lambda: not processes(plan))  # its torchrun was killed
 
 
 def test_processes_of_another_launcher(plan: Path, tmp_path: Path) -> None:
@@ -186,13 +187,13 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def processes(plan: Path, module: str) -> list[int]:
-    """Processes of a module of the runtime that run a plan."""
+def processes(plan: Path, module: str = "") -> list[int]:
+    """Processes of a module of the runtime that run a plan, or all that are told its path."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             line = (folder / "cmdline").read_bytes()
-            if f"runtime.{module}".encode() in line and str(plan).encode() in line:
+            if (not module or f"runtime.{module}".encode() in line) and str(plan).encode() in line:
                 found.append(int(folder.name))
     return found
 
