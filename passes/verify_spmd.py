@@ -34,6 +34,8 @@ def verify_spmd(module: ir.Module) -> None:
     """
     for operation in modules.walk(modules.step_block(module)):
         for value in operation.results:
+            _check_segments(value)
+        for value in operation.results:
             problem = disagreement(placement_of(value))
             if problem:
                 raise PlacementConflict(f"{operation.name} at {modules.label_of(operation)}: {problem}")
@@ -103,3 +105,12 @@ def _check_exchange(operation: ir.Operation) -> None:
         fits = fits and modules.int_attribute(operation, "experts") == all_experts(mixture)
     if not fits:
         raise PlacementConflict(f"{operation.name} at {where}: not of a mixture of these indices whose experts {axis} shares out")
+
+
+def _check_segments(value: ir.Value) -> None:
+    """What a rank has of a cut dimension is the segments that the placement says, no more and no less."""
+    for placement in placement_of(value).values():
+        cut = parse_shard(placement)
+        own = sum(segment.size for segment in cut.segments) if cut is not None and cut.segments else None
+        if own is not None and cut is not None and shape_of(value)[cut.dimension : cut.dimension + 1] != (own,):
+            raise PlacementConflict(f"{value.type}: the segments of dimension {cut.dimension} are {own} in all")

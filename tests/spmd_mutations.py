@@ -97,20 +97,22 @@ def other_collective(parsed: ir.Module, chosen: random.Random) -> None:
     """Of another kind in its place."""
     item = collective(parsed, chosen)
     attributes = {name: item.attributes[name] for name in ("axis", "ranks", "dimension") if name in item.attributes}
-    _replace(item, chosen.choice(sorted(CHANGES - {item.name})), {"dimension": module.integer(0), **attributes})
+    _replace(item, chosen.choice(sorted({*_KINDS} - {item.name})), {"dimension": module.integer(0), **attributes})
+
+
+_KINDS = {
+    "ts.all_reduce": dialect.AllReduce,
+    "ts.all_gather": dialect.AllGather,
+    "ts.reduce_scatter": dialect.ReduceScatter,
+    "ts.take_part": dialect.TakePart,
+}
 
 
 def _replace(item: ir.Operation, name: str, attributes: Mapping[str, ir.Attribute]) -> None:
-    kinds = {
-        "ts.all_reduce": dialect.AllReduce,
-        "ts.all_gather": dialect.AllGather,
-        "ts.reduce_scatter": dialect.ReduceScatter,
-        "ts.take_part": dialect.TakePart,
-    }
     wanted = ("axis", "ranks") if name == "ts.all_reduce" else ("axis", "dimension", "ranks")
     given = {"dimension": module.integer(0), **attributes}
     with ir.InsertionPoint(item):
-        made = kinds[name](item.results[0].type, item.operands[0], *(given[each] for each in wanted))
+        made = _KINDS[name](item.results[0].type, item.operands[0], *(given[each] for each in wanted))
     item.results[0].replace_all_uses_with(made.operation.results[0])
     item.erase()
 
