@@ -135,6 +135,8 @@ def _rows_of(shape: Sequence[int]) -> int:
 
 def _stored(values: Tensor, dtype: str) -> Tensor:
     """Float32 values as a weight of the type holds them."""
+    if not values.numel():
+        return values
     if dtype not in WEIGHT_BLOCKS:
         return values.to(_TORCH[dtype])
     if dtype == "e4m3_128":

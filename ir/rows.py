@@ -65,7 +65,7 @@ def rows_after(operation: ir.Operation, known: Mapping[ir.Value, str]) -> str:
     """The formula of an operation's results, given those of its operands; where none has rows it says rows."""
     if operation.name == "ts.input":
         return LOGIT_ROWS if attributes.text_attribute(operation, "sym") == LOGIT_ROWS else ROWS
-    if "rows" in operation.attributes:  # of what another stage of a pipeline made
+    if operation.name == "ts.receive" and "rows" in operation.attributes:  # what another stage of a pipeline made
         return attributes.text_attribute(operation, "rows")
     if operation.name == "ts.gather_rows":
         return known.get(operation.operands[1], LOGIT_ROWS)

@@ -48,6 +48,8 @@ def replay_goldens(
             if collectives is not None:
                 collectives.meet()
             error = max(_step_error(plan, executor, case, step) for step in case.steps)
+            if collectives is not None:
+                collectives.meet()  # what this rank sent has arrived
         finally:
             executor.close()
         results.append(GoldenResult(golden.name, bool(error <= case.tolerance), float(error), case.tolerance))
