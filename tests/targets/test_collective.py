@@ -17,7 +17,7 @@ RATES = {
     "link.exchange": measured(200e9, "B/s", "another run"),
 }
 SIZES = {"link.devices": nominal(8, "1", "sheet"), "exchange.rows": measured(1 * MIB, "B", "another run")}
-MEASURED = replace(MI300X, rates=MI300X.rates | RATES, sizes=MI300X.sizes | SIZES)
+MEASURED = replace(MI300X, rates={**MI300X.rates, **RATES}, sizes={**MI300X.sizes, **SIZES})
 
 
 def test_a_target_without_figures_of_its_own() -> None:
