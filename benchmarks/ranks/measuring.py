@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenspeed.plans.device_kernels import Computed, Constant, DeviceKernel, Pointer, evaluate
+from tokenspeed.plans.device_kernels import DeviceKernel
 from tokenspeed.plans.schema import MeshAxis
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.device.device import Device, Launch
 from tokenspeed.runtime.device.driver import Driver
 from tokenspeed.runtime.device.exchanges import open_exchanges
-from tokenspeed.runtime.device.launching import ParameterBlock, Shape, prepared
 from tokenspeed.runtime.mesh import Rank
 from torch import distributed
 
-from ranks.bundle import BuiltSum, Bundle, binary, read
+from ranks.bundle import BuiltSum, Bundle, read
+from ranks.kernel_launches import KernelLaunches
 
 SIZES = tuple(1 << power for power in range(12, 28))
 """Bytes of a rank's message: for gathers and exchanges of what a rank has afterwards."""
@@ -132,7 +132,7 @@ class _Run:
 class _Kernels:
     def __init__(self, run: _Run, device: Device) -> None:
         self.run, self.device = run, device
-        self.functions: dict[str, int] = {}
+        self.launches = KernelLaunches(run.folder)
         self.exchanges: dict[tuple[str, int], int] = {}
         self.start, self.end = (device.create_event(timed=True) for _ in range(2))
         self.stream = torch.cuda.ExternalStream(device.stream)
@@ -140,7 +140,7 @@ class _Kernels:
     def library_and_norm(self, columns: int, kernel: DeviceKernel) -> None:
         for rows in sorted({built.rows for built in self.run.bundle.sums if built.columns == columns}):
             x, residual, weight, total, out = self._operands(rows, columns)
-            norm = self._launch(kernel, rows, [x, residual, weight, total, out])
+            norm = self.launches.launch(self.device, kernel, rows, [x, residual, weight, total, out])
 
             def both(x: torch.Tensor = x, norm: Launch = norm) -> None:
                 with torch.cuda.stream(self.stream):
@@ -164,7 +164,7 @@ class _Kernels:
             self.run.collectives.meet()
         peers = self.exchanges[key]
         operands = [x, residual, weight, peers, total, out] if built.norm else [x, peers, total]
-        launch = self._launch(built.kernel, built.rows, operands)
+        launch = self.launches.launch(self.device, built.kernel, built.rows, operands)
         errors = []
         for _ in range(3):
             x.copy_(torch.randn(x.shape, device="cuda"))
@@ -207,28 +207,6 @@ class _Kernels:
             error = max(error, float((out.double() - normed).abs().max() / normed.abs().max()))
         torch.cuda.synchronize()
         return error if error == error else float("inf")
-
-    def _launch(self, kernel: DeviceKernel, rows: int, operands: Sequence[torch.Tensor | int]) -> Launch:
-        symbols = {"rows": rows, "logit_rows": rows}
-        addresses = [item if isinstance(item, int) else item.data_ptr() for item in operands]
-        values: list[tuple[str, int | float]] = []
-        for parameter in kernel.parameters:
-            if isinstance(parameter, Pointer):
-                values.append(("pointer", addresses[parameter.operand]))
-            elif isinstance(parameter, Computed):
-                values.append(("i32", evaluate(parameter.size, symbols)))
-            elif isinstance(parameter, Constant):
-                values.append((parameter.type, parameter.value))
-        values += [("pointer", 0)] * 2
-        x, y, z = (evaluate(size, symbols) for size in kernel.grid)
-        function = self.functions.get(kernel.entry)
-        if function is None:
-            data = binary(self.run.folder, kernel)
-            function = self.functions[kernel.entry] = self.device.load_function(
-                data, kernel.symbol, kernel.shared_bytes, kernel.name
-            )
-        shape = Shape((x, y, z), kernel.warps * 32, kernel.shared_bytes, kernel.cluster, kernel.dependent_launch)
-        return prepared(self.device, function, shape, ParameterBlock(values), kernel.name)
 
     def _timed(self, launches: tuple[Launch, ...], rows: int) -> float:
         calls = CALLS if rows < 512 else 6

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import structs
-from tokenspeed.plans.device_kernels import Computed, Constant, DeviceKernel, Exchange, Pointer, evaluate
+from tokenspeed.plans.device_kernels import Exchange
 from tokenspeed.plans.device_scratch import exchange_bytes
 from tokenspeed.plans.perf_model import step_cost
 from tokenspeed.plans.reader import Plan
@@ -24,16 +24,16 @@ from tokenspeed.runtime.benchmark.fixed_steps import StepMaker, admit_greedy, ru
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.device import placement
 from tokenspeed.runtime.device.arrays import DeviceArray
-from tokenspeed.runtime.device.device import Device, Launch
+from tokenspeed.runtime.device.device import Device
 from tokenspeed.runtime.device.driver import Driver
-from tokenspeed.runtime.device.launching import ParameterBlock, Shape, prepared
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.mesh import Rank
 from torch import distributed
 
-from ranks.bundle import BuiltSum, Bundle, binary, read
+from ranks.bundle import BuiltSum, read
+from ranks.kernel_launches import KernelLaunches
 
 PROMPTS, NEW_TOKENS = (5, 130, 64), 12
 CALLS, REPLAYS, STEPS, WARM_STEPS = 24, 7, 40, 8
@@ -144,7 +144,7 @@ def kernels(arguments: argparse.Namespace) -> None:
     """Two ranks' kernels in two streams."""
     bundle = read(arguments.folder)
     driver = Driver.open("cuda")
-    both = _Both([Device(driver, 0), Device(driver, 0)], arguments.folder, bundle)
+    both = _Both([Device(driver, 0), Device(driver, 0)], arguments.folder)
     for built in bundle.sums:
         if built.rows <= MOST_ROWS:
             both.sum(built)
@@ -156,9 +156,9 @@ def kernels(arguments: argparse.Namespace) -> None:
 
 
 class _Both:
-    def __init__(self, devices: Sequence[Device], folder: Path, bundle: Bundle) -> None:
-        self.devices, self.folder, self.bundle = devices, folder, bundle
-        self.functions: dict[str, int] = {}
+    def __init__(self, devices: Sequence[Device], folder: Path) -> None:
+        self.devices = devices
+        self.launches = KernelLaunches(folder)
         self.tables: dict[tuple[str, int], list[int]] = {}
         self.start, self.end = (devices[0].create_event(timed=True) for _ in range(2))
 
@@ -172,7 +172,7 @@ class _Both:
             operands = (
                 [x[at], residual, weight, tables[at], totals[at], outs[at]] if built.norm else [x[at], tables[at], totals[at]]
             )
-            launches.append(self._launch(device, built.kernel, built.rows, operands))
+            launches.append(self.launches.launch(device, built.kernel, built.rows, operands))
         error, same = 0.0, True
         for _ in range(3):
             for item in x:
@@ -223,26 +223,6 @@ class _Both:
                 device.synchronise()
             self.tables[key] = tables
         return self.tables[key]
-
-    def _launch(self, device: Device, kernel: DeviceKernel, rows: int, operands: Sequence[Any]) -> Launch:
-        symbols = {"rows": rows, "logit_rows": rows}
-        values: list[tuple[str, int | float]] = []
-        for parameter in kernel.parameters:
-            if isinstance(parameter, Pointer):
-                operand = operands[parameter.operand]
-                values.append(("pointer", operand if isinstance(operand, int) else operand.data_ptr()))
-            elif isinstance(parameter, Computed):
-                values.append(("i32", evaluate(parameter.size, symbols)))
-            elif isinstance(parameter, Constant):
-                values.append((parameter.type, parameter.value))
-        values += [("pointer", 0)] * 2
-        x, y, z = (evaluate(size, symbols) for size in kernel.grid)
-        function = self.functions.get(kernel.entry)
-        if function is None:
-            data = binary(self.folder, kernel)
-            function = self.functions[kernel.entry] = device.load_function(data, kernel.symbol, kernel.shared_bytes, kernel.name)
-        shape = Shape((x, y, z), kernel.warps * 32, kernel.shared_bytes, kernel.cluster, kernel.dependent_launch)
-        return prepared(device, function, shape, ParameterBlock(values), kernel.name)
 
 
 def loopback(arguments: argparse.Namespace) -> None:
