@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
@@ -15,7 +16,9 @@ from .executor_interface import RowsFailed, Started, StepExecutor, StepResult
 from .protocol import (
     Abort,
     Accepted,
+    CloseSession,
     Drained,
+    EndTurn,
     EngineCommand,
     EngineFailed,
     EngineNews,
@@ -28,7 +31,7 @@ from .protocol import (
     TokenLogprob,
 )
 from .scheduling.errors import RequestRefused
-from .scheduling.request import Outcome, Request, SchedulerStats
+from .scheduling.request import Outcome, Request, SchedulerStats, TurnEnd
 from .scheduling.step import IntArray, SlotAdmission, Step
 
 _FAILED_STEPS_IN_A_ROW = 3
@@ -44,6 +47,12 @@ class StepScheduler(Protocol[Scheduled]):
     """What the engine asks of a scheduler; scheduling/scheduler.py and scheduling/groups.py are the real ones."""
 
     def submit(self, request: Request, /) -> None: ...
+
+    def tick(self, seconds: float) -> None: ...
+
+    def end_turn(self, session_id: str, end: TurnEnd) -> None: ...
+
+    def close_session(self, session_id: str) -> None: ...
 
     def abort(self, request_id: str) -> Outcome | None: ...
 
@@ -143,6 +152,7 @@ class EngineLoop(Generic[StepKind]):
     def _take_commands(self, *, idle: bool) -> None:
         """Take what has arrived; with `idle` (no step in flight) and nothing to run, wait for something to arrive."""
         commands = self._channel.receive(self._patience() if idle else 0.0)
+        self._scheduler.tick(time.monotonic())
         ended = [event for command in commands for event in self._take(command)]
         if ended:
             self._tell(ended)
@@ -156,6 +166,12 @@ class EngineLoop(Generic[StepKind]):
         match command:
             case Submit():
                 self._submit(command)
+                return []
+            case EndTurn():
+                self._scheduler.end_turn(command.session_id, command.end)
+                return []
+            case CloseSession():
+                self._scheduler.close_session(command.session_id)
                 return []
             case Abort():
                 return self._abort(command.request_id)
@@ -177,6 +193,11 @@ class EngineLoop(Generic[StepKind]):
             salt=submit.salt,
             stop_tokens=frozenset(sequence.end_tokens),
             min_tokens=submit.sampling.min_tokens,
+            session_id=submit.session_id,
+            tenant=submit.tenant,
+            deadline=None if submit.deadline_seconds is None else time.monotonic() + submit.deadline_seconds,
+            inter_token_seconds=submit.inter_token_seconds,
+            retention_seconds=submit.retention_seconds,
         )
         try:
             self._executor.check(submit.sampling, sequence.end_tokens, request.tokens)

@@ -33,13 +33,32 @@ class SamplingParameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """A new sequence. Lower `priority` is earlier. `salt` separates tenants in the prefix cache."""
+    """A new sequence. Lower `priority` is earlier. `salt` separates tenants in the prefix cache. `deadline_seconds` counts from
+    the arrival to the first token; it and the other fields without a word here are as in `scheduling.request.Request`."""
 
     request_id: str
     tokens: tuple[int, ...]
     sampling: SamplingParameters
     priority: int = 0
     salt: str = ""
+    session_id: str = ""
+    tenant: str = ""
+    deadline_seconds: float | None = None
+    inter_token_seconds: float | None = None
+    retention_seconds: float | None = None
+
+
+class EndTurn(msgspec.Struct, frozen=True, tag=True):
+    """A hint that comes after a session's turn: why it ended."""
+
+    session_id: str
+    end: Literal["tool_call", "end_of_turn"]
+
+
+class CloseSession(msgspec.Struct, frozen=True, tag=True):
+    """A hint: the session has no further turn."""
+
+    session_id: str
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -54,7 +73,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     drain: bool = True
 
 
-EngineCommand = Submit | Abort | Shutdown
+EngineCommand = Submit | EndTurn | CloseSession | Abort | Shutdown
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

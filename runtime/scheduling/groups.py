@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DuplicateRequest, SchedulerMisuse
-from .request import Outcome, Request, SchedulerStats
+from .request import Outcome, Request, SchedulerStats, TurnEnd
 from .scheduler import Scheduler
 from .step import GroupedStep
 
@@ -88,6 +88,19 @@ class GroupedScheduler:
         """The group of an unfinished request."""
         placed = self._placed.get(request_id)
         return None if placed is None else placed.group
+
+    def tick(self, seconds: float) -> None:
+        """As `Scheduler.tick`, of all groups."""
+        for scheduler in self.groups:
+            scheduler.tick(seconds)
+
+    def end_turn(self, session_id: str, end: TurnEnd) -> None:
+        for scheduler in self.groups:
+            scheduler.end_turn(session_id, end)
+
+    def close_session(self, session_id: str) -> None:
+        for scheduler in self.groups:
+            scheduler.close_session(session_id)
 
     def abort(self, request_id: str) -> Outcome | None:
         group = self.group_of(request_id)

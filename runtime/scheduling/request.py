@@ -52,6 +52,10 @@ class Request:
     """A sequence to generate. `tokens` is the prompt; lower `priority` is earlier; `salt` separates tenants' prefixes.
 
     A stop token ends the generation once `min_tokens` output tokens came before it; an earlier one is an ordinary token.
+
+    `session_id` names the conversation that this is a turn of ("": a session of its own), `tenant` whose share of the machine
+    it draws on. `deadline` is the time (of `Scheduler.tick`) by which the first token is due, `inter_token_seconds` how far apart
+    the others may come. `retention_seconds` is a hint how long its prefix will be wanted after its end.
     """
 
     request_id: str
@@ -61,6 +65,15 @@ class Request:
     salt: str = ""
     stop_tokens: frozenset[int] = frozenset()
     min_tokens: int = 0
+    session_id: str = ""
+    tenant: str = ""
+    deadline: float | None = None
+    inter_token_seconds: float | None = None
+    retention_seconds: float | None = None
+
+
+TurnEnd = Literal["tool_call", "end_of_turn"]
+"""Why a session's turn ended: its client runs a tool and comes back soon, or a person is to answer."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

@@ -17,7 +17,7 @@ from .kv import KvManager
 from .pipeline import Pipeline
 from .planning import StepPlanner
 from .prefix import PrefixChain, token_bytes
-from .request import Outcome, Request, SchedulerLimits, SchedulerStats
+from .request import Outcome, Request, SchedulerLimits, SchedulerStats, TurnEnd
 from .sequence import Sequence as TrackedSequence
 from .state import SchedulerState
 from .step import StepBatch
@@ -77,6 +77,16 @@ class Scheduler:
     def cached_tokens(self, request: Request, chain: PrefixChain) -> int:
         """How many of a prompt's tokens would come from the cache if it were admitted now."""
         return len(self._state.find_cached(chain, request.tokens).units) * self._state.kv.identity_tokens
+
+    def tick(self, seconds: float) -> None:
+        """It is `seconds` by the caller's clock, which never goes back; events that follow happen then."""
+        self._state.now = max(self._state.now, seconds)
+
+    def end_turn(self, session_id: str, end: TurnEnd) -> None:
+        """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""
+
+    def close_session(self, session_id: str) -> None:
+        """Hint: the session has no further turn. Unknown sessions are ignored."""
 
     def abort(self, request_id: str) -> Outcome | None:
         """End a request now, waiting or running; rows of it in launched steps are dropped. None when the id is unknown."""

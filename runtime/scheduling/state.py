@@ -52,6 +52,7 @@ class SchedulerState:
         self.next_step = 0
         self.completed_step = -1
         self.arrivals = self.round = 0
+        self.now = 0.0
 
     def is_held(self, slots: NDArray[np.intp] | int) -> NDArray[np.bool_] | np.bool_:
         """Whether sequences sit out because a launched step has rows of them: policy rule 8."""

@@ -23,11 +23,24 @@ class SlotAdmission:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCopies:
+    """Physical blocks to copy between a pool on the device and its tier on the host, pairs by position; `pool` as in
+    docs/scheduling.md, 0 where there is one."""
+
+    device: IntArray
+    host: IntArray
+    pool: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """Input arrays of one step, meaning and order as in `plans.program.step_inputs`, cut to what is in use.
 
     Decode rows first, then prefill chunks. `request_ids` names the sequences in row order; `logit_request_ids` those whose
     next token this step samples, in the order of `logit_rows`.
+
+    `saves` go from the device to the host: no step in flight writes their sources, and none writes what they fill before this
+    step is complete. `loads` go to the device before the step's rows read them. A step without rows may have copies.
     """
 
     step_id: int
@@ -44,6 +57,8 @@ class StepBatch:
     request_ids: tuple[str, ...]
     logit_request_ids: tuple[str, ...]
     admissions: tuple[SlotAdmission, ...]
+    saves: tuple[BlockCopies, ...] = ()
+    loads: tuple[BlockCopies, ...] = ()
 
     @property
     def rows(self) -> int:
