@@ -33,11 +33,23 @@ class BlockCopies:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowPart:
+    """What a step says of one window pool's blocks: `block_tables` int32 [sequences, columns], columns as in the step's own tables,
+    and `slot_mapping` int64 [rows]. A table's entries for blocks that lie wholly before the window of the sequence's first row are
+    0: nothing reads them. A row that no later row can see may have -1, so that nothing is written."""
+
+    block_tables: IntArray
+    slot_mapping: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """Input arrays of one step, meaning and order as in `plans.program.step_inputs`, cut to what is in use.
 
     Decode rows first, then prefill chunks. `request_ids` names the sequences in row order; `logit_request_ids` those whose
     next token this step samples, in the order of `logit_rows`.
+
+    `windows`[p - 1] is window pool p's part; `block_tables` and `slot_mapping` are those of pool 0.
 
     `saves` go from the device to the host: no step in flight writes their sources, and none writes what they fill before this
     step is complete. `loads` go to the device before the step's rows read them. A step without rows may have copies.
@@ -59,6 +71,7 @@ class StepBatch:
     admissions: tuple[SlotAdmission, ...]
     saves: tuple[BlockCopies, ...] = ()
     loads: tuple[BlockCopies, ...] = ()
+    windows: tuple[WindowPart, ...] = ()
 
     @property
     def rows(self) -> int:
