@@ -34,9 +34,11 @@ class BlockCopies:
 
 @dataclass(frozen=True, slots=True)
 class WindowPart:
-    """What a step says of one window pool's blocks: `block_tables` int32 [sequences, columns], columns as in the step's own tables,
-    and `slot_mapping` int64 [rows]. A table's entries for blocks that lie wholly before the window of the sequence's first row are
-    0: nothing reads them. A row that no later row can see may have -1, so that nothing is written."""
+    """What a step says of one window pool's blocks: `block_tables` int32 [sequences, columns], `slot_mapping` int64 [rows].
+
+    Entries for blocks that lie wholly before the window of the sequence's first row are 0, and nothing reads them. A row that no
+    later row can see may have -1: it is not written.
+    """
 
     block_tables: IntArray
     slot_mapping: NDArray[np.int64]
