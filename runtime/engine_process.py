@@ -13,7 +13,6 @@ import msgspec
 
 from ..plans.errors import PlanError, TokenspeedError
 from ..plans.integrity import ranks
-from ..plans.mesh import groups_of
 from ..plans.reader import Plan
 from .engine_channel import EngineChannel
 from .openmp import bound_spinning
@@ -118,21 +117,14 @@ def _loop(
 ) -> EngineLoop[StepBatch] | EngineLoop[GroupedStep]:
     from .engine import EngineLoop
     from .first_rank import FirstRank
+    from .scheduling.building import scheduler_of
     from .scheduling.groups import GroupedScheduler
-    from .scheduling.kv import manager_of
-    from .scheduling.pipeline import pipeline_of
-    from .scheduling.request import SchedulerLimits
-    from .scheduling.scheduler import Scheduler
 
-    manifest = plan.manifest
-    limits, ends = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), manifest.model.end_tokens
-    pipeline = pipeline_of(manifest)
-    schedulers = [Scheduler(limits, manager_of(manifest.kv), pipeline) for _ in range(groups_of(manifest.mesh))]
-    if len(schedulers) == 1:
-        return EngineLoop(schedulers[0], executor, channel, ends, overlap=overlap)
-    assert isinstance(executor, FirstRank)
-    grouped = GroupedScheduler(schedulers, round(manifest.schedule.traffic["output_tokens"]))
-    return EngineLoop(grouped, executor, channel, ends, overlap=overlap)
+    scheduler, ends = scheduler_of(plan.manifest), plan.manifest.model.end_tokens
+    if isinstance(scheduler, GroupedScheduler):
+        assert isinstance(executor, FirstRank)
+        return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)
+    return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)
 
 
 def _verify(plan: Plan, weights: str | None, report: Report, collectives: Collectives | None = None) -> None:
