@@ -56,8 +56,12 @@ def step_seconds(performance: Performance, rows: float, attention_token_pairs: f
 
     `attention_token_pairs` counts (query, key) pairs over all rows; `context_tokens` counts tokens whose K and V are read.
     """
+    return seconds_of_cost(performance, step_cost(performance, rows), attention_token_pairs, context_tokens)
+
+
+def seconds_of_cost(performance: Performance, cost: StepCost, attention_token_pairs: float, context_tokens: float) -> float:
+    """`step_seconds` of a step whose `step_cost` is known."""
     rates = performance.rates
-    cost = step_cost(performance, rows)
     flops = cost.flops + performance.attention_flops_per_token_pair * attention_token_pairs
     moved = cost.weight_bytes + cost.activation_bytes + performance.kv_bytes_per_token * context_tokens
     roofline = max(flops / rates["compute"].value, moved / rates["bandwidth"].value)

@@ -18,12 +18,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .sequence import Sequence
 from .slots import SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which rules hold, and their numbers; seconds are those of `Scheduler.tick` and of the plan's cost model.
+
+    `aging_seconds`: a step of priority is worth so many seconds of waiting; 0: priorities are strict. `fair_sessions`,
+    `fair_tenants`: who had more service is due later, by at most `fair_seconds` and `patience_seconds`. `deadlines`: a deadline
+    makes a request due earlier. `session_admission`: sessions are admitted and parked, not requests. `cache_aware_order`: seconds
+    of due time within which the longest cached prefix goes first; 0: none. `chunk_by_cost`: prompts have as many rows of a step
+    as its decoding rows' inter-token target allows, `inter_token_seconds` where a request has none (None: by the plan).
+    `group_by_footprint`: of more decoding sequences than a step takes, those alike go together. `preemption_budget`: share of the
+    time that preemption for better priorities may cost. `least_lost_victim`: who loses least work for a block gives way. `swap`:
+    the preempted go to the host tier where that is cheaper. `retention`, `supersede`: the KV manager's order of eviction.
+    """
+
+    aging_seconds: float = 60.0
+    fair_sessions: bool = True
+    fair_tenants: bool = True
+    fair_seconds: float = 30.0
+    patience_seconds: float = 3600.0
+    deadlines: bool = True
+    session_admission: bool = True
+    hold_seconds: float = 120.0
+    cache_aware_order: float = 1.0
+    chunk_by_cost: bool = True
+    inter_token_seconds: float | None = None
+    prefill_share: float = 0.5
+    group_by_footprint: bool = True
+    preemption_budget: float = 0.1
+    least_lost_victim: bool = True
+    swap: bool = True
+    retention: bool = True
+    supersede: bool = True
+
+
+PLAIN = Policy(
+    aging_seconds=0,
+    fair_sessions=False,
+    fair_tenants=False,
+    deadlines=False,
+    session_admission=False,
+    cache_aware_order=0,
+    chunk_by_cost=False,
+    group_by_footprint=False,
+    preemption_budget=1,
+    least_lost_victim=False,
+    swap=False,
+    retention=False,
+    supersede=False,
+)
+"""Strict priorities, first come first served, request by request, least recently used evicted first."""
+
+AGENTIC = Policy()
+"""What serves agents: long shared contexts, short turns, many sessions on one machine."""
 
 
 def choose_decodes(ready: NDArray[np.intp], maximum: int, slots: SlotTable, priority: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from .batch import launch
 from .completion import complete, fail
+from .costs import StepCosts
 from .errors import DuplicateRequest, InvalidRequest, PromptTooLong, QueueFull, SchedulerMisuse
 from .flight import Flight
 from .integrity import check_state
 from .kv import KvManager
 from .pipeline import Pipeline
 from .planning import StepPlanner
+from .policy import AGENTIC, Policy
 from .prefix import PrefixChain, token_bytes
 from .request import Outcome, Request, SchedulerLimits, SchedulerStats, TurnEnd
 from .sequence import Sequence as TrackedSequence
@@ -31,11 +33,19 @@ class Scheduler:
 
     `schedule` and `complete` may strictly alternate, or `schedule` may run one step ahead: schedule N+1, then complete N. Steps
     complete (or fail) in the order they were launched. `kv` belongs to this scheduler alone. With a `pipeline` as many steps may
-    be in flight as it is deep, and no sequence is in two of them.
+    be in flight as it is deep, and no sequence is in two of them. `costs` predict what steps take; without, rules go by counts.
     """
 
-    def __init__(self, limits: SchedulerLimits, kv: KvManager, pipeline: Pipeline | None = None) -> None:
-        self._state = SchedulerState(limits, kv, pipeline)
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        kv: KvManager,
+        pipeline: Pipeline | None = None,
+        *,
+        policy: Policy = AGENTIC,
+        costs: StepCosts | None = None,
+    ) -> None:
+        self._state = SchedulerState(limits, kv, pipeline, policy, costs)
         self._planner = StepPlanner(self._state)
 
     def submit(self, request: Request, chain: PrefixChain | None = None) -> None:

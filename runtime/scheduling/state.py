@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import policy
+from .costs import StepCosts
 from .flight import Flight
 from .kv import Hits, KvManager
 from .pipeline import Pipeline
+from .policy import AGENTIC, Policy
 from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
@@ -36,8 +38,15 @@ class Counters:
 class SchedulerState:
     """Everything the scheduler knows. `requests` holds all unfinished ones, `running` those with a slot, by slot."""
 
-    def __init__(self, limits: SchedulerLimits, kv: KvManager, pipeline: Pipeline | None = None) -> None:
-        self.limits, self.kv, self.pipeline = limits, kv, pipeline
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        kv: KvManager,
+        pipeline: Pipeline | None = None,
+        rules: Policy = AGENTIC,
+        costs: StepCosts | None = None,
+    ) -> None:
+        self.limits, self.kv, self.pipeline, self.rules, self.costs = limits, kv, pipeline, rules, costs
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
         self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens)
         self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
