@@ -28,7 +28,7 @@ PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "split",
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--memory") -> int:
     """ "8GiB", "8G", "500MB", "1073741824" -> bytes.
 
     Raises UsageError for anything else.
@@ -36,7 +36,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if found is None or found[2] not in _UNITS:
         expected = "a number with a unit, e.g. 8GiB"
-        raise UsageError("this is not an amount of memory", where="--memory", expected=expected, got=text)
+        raise UsageError("this is not an amount of memory", where=option, expected=expected, got=text)
     return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -100,6 +100,12 @@ def parse_bytes(text: str) -> int:
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--memory", help="Device memory the plan may use, e.g. 8GiB, by default all of it; the KV pool takes what is left.")
+@click.option(
+    "--host-kv",
+    default="0",
+    show_default=True,
+    help="Host memory of each rank for keys and values that no sequence uses now, e.g. 64GiB; page-locked for accelerators.",
+)
 @click.option("--max-sequences", type=click.IntRange(1, 1024), help="Requests running at once.  [default: 16; accelerators: 64]")
 @click.option(
     "--prefill-chunk", type=click.IntRange(1, 65536), help="Prompt tokens per step.  [default: 512; accelerators: 2048]"
@@ -116,6 +122,7 @@ def main(
     model: Path | None,
     output: Path,
     memory: str | None,
+    host_kv: str,
     traffic: Path | None,
     placement: Path | None,
     stop_after: str | None,
@@ -136,7 +143,9 @@ def main(
     _warn_of_plugins()
     pins = read_placement(placement) if placement else ()
     limit = parse_bytes(memory) if memory else None
-    chosen = CompileOptions(memory=limit, traffic=_traffic(traffic), placement=pins, **options)
+    chosen = CompileOptions(
+        memory=limit, host_kv=parse_bytes(host_kv, "--host-kv"), traffic=_traffic(traffic), placement=pins, **options
+    )
     started = time.perf_counter()
     state, seconds = _compile(model, chosen, stop_after, dump_ir)
     if stop_after and stop_after != "emit":

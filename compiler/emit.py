@@ -57,7 +57,7 @@ from .goldens import Replayed, make_golden
 from .identity import compiler_digest, library_versions
 from .kv_geometry import compatibility, kv_groups, ordered, state_groups
 from .library_memory import library_memory
-from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, kv_blocks, with_kv
+from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, host_blocks, kv_blocks, with_kv
 from .mesh import ranks_of
 from .options import DEFAULT_CONTEXT, CompileOptions
 from .performance import attention_flops, cost_rows, rates_of
@@ -153,6 +153,9 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
             compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture, states),
             groups=groups,
             states=states,
+            host_blocks=host_blocks(
+                state.options.host_kv, max(bytes_per_block(part.groups) for part in parts), shares_prefixes=not states
+            ),
         ),
         schedule=state.limits,
         memory=max(memories, key=lambda item: item.total),

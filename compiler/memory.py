@@ -8,7 +8,7 @@ from math import prod
 import msgspec
 
 from ..plans.container import ALIGNMENT
-from ..plans.errors import MemoryPlanError
+from ..plans.errors import MemoryPlanError, UsageError
 from ..plans.kv_caches import block_bytes, state_bytes
 from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput, count_of
 from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, StateGroup, Weight
@@ -116,6 +116,30 @@ def kv_blocks(
             fix="give more --memory, or a smaller --max-context, --max-sequences or --prefill-chunk",
         )
     return int(blocks)
+
+
+def host_blocks(host_kv: int, block_bytes: int, *, shares_prefixes: bool) -> int:
+    """Blocks of the tier in a rank's host memory, for `host_kv` bytes at most.
+
+    Raises UsageError where there is nothing to keep, or not one block fits.
+    """
+    if not host_kv:
+        return 0
+    if not shares_prefixes or not block_bytes:
+        why = (
+            "recurrent states are kept by sequence, cached blocks do not hold them"
+            if block_bytes
+            else "the model has no KV cache"
+        )
+        raise UsageError(f"nothing could be reused from host memory: {why}", where="--host-kv", expected="0", got=str(host_kv))
+    if host_kv < block_bytes:
+        raise UsageError(
+            "not one KV block fits",
+            where="--host-kv",
+            expected=f"0, or at least {format_bytes(block_bytes)}",
+            got=format_bytes(host_kv),
+        )
+    return host_kv // block_bytes
 
 
 def with_kv(fixed: MemoryPlan, block_bytes: int, blocks: int) -> MemoryPlan:

@@ -22,6 +22,7 @@ class CompileOptions:
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto"
     max_context: int | None = None
     memory: int | None = None
+    host_kv: int = 0
     max_sequences: int | None = None
     prefill_chunk: int | None = None
     bundle_weights: bool = False

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.rows import count_rows, rows_worked_on
+from ..plans.host_tier import HOST_LINK
 from ..plans.schema import CostRow, Rate
 from ..targets.collective import seconds_of
 from ..targets.cost import attention_width, cost_of
@@ -20,7 +23,17 @@ def rates_of(machine: Machine, dtype: str, *, native: bool) -> dict[str, Rate]:
         "compute": machine.compute_rate(dtype),
         "bandwidth": machine.rates["bandwidth"],
         "dispatch": machine.dispatch_rate(native),
+        HOST_LINK: _host_link(machine),
     }
+
+
+def _host_link(machine: Machine) -> Rate:
+    """How fast blocks go to the host's memory, or come from there; where that is the device's own, they are copied within it."""
+    if "link.host" in machine.rates:
+        return machine.rates["link.host"]
+    memory = machine.rates["bandwidth"]
+    source = f"half of bandwidth, as a copy reads and writes each byte: {memory.source}"
+    return msgspec.structs.replace(memory, value=memory.value / 2, source=source, basis="nominal")
 
 
 def cost_rows(module: ir.Module, machine: Machine, sizes: Mapping[int, int]) -> tuple[CostRow, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from .host_tier import host_tier
 from .kv_caches import state_bytes
 from .mesh import groups_of
 from .program import Repeat
@@ -83,7 +84,7 @@ def _fields(part: Any) -> dict[str, Any]:
 
 
 def _kv(manifest: Manifest) -> dict[str, Any]:
-    kv = manifest.kv
+    kv, tier = manifest.kv, host_tier(manifest)
     return _fields(kv) | {
         "groups": [_fields(group) for group in kv.groups],
         "states": [_fields(group) | {"bytes": state_bytes(group)} for group in kv.states],
@@ -91,6 +92,7 @@ def _kv(manifest: Manifest) -> dict[str, Any]:
         "prefix_reuse": kv.prefix_reuse,
         "tokens": kv.blocks * kv.block_tokens,
         "pools": groups_of(manifest.mesh),
+        "host_tier": None if tier is None else tier.data() | {"text": tier.text},
     }
 
 
@@ -152,6 +154,7 @@ def _kv_table(kv: dict[str, Any]) -> Table:
     values = {
         "pool": f"{kv['blocks']} blocks of {kv['block_tokens']} tokens = {kv['tokens']:,} tokens{every}",
         "block": format_bytes(kv["bytes_per_block"]),
+        "host tier": kv["host_tier"]["text"] if kv["host_tier"] else "none (tokenspeed-compile --host-kv)",
         "prefix identity": f"{kv['identity_tokens']} tokens, compatibility {kv['compatibility']}",
     }
     for group in kv["groups"]:

@@ -14,6 +14,7 @@ from .container import ALIGNMENT, MANIFEST_NAME, is_safe_name
 from .device_integrity import check_device
 from .errors import PlanError
 from .findings import HEX_DIGEST, MAX_NUMBER, require, require_entry, require_number, require_shape, require_unique
+from .host_tier import HOST_LINK
 from .kv_caches import block_bytes, state_bytes
 from .names import read_only_names, writable_names
 from .program import DTYPE_BYTES, step_inputs
@@ -224,6 +225,14 @@ def _check_kv(manifest: Manifest) -> None:
     divides = kv.block_tokens >= 1 and kv.identity_tokens % kv.block_tokens == 0
     require(divides, "kv.block_tokens", f"a divisor of {kv.identity_tokens}", kv.block_tokens)
     require_number(kv.blocks, "kv.blocks", 1)
+    require_number(kv.host_blocks, "kv.host_blocks")
+    require(
+        not kv.host_blocks or kv.shares_prefixes,
+        "kv.host_blocks",
+        "0 with recurrent states, which are in no block",
+        kv.host_blocks,
+    )
+    require_number(kv.host_blocks * kv.bytes_per_block, "kv.host_blocks x kv.bytes_per_block")
     require(kv.compatibility != "", "kv.compatibility", "a digest", "nothing")
     require_unique((group.name for group in kv.groups), "kv.groups")
     per_block = 0
@@ -274,6 +283,8 @@ def _check_performance(manifest: Manifest) -> None:
             f"a rate {name!r} in {REQUIRED_RATES[name]}",
             sorted(performance.rates),
         )
+    known = not manifest.kv.host_blocks or HOST_LINK in performance.rates
+    require(known, "performance.rates", f"a rate {HOST_LINK!r} in B/s, for kv.host_blocks", sorted(performance.rates))
     for name, rate in performance.rates.items():
         require(math.isfinite(rate.value) and rate.value > 0, f"performance.rates.{name}", "a positive number", rate.value)
     rows = [cost.rows for cost in performance.step_costs]

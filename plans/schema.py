@@ -11,7 +11,7 @@ from .program import Buffer, DType, StepInput
 from .recipe import Recipe
 from .weight_layout import Prepack, StoredType
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 1
+FORMAT_MAJOR, FORMAT_MINOR = 1, 2
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -147,7 +147,8 @@ class StateGroup(_Part, frozen=True, kw_only=True):
 class KvGeometry(_Part, frozen=True, kw_only=True):
     """`identity_tokens` is what a prefix hash covers; `block_tokens`, the physical block, divides it. `compatibility` seeds the
     hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the pool's size. `states` are what
-    recurrent layers keep instead of keys and values, or besides.
+    recurrent layers keep instead of keys and values, or besides. `host_blocks` is how many more each rank keeps in its host's
+    memory, in the same layout: what sequences do not use now goes there before it is forgotten.
     """
 
     identity_tokens: int
@@ -157,6 +158,7 @@ class KvGeometry(_Part, frozen=True, kw_only=True):
     compatibility: str
     groups: tuple[KvGroup, ...]
     states: tuple[StateGroup, ...] = ()
+    host_blocks: int = 0
 
     @property
     def shares_prefixes(self) -> bool:

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from ..plans.errors import MemoryPlanError, TargetMismatch
+from ..plans.host_tier import host_tier_bytes
 from ..plans.integrity import ranks
 from ..plans.schema import Manifest
 from ..plans.units import format_bytes
@@ -50,7 +51,7 @@ def check_host(manifest: Manifest, *, features: frozenset[str] | None = None, me
     """Refuse a plan this machine cannot run; `features` and `memory_bytes` stand in for the machine's own.
 
     Raises `TargetMismatch` for another kind of device or missing features, and `MemoryPlanError` when the planned memory exceeds
-    the machine's. A plan for an accelerator is compared with it when the engine opens it.
+    the machine's. A plan for an accelerator is compared with it when the engine opens it; here, what it asks of the host.
     """
     target, recompile = manifest.target, f"tokenspeed-compile {manifest.model.name} --target cpu"
     if target.kind not in SUPPORTED_KINDS:
@@ -58,10 +59,12 @@ def check_host(manifest: Manifest, *, features: frozenset[str] | None = None, me
         raise TargetMismatch(
             "The plan is for another kind of device.", where="target.kind", expected=expected, got=target.kind, fix=recompile
         )
-    if manifest.device is not None:
-        return  # the engine asks the device, whose driver this process must not open
+    available = host_memory_bytes() if memory_bytes is None else memory_bytes
+    if manifest.device is not None:  # the engine asks the device, whose driver this process must not open
+        _check_host_tier(manifest, available)
+        return
     _check_features(manifest, host_features() if features is None else features, recompile)
-    _check_memory(manifest, host_memory_bytes() if memory_bytes is None else memory_bytes)
+    _check_memory(manifest, available)
 
 
 def _check_features(manifest: Manifest, present: frozenset[str], recompile: str) -> None:
@@ -76,13 +79,32 @@ def _check_features(manifest: Manifest, present: frozenset[str], recompile: str)
         )
 
 
+def _ranks_here(manifest: Manifest) -> int:
+    """Ranks that run on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks(manifest)))
+
+
+def _check_host_tier(manifest: Manifest, available: int) -> None:
+    needed = host_tier_bytes(manifest) * _ranks_here(manifest)
+    if needed > available:
+        raise MemoryPlanError(
+            f"The plan's host tier needs {format_bytes(needed - available)} more page-locked memory than this machine has.",
+            where="kv.host_blocks",
+            expected=f"at most {format_bytes(available)} for all ranks on this host",
+            got=format_bytes(needed),
+            fix=f"tokenspeed-compile {manifest.model.name}, with a smaller --host-kv",
+        )
+
+
 def _check_memory(manifest: Manifest, available: int) -> None:
-    needed = manifest.memory.total * int(os.environ.get("LOCAL_WORLD_SIZE", ranks(manifest)))  # of all ranks on this host
+    tier = host_tier_bytes(manifest)
+    smaller = ", --host-kv" if tier else ""
+    needed = (manifest.memory.total + tier) * _ranks_here(manifest)
     if needed > available:
         raise MemoryPlanError(
             f"The plan needs {format_bytes(needed - available)} more memory than this machine has.",
             where="memory",
             expected=f"at most {format_bytes(available)}",
             got=format_bytes(needed),
-            fix=f"tokenspeed-compile {manifest.model.name}, with a smaller KV pool or --max-context",
+            fix=f"tokenspeed-compile {manifest.model.name}, with a smaller KV pool{smaller} or --max-context",
         )

@@ -84,17 +84,20 @@ def explain(plan: Path, operation: str | None, as_json: bool) -> None:
     """Show, for each operation: its kernel, why, the runner-up, the predicted time and the roofline share.
 
     Of a plan for several ranks also how each operation lies on the mesh, which meshes were weighed, and the stages of a pipeline
-    with what each takes. Says too whether equal prefixes are computed once, and why not.
+    with what each takes. Says too whether equal prefixes are computed once, and why not, and
+    what a tier of KV blocks in host memory should buy.
     """
     from ..plans.explain import candidates, explanation, layout, pages, select_placements
     from ..plans.explain_stages import stage_table, stages
+    from ..plans.host_tier import host_tier
 
     with Plan.open(plan) as opened:
         decisions, placements, kv = opened.decisions(), opened.placements(), opened.manifest.kv
-        meshes, pipeline = opened.meshes(), stages(opened.manifest)
+        meshes, pipeline, tier = opened.meshes(), stages(opened.manifest), host_tier(opened.manifest)
     if as_json:
         chosen = msgspec.to_builtins(select_placements(placements, operation))
         more = {"placements": chosen, "meshes": msgspec.to_builtins(meshes), "stages": pipeline, "prefix_reuse": kv.prefix_reuse}
+        more["host_tier"] = None if tier is None else tier.data()
         _print_json(explanation(decisions, operation) | more)
     elif decisions:
         weighed = [candidates(meshes)] if meshes and not operation else []
@@ -104,6 +107,7 @@ def explain(plan: Path, operation: str | None, as_json: bool) -> None:
         click.echo("The plan records no decisions.")
     if not as_json:
         click.echo(f"Prefix reuse: {kv.prefix_reuse}")
+        click.echo(f"Host tier: {'none' if tier is None else tier.text}")
 
 
 @main.command()

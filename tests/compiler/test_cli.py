@@ -167,6 +167,11 @@ def test_memory_that_is_too_small_says_by_how_much(config: Path, folder: Path) -
     assert "weights" in error["expected"] and "arena" in error["expected"] and "too much" in error["what"]
 
 
+def test_a_host_tier_without_room_for_a_block(config: Path, folder: Path) -> None:
+    result = run(config, "--host-kv", "3KiB")
+    assert result.exit_code and "--host-kv" in result.stderr and "not one KV block fits" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

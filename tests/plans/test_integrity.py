@@ -123,6 +123,8 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("kv.block_tokens", 0, "kv.block_tokens"),
     ("kv.block_tokens", 24, "kv.block_tokens"),
     ("kv.blocks", 0, "kv.blocks"),
+    ("kv.host_blocks", -1, "kv.host_blocks"),
+    ("kv.host_blocks", 4, "performance.rates"),
     ("kv.bytes_per_block", 1, "kv.bytes_per_block"),
     ("kv.compatibility", "", "kv.compatibility"),
     ("kv.groups.0.kind", "latent", "kv.groups, all: heads"),
