@@ -1,7 +1,16 @@
 from __future__ import annotations
 
 import pytest
-from tokenspeed.runtime.scheduling.blocks import CachedBlock, FreeBlock, SealedBlock, WritableBlock, seal
+from tokenspeed.runtime.scheduling.blocks import (
+    CachedBlock,
+    FreeBlock,
+    FreeHostBlock,
+    OffloadedBlock,
+    SealedBlock,
+    WritableBlock,
+    restore,
+    seal,
+)
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, SchedulerMisuse
 
 
@@ -63,3 +72,124 @@ def test_a_unit_without_users_is_not_shared_behind_its_cached_block():
     sealed.release()
     with pytest.raises(SchedulerMisuse):
         unit.share()
+
+
+def host_blocks() -> list[FreeHostBlock]:
+    return [FreeHostBlock(7), FreeHostBlock(8)]
+
+
+def offloaded_block() -> OffloadedBlock:
+    """A unit that the host alone has."""
+    offloaded, cached = sealed_block().save(host_blocks()).done()
+    assert cached is not None
+    cached.evict()
+    return offloaded
+
+
+def test_a_unit_goes_to_the_host_and_back():
+    sealed = sealed_block()
+    unit, host = sealed.unit, host_blocks()
+    saving = sealed.save(host)
+    assert unit.leaving and (unit.users, unit.readers) == (1, 0) and saving.into == (7, 8)
+    assert not any(block.live for block in host)
+    offloaded, cached = saving.done()
+    assert cached is not None and unit.host == (7, 8) and not unit.leaving
+    assert [block.index for block in cached.evict()] == [0, 1] and unit.indices == ()
+    loading = offloaded.load([FreeBlock(3), FreeBlock(4)])
+    assert unit.arriving and unit.indices == (3, 4)
+    reader = loading.share()
+    offloaded, cached = loading.done()
+    assert cached is None and not unit.arriving
+    assert [block.index for block in offloaded.evict()] == [7, 8] and unit.host == ()
+    assert isinstance(reader.release(), CachedBlock)
+
+
+def test_what_is_being_saved_stays_until_the_copy_is_done():
+    sealed = sealed_block()
+    saving = sealed.unit.share().save(host_blocks())
+    assert sealed.release() is None
+    _, cached = saving.done()
+    assert isinstance(cached, CachedBlock)
+
+
+def test_a_failed_save_leaves_no_copy():
+    sealed = sealed_block()
+    free, cached = sealed.save(host_blocks()).fail()
+    assert [block.index for block in free] == [7, 8] and cached is not None and cached.unit.host == ()
+
+
+def test_what_is_arriving_is_not_cached_before_it_is_there():
+    loading = offloaded_block().load([FreeBlock(0), FreeBlock(1)])
+    assert loading.share().release() is None
+    _, cached = loading.done()
+    assert isinstance(cached, CachedBlock)
+
+
+def test_only_a_load_that_nobody_waits_for_is_cancelled():
+    loading = offloaded_block().load([FreeBlock(5), FreeBlock(6)])
+    reader = loading.share()
+    with pytest.raises(SchedulerMisuse):
+        loading.cancel()
+    reader.release()
+    offloaded, free = loading.cancel()
+    assert [block.index for block in free] == [5, 6] and offloaded.unit.host == (7, 8) and not offloaded.unit.arriving
+
+
+def test_a_failed_load_leaves_neither_copy():
+    loading = offloaded_block().load([FreeBlock(0), FreeBlock(1)])
+    reader = loading.share()
+    free, cached = loading.fail()
+    assert [block.index for block in free] == [7, 8] and cached is None
+    unit = reader.unit
+    assert unit.spoilt and not unit.arriving and unit.host == ()
+    assert isinstance(reader.release(), CachedBlock)
+
+
+def test_a_unit_that_the_device_has_is_not_loaded_again():
+    offloaded, cached = sealed_block().save(host_blocks()).done()
+    free = [FreeBlock(2), FreeBlock(3)]
+    with pytest.raises(SchedulerMisuse):
+        offloaded.load(free)
+    assert offloaded.live and all(block.live for block in free) and cached is not None
+
+
+def test_a_unit_is_restored_by_computing_it_again():
+    unit = offloaded_block().unit
+    blocks = [FreeBlock(5).write(), FreeBlock(6).write()]
+    sealed = restore(blocks, unit)
+    assert unit.indices == (5, 6) and unit.host == (7, 8) and unit.users == 1 and not any(block.live for block in blocks)
+    with pytest.raises(SchedulerMisuse):
+        restore([FreeBlock(1).write()], sealed.unit)
+
+
+def test_transfers_consume_their_handles():
+    saving = sealed_block().save(host_blocks())
+    offloaded, cached = saving.done()
+    for use in (saving.done, saving.fail, lambda: saving.unit, lambda: saving.into):
+        with pytest.raises(HandleConsumed, match="SavingBlock"):
+            use()
+    assert cached is not None
+    loading = offloaded.load(cached.evict())
+    for use in (offloaded.evict, lambda: offloaded.load([]), lambda: offloaded.unit):
+        with pytest.raises(HandleConsumed, match="OffloadedBlock"):
+            use()
+    loading.done()
+    for use in (loading.done, loading.cancel, loading.fail, loading.share, lambda: loading.unit):
+        with pytest.raises(HandleConsumed, match="LoadingBlock"):
+            use()
+    with pytest.raises(HandleConsumed, match="FreeHostBlock"):
+        sealed_block().save(_consumed_host_blocks())
+
+
+def _consumed_host_blocks() -> list[FreeHostBlock]:
+    blocks = host_blocks()
+    sealed_block().save(blocks)
+    return blocks
+
+
+def test_one_consumed_block_among_several_consumes_none():
+    consumed, good = FreeHostBlock(1), FreeHostBlock(2)
+    sealed_block().save([consumed])
+    with pytest.raises(HandleConsumed):
+        sealed_block().save([good, consumed])
+    assert good.live
