@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+TurnEnd = Literal["tool_call", "end_of_turn"]
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,7 +53,7 @@ class EndTurn(msgspec.Struct, frozen=True, tag=True):
     """A hint that comes after a session's turn: why it ended."""
 
     session_id: str
-    end: Literal["tool_call", "end_of_turn"]
+    end: TurnEnd
 
 
 class CloseSession(msgspec.Struct, frozen=True, tag=True):

@@ -35,6 +35,13 @@ _KEYS = "TOKENSPEED_API_KEY"
     "--api-key", "api_keys", multiple=True, envvar=_KEYS, metavar="KEY",
     help="Accept this API key; may be repeated. Better in TOKENSPEED_API_KEY: other users see command lines.",
 )  # fmt: skip
+@click.option(
+    "--keys-file", type=click.Path(path_type=Path), metavar="FILE", help="Keys of named tenants: TENANT KEY [WEIGHT] a line."
+)
+@click.option(
+    "--service-tier", "service_tiers", multiple=True, metavar="NAME=PRIORITY[,DEADLINE_MS[,INTER_TOKEN_MS]]",
+    help="What a request's service_tier means; may be repeated. [default: priority=-10,1000,50 default=0 flex=10]",
+)  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="For --prompt and --chat. [default: what the context holds]")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 2), help="For --prompt and --chat.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="For --prompt and --chat. [default: random]")
@@ -66,6 +73,8 @@ def main(
     host: str,
     port: int,
     api_keys: tuple[str, ...],
+    keys_file: Path | None,
+    service_tiers: tuple[str, ...],
     max_tokens: int | None,
     temperature: float,
     seed: int | None,
@@ -108,7 +117,9 @@ def main(
 
             take_part(opened, weights, threads, by, step_timeout, verify)
             return
+        from .entrypoint.keys_file import read_keys_file
         from .entrypoint.launch import LaunchOptions, launch  # only now: a refusal must not wait for these imports
+        from .entrypoint.service_tiers import read_tiers
 
         options = LaunchOptions(
             plan=str(plan),
@@ -121,6 +132,8 @@ def main(
             host=host,
             port=port,
             api_keys=api_keys,
+            tenant_keys=() if keys_file is None else read_keys_file(keys_file),
+            service_tiers=read_tiers(service_tiers),
             drain_timeout=drain_timeout,
             prompt=prompt,
             chat=chat,
@@ -142,13 +155,19 @@ def _arguments(context: click.Context) -> list[str]:
         name, value = parameter.name or "", context.params.get(parameter.name or "")
         if name == "weights" and value is not None and Path(value).exists():
             value = Path(value)
-        text = str(value.absolute()) if isinstance(value, Path) else str(value)
         if isinstance(parameter, click.Argument):
-            found.append(text)
+            found.append(_text(value))
         elif name not in _OF_THIS_PROCESS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            is_flag = isinstance(value, bool)
-            found += [(parameter.opts if value else parameter.secondary_opts)[0]] if is_flag else [parameter.opts[0], text]
+            if isinstance(value, bool):
+                found.append((parameter.opts if value else parameter.secondary_opts)[0])
+            else:
+                every = value if isinstance(value, tuple) else (value,)
+                found += [word for item in every for word in (parameter.opts[0], _text(item))]
     return found
+
+
+def _text(value: object) -> str:
+    return str(value.absolute()) if isinstance(value, Path) else str(value)
 
 
 def _trust(path: Path | None) -> TrustStore | None:

@@ -46,6 +46,10 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
+    def token_id(self, text: str) -> int | None:
+        """The token that is spelled exactly so."""
+        return self._tokenizer.token_to_id(text)
+
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes a token stands for; part of a character in byte-level vocabularies, b"" when unknown."""
         known = self._bytes.get(token)

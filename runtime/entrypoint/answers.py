@@ -32,15 +32,27 @@ class CommonAnswer:
     """Identity, usage and the fields all choices have."""
 
     def __init__(
-        self, request_id: str, model_name: str, tokenizer: Tokenizer | None, prompts: Sequence[Prompt], *, token_ids: bool
+        self,
+        request_id: str,
+        model_name: str,
+        tokenizer: Tokenizer | None,
+        prompts: Sequence[Prompt],
+        *,
+        token_ids: bool,
+        service_tier: str | None = None,
     ) -> None:
         self._id, self._model_name, self._tokenizer = request_id, model_name, tokenizer
         self.prompts = prompts
         self._token_ids = token_ids
+        self._common: Json = {} if service_tier is None else {"service_tier": service_tier}
         self._created = int(time.time())
 
     def body(self, kind: str, choices: list[Json], **more: Any) -> Json:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model_name, "choices": choices} | more
+        return (
+            {"id": self._id, "object": kind, "created": self._created, "model": self._model_name, "choices": choices}
+            | self._common
+            | more
+        )
 
     def visible(self, delta: Delta) -> bool:
         return bool(delta.text or delta.scored or delta.finish_reason or (self._token_ids and delta.tokens))

@@ -8,6 +8,7 @@ from ..detokenizer import detokenizer
 from ..protocol import FinishReason, Submit, TokenEvent, TokenLogprob
 from ..tokenizer import Tokenizer
 from .stop_strings import StopStrings
+from .tool_calls import ToolCallWatch
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Choice:
         stops: tuple[str, ...] = (),
         prompt: int = 0,
         skip_special_tokens: bool = True,
+        tool_calls: ToolCallWatch | None = None,
     ) -> None:
         self.index, self.prompt, self.submit = index, prompt, submit
         self.completion_tokens = 0
@@ -50,6 +52,12 @@ class Choice:
         self._characters = 0  # decoded so far, held back or not
         self._shown = 0
         self._scored: list[ScoredToken] = []
+        self._tool_calls = tool_calls or ToolCallWatch(frozenset(), tools=False)
+
+    @property
+    def calls_tool(self) -> bool:
+        """Whether the answer so far holds a tool call."""
+        return self._tool_calls.found
 
     def feed(self, event: TokenEvent) -> Delta:
         """The news of one engine event. A delta with `finish_reason` is the last, even if the engine has not stopped yet."""
@@ -85,6 +93,7 @@ class Choice:
     ) -> Delta:
         """Scores go out with the text of their tokens; those of tokens cut away by a stop string never do."""
         self._shown += len(text)
+        self._tool_calls.see(text, tokens, stop)
         if finish is not None and not isinstance(stop, str):
             ready = len(self._scored)
         else:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import msgspec
 
 from ..protocol import Submit
-from .access import cache_salt
 from .api_error import invalid
 from .choice import Choice
 from .prompts import Prompt
-from .request_types import GenerationRequest
+from .request_types import ChatRequest, GenerationRequest
 from .sampling import choice_seed, sampling_parameters
 from .served_model import ServedModel
+from .tool_calls import ToolCallWatch
+from .turn import Turn
 
 _MOST_CHOICES = 128
 
@@ -23,16 +24,15 @@ def make_choices(
     model: ServedModel,
     prompts: Sequence[Prompt],
     request_id: str,
-    identity: bytes,
+    turn: Turn,
     *,
     max_tokens: int | None,
     logprobs: int | None,
 ) -> list[Choice]:
-    """Choice i is sequence `{request_id}-{i}`, all of prompt 0 first. Raises ApiError (400)."""
+    """Choice i is sequence `{request_id}-{i}`, all of prompt 0 first; all are of one turn. Raises ApiError (400)."""
     count = request.n or 1
     if count * len(prompts) > _MOST_CHOICES:
         raise invalid("n", f"`n` times the number of prompts is {count * len(prompts)}; at most {_MOST_CHOICES} are served")
-    salt = cache_salt(identity, request.cache_salt)
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     choices = []
     for number, prompt in enumerate(prompts):
@@ -40,7 +40,29 @@ def make_choices(
         for choice in range(count):
             index = number * count + choice
             seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, choice))
-            submit = Submit(f"{request_id}-{index}", prompt.tokens, seeded, request.priority or 0, salt)
+            submit = Submit(
+                f"{request_id}-{index}",
+                prompt.tokens,
+                seeded,
+                priority=turn.priority,
+                salt=turn.salt,
+                session_id=turn.session_id,
+                tenant=turn.tenant,
+                deadline_seconds=turn.deadline_seconds(),
+                inter_token_seconds=turn.inter_token_seconds,
+                retention_seconds=turn.retention_seconds,
+            )
             skip = request.skip_special_tokens is not False
-            choices.append(Choice(index, submit, model.tokenizer, stops=stops, prompt=number, skip_special_tokens=skip))
+            watch = ToolCallWatch(model.tool_call_tokens, tools=isinstance(request, ChatRequest) and bool(request.tools))
+            choices.append(
+                Choice(
+                    index,
+                    submit,
+                    model.tokenizer,
+                    stops=stops,
+                    prompt=number,
+                    skip_special_tokens=skip,
+                    tool_calls=watch,
+                )
+            )
     return choices

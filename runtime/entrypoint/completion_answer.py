@@ -22,9 +22,10 @@ class CompletionAnswer(CommonAnswer):
         prompts: Sequence[Prompt],
         *,
         token_ids: bool,
+        service_tier: str | None = None,
         echo: bool,
     ) -> None:
-        super().__init__(request_id, model_name, tokenizer, prompts, token_ids=token_ids)
+        super().__init__(request_id, model_name, tokenizer, prompts, token_ids=token_ids, service_tier=service_tier)
         self._echo = echo
 
     def start(self, choice: Choice) -> Json | None:

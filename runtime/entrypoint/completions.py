@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from .access import Caller
 from .answers import AnswerFormat, Json
 from .api_error import ApiError
+from .cache_control import longest, take_marks
 from .chat_answer import ChatAnswer
 from .choice import Choice, Delta
 from .choices import make_choices
@@ -26,52 +28,63 @@ from .refusals import refuse_unsupported
 from .request_types import ChatRequest, CompletionRequest, GenerationRequest
 from .service import Service
 from .streaming import DONE, EventStream, event, unless_disconnected
+from .turn import turn_of
 
 _log = logging.getLogger("tokenspeed.entrypoint")
 _COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 
-async def chat_completions(service: Service, request: Request, identity: bytes) -> ASGIApp:
+async def chat_completions(service: Service, request: Request, caller: Caller) -> ASGIApp:
     arrival = time.monotonic()
     body = decode(await read_body(request, service.body_limit), ChatRequest)
     service.check_model(body.model)
     refuse_unsupported(body)
     with ExitStack() as resources:
         resources.enter_context(service.answering())
+        messages, of_messages = take_marks(body.messages, "messages")
+        tools, of_tools = take_marks(body.tools, "tools")
+        turn = turn_of(body, request.headers, caller, service.tiers, arrival, longest(of_messages, of_tools))
         prompt = await chat_prompt(
             service.model,
-            body.messages,
-            tools=None if body.tool_choice == "none" else body.tools,
+            messages,
+            tools=None if body.tool_choice == "none" else tools,
             add_generation_prompt=body.add_generation_prompt is not False,
             arguments=body.chat_template_kwargs,
         )
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_completion_tokens or body.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        choices = make_choices(body, service.model, [prompt], request_id, identity, max_tokens=max_tokens, logprobs=logprobs)
+        choices = make_choices(body, service.model, [prompt], request_id, turn, max_tokens=max_tokens, logprobs=logprobs)
         answer = ChatAnswer(
-            request_id, service.model.name, service.model.tokenizer, [prompt], token_ids=bool(body.return_token_ids)
+            request_id,
+            service.model.name,
+            service.model.tokenizer,
+            [prompt],
+            token_ids=bool(body.return_token_ids),
+            service_tier=turn.service_tier,
         )
         return await _answer(service, request, body, choices, answer, arrival, resources)
 
 
-async def completions(service: Service, request: Request, identity: bytes) -> ASGIApp:
+async def completions(service: Service, request: Request, caller: Caller) -> ASGIApp:
     arrival = time.monotonic()
     body = decode(await read_body(request, service.body_limit), CompletionRequest)
     service.check_model(body.model)
     refuse_unsupported(body)
     with ExitStack() as resources:
         resources.enter_context(service.answering())
+        turn = turn_of(body, request.headers, caller, service.tiers, arrival)
         prompts = await completion_prompts(service.model, body.prompt)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_tokens or _COMPLETION_TOKENS
-        choices = make_choices(body, service.model, prompts, request_id, identity, max_tokens=max_tokens, logprobs=body.logprobs)
+        choices = make_choices(body, service.model, prompts, request_id, turn, max_tokens=max_tokens, logprobs=body.logprobs)
         answer = CompletionAnswer(
             request_id,
             service.model.name,
             service.model.tokenizer,
             prompts,
             token_ids=bool(body.return_token_ids),
+            service_tier=turn.service_tier,
             echo=bool(body.echo),
         )
         return await _answer(service, request, body, choices, answer, arrival, resources)

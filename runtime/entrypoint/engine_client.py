@@ -16,7 +16,9 @@ import zmq.asyncio
 from ..protocol import (
     Abort,
     Accepted,
+    CloseSession,
     Drained,
+    EndTurn,
     EngineCommand,
     EngineFailed,
     EngineNews,
@@ -27,6 +29,7 @@ from ..protocol import (
     StepNews,
     Submit,
     TokenEvent,
+    TurnEnd,
 )
 from .api_error import ApiError, unavailable
 
@@ -117,6 +120,11 @@ class RequestStream:
             self._open.discard(request_id)
             self._client.forget(request_id, abort=True)
 
+    def end_turn(self, session_id: str, end: TurnEnd) -> None:
+        """Tell the engine, if it still listens, why the turn that this was ended; not for a request without a session."""
+        if session_id and self._client.ready:
+            self._client.end_turn(session_id, end)
+
     def close(self) -> None:
         for request_id in tuple(self._open):
             self.abort(request_id)
@@ -164,15 +172,28 @@ class EngineClient:
 
     def open(self, submits: Sequence[Submit]) -> RequestStream:
         """Submit a request's sequences. Raises ApiError (503, 500) while the engine loads or after it failed."""
-        if self.failure is not None:
-            raise engine_failed(self.failure)
-        if not self._ready.is_set():
-            raise unavailable("the model is still loading", "loading")
+        self._check_ready()
         stream = RequestStream(self, submits)
         for submit in submits:
             self._streams[submit.request_id] = stream
             self._send(submit)
         return stream
+
+    def end_turn(self, session_id: str, end: TurnEnd) -> None:
+        """A hint; `session_id` is the engine's name of it. Raises ApiError as `open` does."""
+        self._check_ready()
+        self._send(EndTurn(session_id, end))
+
+    def close_session(self, session_id: str) -> None:
+        """A hint. Raises ApiError as `open` does."""
+        self._check_ready()
+        self._send(CloseSession(session_id))
+
+    def _check_ready(self) -> None:
+        if self.failure is not None:
+            raise engine_failed(self.failure)
+        if not self._ready.is_set():
+            raise unavailable("the model is still loading", "loading")
 
     def forget(self, request_id: str, *, abort: bool) -> None:
         if self._streams.pop(request_id, None) is not None and abort and self.failure is None:

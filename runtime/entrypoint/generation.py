@@ -23,11 +23,15 @@ class _Times:
 
 
 class Generation:
-    """The news of a request's choices; iterate `deltas` once. `arrival` is `time.monotonic()` when the request came in."""
+    """The news of a request's choices; iterate `deltas` once. `arrival` is `time.monotonic()` when the request came in.
+
+    When all of them have ended well, the engine is told why the turn ended.
+    """
 
     def __init__(self, stream: RequestStream, choices: Sequence[Choice], metrics: Metrics, arrival: float) -> None:
         self._stream, self._metrics = stream, metrics
         self._open = {choice.submit.request_id: choice for choice in choices}
+        self._calls_tool = False
         self._times = {request_id: _Times(arrival) for request_id in self._open}
 
     async def deltas(self) -> AsyncGenerator[tuple[Choice, Delta], None]:
@@ -61,6 +65,9 @@ class Generation:
         if delta.finish_reason is not None:
             self._stream.abort(event.request_id)  # a stop string: the engine does not know of it
             self._end(choice, delta.finish_reason)
+            self._calls_tool |= choice.calls_tool
+            if not self._open:
+                self._stream.end_turn(choice.submit.session_id, "tool_call" if self._calls_tool else "end_of_turn")
         return delta
 
     def _observe_tokens(self, times: _Times, count: int) -> None:

@@ -7,6 +7,7 @@ import ipaddress
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ from ..startup_clock import StartupClock
 from .access import ApiKeys
 from .engine_client import EngineClient, Sockets
 from .engine_session import EngineError, EngineProcess, engine_session
+from .keys_file import TenantKey
 from .listening import listen, url
+from .service_tiers import ServiceTier
 
 if TYPE_CHECKING:
     from .service import Service
@@ -38,6 +41,8 @@ class LaunchOptions:
     host: str
     port: int
     api_keys: tuple[str, ...]
+    tenant_keys: tuple[TenantKey, ...]
+    service_tiers: Mapping[str, ServiceTier]
     drain_timeout: float
     prompt: str | None
     chat: bool
@@ -93,7 +98,7 @@ async def _run(
     client = EngineClient(sockets)
     metrics = Metrics(model.name, lambda: client.stats)
     client.on_news(metrics.observe_news)
-    service = Service(model, client, ApiKeys(options.api_keys), metrics)
+    service = Service(model, client, ApiKeys(options.api_keys, options.tenant_keys), metrics, tiers=options.service_tiers)
     async with engine_session(client, process):
         if server is not None:
             await _serve(service, server, options, clock)
@@ -134,8 +139,8 @@ def _announce(service: Service, address: str, options: LaunchOptions, clock: Sta
         return
     print(f"{service.model.name} is served at {address}/v1", flush=True)
     print(f"start-up {total:.2f} s: {_breakdown(clock, phases)}", flush=True)
-    if not options.api_keys and not _is_loopback(options.host):
-        print(f"warning: whoever can reach {options.host} can use this server; set --api-key", file=sys.stderr)
+    if not (options.api_keys or options.tenant_keys) and not _is_loopback(options.host):
+        print(f"warning: whoever can reach {options.host} can use this server; set --api-key or --keys-file", file=sys.stderr)
 
 
 def _breakdown(clock: StartupClock, engine_phases: dict[str, float]) -> str:

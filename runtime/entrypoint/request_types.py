@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from ...plans.sampling import BIAS_TOKENS, END_TOKENS, TOP_LOGPROBS
+from ..protocol import TurnEnd
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -22,7 +23,9 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=TOP_LOGPROBS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
-Tenant = Annotated[str, Meta(max_length=1024)]
+LONGEST_NAME = 1024
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+Milliseconds = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -53,8 +56,15 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
-    cache_salt: Tenant | None = None
-    user: str | None = None
+    cache_salt: Name | None = None
+    session_id: Name | None = None
+    prompt_cache_key: Name | None = None
+    user: Name | None = None
+    service_tier: str | None = None
+    deadline_ms: Milliseconds | None = None
+    inter_token_ms: Milliseconds | None = None
+    prompt_cache_retention: str | None = None
+    cache_control: Any = None
 
     response_format: Any = None
     structured_outputs: Any = None
@@ -101,6 +111,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     suffix: Any = None
     prompt_embeds: Any = None
+
+
+class EndTurnRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/sessions/ID/end_turn."""
+
+    end: TurnEnd
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ...plans.reader import Plan
 from ...plans.schema import Manifest
 from ..chat_template import ChatTemplate
 from ..tokenizer import Tokenizer
+from .tool_calls import tool_call_tokens
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class ServedModel:
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def tool_call_tokens(self) -> frozenset[int]:
+        """Tokens by which its answers call tools."""
+        return tool_call_tokens(self.tokenizer)
 
 
 def served_model(plan: Plan) -> ServedModel:

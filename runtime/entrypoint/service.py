@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from .access import ApiKeys
@@ -11,15 +11,24 @@ from .api_error import ApiError, unavailable
 from .engine_client import EngineClient
 from .metrics import Metrics
 from .served_model import ServedModel
+from .service_tiers import DEFAULT_TIERS, ServiceTier
 
 
 class Service:
     """`body_limit` in bytes. `draining` refuses new generations; `idle` is set while no generation is being answered."""
 
     def __init__(
-        self, model: ServedModel, engine: EngineClient, keys: ApiKeys, metrics: Metrics, *, body_limit: int = 32 << 20
+        self,
+        model: ServedModel,
+        engine: EngineClient,
+        keys: ApiKeys,
+        metrics: Metrics,
+        *,
+        tiers: Mapping[str, ServiceTier] = DEFAULT_TIERS,
+        body_limit: int = 32 << 20,
     ) -> None:
         self.model, self.engine, self.keys, self.metrics = model, engine, keys, metrics
+        self.tiers = tiers
         self.body_limit = body_limit
         self.draining = False
         self.idle = asyncio.Event()

@@ -21,6 +21,7 @@ from .generation import Generation
 from .prompts import Prompt, chat_prompt, completion_prompts
 from .request_types import GenerationRequest
 from .service import Service
+from .turn import Turn
 
 
 class GenerationError(TokenspeedError):
@@ -94,7 +95,9 @@ async def converse(service: Service, options: TerminalOptions) -> None:
 
 async def _generate(service: Service, prompt: Prompt, options: TerminalOptions) -> Completed:
     request = GenerationRequest(temperature=options.temperature, seed=options.seed)
-    [choice] = make_choices(request, service.model, [prompt], uuid.uuid4().hex, b"", max_tokens=options.max_tokens, logprobs=None)
+    [choice] = make_choices(
+        request, service.model, [prompt], uuid.uuid4().hex, Turn(), max_tokens=options.max_tokens, logprobs=None
+    )
     start = time.monotonic()
     first_token, finish_reason, text = None, "", []
     with closing(service.engine.open([choice.submit])) as stream:

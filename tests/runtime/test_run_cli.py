@@ -93,6 +93,18 @@ def test_a_broken_tokenizer_ends_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 3 and "tokenizer" in result.stderr
 
 
+@pytest.mark.parametrize("option", [("--keys-file", "nothing"), ("--service-tier", "priority=soon")])
+def test_options_that_are_not_understood(plan: Path, option: tuple[str, str]) -> None:
+    result = run(plan, *option)
+    assert result.exit_code == 2 and option[0] in result.stderr
+
+
+def test_what_was_asked_for_is_said_again_for_a_rank_elsewhere() -> None:
+    words = ["--service-tier", "a=1", "--service-tier", "b=2", "--no-overlap", "--port", "0"]
+    context = run_cli.main.make_context("tokenspeed-run", ["/plan.bin", *words, "--api-key", "secret"])
+    assert sorted(run_cli._arguments(context)) == sorted(["/plan.bin", *words])
+
+
 def test_startup_phases_follow_each_other() -> None:
     clock = StartupClock()
     clock.finish("imports")

@@ -17,6 +17,7 @@ from tokenspeed.runtime.engine_channel import EngineChannel
 from tokenspeed.runtime.entrypoint.access import ApiKeys
 from tokenspeed.runtime.entrypoint.engine_client import EngineClient, Sockets
 from tokenspeed.runtime.entrypoint.http_server import make_server
+from tokenspeed.runtime.entrypoint.keys_file import TenantKey
 from tokenspeed.runtime.entrypoint.listening import listen, url
 from tokenspeed.runtime.entrypoint.metrics import Metrics
 from tokenspeed.runtime.entrypoint.served_model import ServedModel
@@ -74,10 +75,17 @@ class EngineThread:
 class LiveServer:
     """A running server. `in_loop` calls a function in the server's event loop."""
 
-    def __init__(self, *, keys: tuple[str, ...] = (), body_limit: int = 1 << 20, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        keys: tuple[str, ...] = (),
+        named: tuple[TenantKey, ...] = (),
+        body_limit: int = 1 << 20,
+        overlap: bool = True,
+    ) -> None:
         self._socket = listen("127.0.0.1", 0)
         self.url = url(self._socket)
-        self._keys, self._body_limit = keys, body_limit
+        self._keys, self._body_limit = ApiKeys(keys, named), body_limit
         self._sockets = Sockets()
         self.engine = EngineThread(self._sockets, overlap=overlap)
         self.executor = self.engine.executor
@@ -92,7 +100,7 @@ class LiveServer:
         self.client = EngineClient(self._sockets)
         metrics = Metrics(model.name, lambda: self.client.stats)
         self.client.on_news(metrics.observe_news)
-        self.service = Service(model, self.client, ApiKeys(self._keys), metrics, body_limit=self._body_limit)
+        self.service = Service(model, self.client, self._keys, metrics, body_limit=self._body_limit)
         self._server: uvicorn.Server = make_server(self.service)
         listening = asyncio.create_task(self.client.listen())
         await self.client.wait_ready()
@@ -118,8 +126,10 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(*, keys: tuple[str, ...] = (), body_limit: int = 1 << 20, overlap: bool = True) -> Iterator[LiveServer]:
-    server = LiveServer(keys=keys, body_limit=body_limit, overlap=overlap)
+def live_server(
+    *, keys: tuple[str, ...] = (), named: tuple[TenantKey, ...] = (), body_limit: int = 1 << 20, overlap: bool = True
+) -> Iterator[LiveServer]:
+    server = LiveServer(keys=keys, named=named, body_limit=body_limit, overlap=overlap)
     try:
         yield server
     finally:

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenspeed.runtime.entrypoint.access import ApiKeys, cache_salt
+from tokenspeed.runtime.entrypoint.access import ANYONE, ApiKeys, cache_salt
 from tokenspeed.runtime.entrypoint.api_error import ApiError
+from tokenspeed.runtime.entrypoint.cache_control import take_marks
 from tokenspeed.runtime.entrypoint.choices import make_choices
 from tokenspeed.runtime.entrypoint.decoding import decode
 from tokenspeed.runtime.entrypoint.prompts import Prompt
 from tokenspeed.runtime.entrypoint.refusals import refuse_unsupported
 from tokenspeed.runtime.entrypoint.request_types import ChatRequest, CompletionRequest
 from tokenspeed.runtime.entrypoint.sampling import choice_seed
+from tokenspeed.runtime.entrypoint.service_tiers import DEFAULT_TIERS
+from tokenspeed.runtime.entrypoint.turn import Turn, turn_of
 
 from .live_server import tiny_model
 
@@ -35,7 +38,11 @@ def test_any_fields(fields: dict[str, Any], kind: type[ChatRequest] | type[Compl
     try:
         request = decode(json.dumps(body).encode(), kind)
         refuse_unsupported(request)
-        choices = make_choices(request, MODEL, [Prompt((5, 6))], "r", b"", max_tokens=request.max_tokens, logprobs=None)
+        if isinstance(request, ChatRequest):
+            take_marks(request.messages, "messages")
+            take_marks(request.tools, "tools")
+        turn = turn_of(request, {}, ANYONE, DEFAULT_TIERS, 0.0)
+        choices = make_choices(request, MODEL, [Prompt((5, 6))], "r", turn, max_tokens=request.max_tokens, logprobs=None)
     except ApiError as error:
         assert error.status == 400
         return
@@ -60,14 +67,14 @@ def test_a_seed_gives_the_first_choice_and_others_their_own() -> None:
 
 def test_without_a_seed_two_requests_differ() -> None:
     request = CompletionRequest(prompt="x")
-    made = [make_choices(request, MODEL, [Prompt((5,))], "r", b"", max_tokens=4, logprobs=None)[0] for _ in range(2)]
+    made = [make_choices(request, MODEL, [Prompt((5,))], "r", Turn(), max_tokens=4, logprobs=None)[0] for _ in range(2)]
     assert made[0].submit.sampling.seed != made[1].submit.sampling.seed
 
 
 def test_salts_differ_by_key_and_by_salt() -> None:
     keys = ApiKeys(["one", "two"])
     one, two = keys.authenticate("Bearer one"), keys.authenticate("Bearer two")
-    salts = {cache_salt(identity, salt) for identity in (one, two, b"") for salt in (None, "a", "b")}
+    salts = {cache_salt(caller.identity, salt) for caller in (one, two, ANYONE) for salt in (None, "a", "b")}
     assert len(salts) == 9
     assert cache_salt(b"", None) == ""
     assert not any("one" in salt for salt in salts)
