@@ -51,7 +51,7 @@ class Turn:
 
     `gap_seconds` is what the client took between the end of the turn before and this request (0 for the first): its tool ran,
     or a person thought. `arrival_seconds` is when the trace had the request, from the beginning of the trace. `end` is why the
-    answer ended, None where the trace does not say.
+    answer ended, None where the trace does not say. An answer has at least one token: none is computed with fewer.
     """
 
     prompt: Prompt
