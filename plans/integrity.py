@@ -31,6 +31,7 @@ IDENTITY_TOKENS = 64
 MAX_LAYERS = 4096
 MAX_RANKS = 65536
 MAX_STATES = 64
+MAX_WINDOWS = 64
 MAX_INSTANCES = 4_000_000
 REQUIRED_RATES = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s"}
 
@@ -173,7 +174,7 @@ def _check_step_inputs(manifest: Manifest) -> None:
     rows = shapes.get("token_ids", (0,))[0]
     sequences = shapes.get("logit_rows", (0,))[0]
     blocks = shapes.get("block_tables", (0,))[-1]
-    expected = step_inputs(rows, sequences, blocks)
+    expected = step_inputs(rows, sequences, blocks, len(manifest.kv.windows))
     got = [(item.name, item.dtype, item.shape) for item in manifest.step_inputs]
     require(tuple(manifest.step_inputs) == expected, "step_inputs", "the step ABI of this format (docs/plan-format.md)", got)
     require_number(rows, "step_inputs, token_ids: shape", manifest.schedule.max_rows)
@@ -235,7 +236,12 @@ def _check_kv(manifest: Manifest) -> None:
     require_number(kv.host_blocks * kv.bytes_per_block, "kv.host_blocks x kv.bytes_per_block")
     require(kv.compatibility != "", "kv.compatibility", "a digest", "nothing")
     require_unique((group.name for group in kv.groups), "kv.groups")
-    per_block = 0
+    per_block = [0] * (1 + len(kv.windows))
+    require(len(kv.windows) <= MAX_WINDOWS, "kv.windows", f"at most {MAX_WINDOWS} pools", len(kv.windows))
+    for number, pool in enumerate(kv.windows, 1):
+        for field in ("window", "blocks"):
+            require_number(getattr(pool, field), f"kv.windows, {number}: {field}", 1)
+    require_unique((str(pool.window) for pool in kv.windows), "kv.windows")
     for group in kv.groups:
         where = f"kv.groups, {group.name}"
         for field in ("heads", "head_dim"):
@@ -245,17 +251,23 @@ def _check_kv(manifest: Manifest) -> None:
         require(group.kind != "latent" or group.heads == 1, f"{where}: heads", "1 of a latent group", group.heads)
         ordered = group.kind == "paged" or group.block_order == "token_major"
         require(ordered, f"{where}: block_order", "token_major of a latent group", group.block_order)
-        per_block += block_bytes(group, kv.block_tokens)
+        require_number(group.pool, f"{where}: pool", 0, len(kv.windows))
+        if group.pool:
+            window = kv.windows[group.pool - 1].window
+            require(group.window == window, f"{where}: window", f"{window}, that of its pool", group.window)
+        per_block[group.pool] += block_bytes(group, kv.block_tokens)
     require_unique((group.name for group in kv.states), "kv.states")
-    require(kv.bytes_per_block == per_block, "kv.bytes_per_block", per_block, kv.bytes_per_block)
+    for number, (expected, size) in enumerate(zip(per_block, kv.pool_block_bytes, strict=True)):
+        where = f"kv.windows, {number}: bytes_per_block" if number else "kv.bytes_per_block"
+        require(size == expected, where, expected, size)
 
 
 def _check_memory(manifest: Manifest) -> None:
     memory = manifest.memory
     for field in memory.__struct_fields__:
         require_number(getattr(memory, field), f"memory.{field}")
-    pool = manifest.kv.blocks * manifest.kv.bytes_per_block
-    require(memory.kv == pool, "memory.kv", f"{pool} (blocks x bytes_per_block)", memory.kv)
+    pools = manifest.kv.bytes
+    require(memory.kv == pools, "memory.kv", f"{pools} (blocks x bytes_per_block of all pools)", memory.kv)
     alignment = 1 if manifest.device is None else ALIGNMENT
     states = sum(state_bytes(group, alignment) for group in manifest.kv.states)
     require(memory.states == states, "memory.states", f"{states}, the bytes of kv.states", memory.states)

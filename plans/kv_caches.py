@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 
 from .device_kernels import DEVICE
@@ -45,6 +45,14 @@ def block_bytes(group: KvGroup, block_tokens: int) -> int:
     """Bytes of one block over all layers of the group."""
     caches = sum(1 for _ in cache_names(group))
     return caches * block_tokens * group.heads * group.head_dim * DTYPE_BYTES[group.dtype]
+
+
+def pool_block_bytes(groups: Iterable[KvGroup], block_tokens: int, windows: int) -> tuple[int, ...]:
+    """Bytes of one block of each pool, over all layers of its groups: pool 0, then so many of windows."""
+    sizes = [0] * (1 + windows)
+    for group in groups:
+        sizes[group.pool] += block_bytes(group, block_tokens)
+    return tuple(sizes)
 
 
 def caches_of_libraries(program: Program) -> Iterator[tuple[str, str]]:

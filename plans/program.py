@@ -140,8 +140,13 @@ class StepInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
 
 
-def step_inputs(max_rows: int, max_sequences: int, max_blocks_per_sequence: int) -> tuple[StepInput, ...]:
-    """The step ABI, the same for all targets.
+def in_pool(name: str, pool: int) -> str:
+    """A step input of a pool: `block_tables` or `slot_mapping`, which are pool 0's as they are."""
+    return f"{name}.{pool}" if pool else name
+
+
+def step_inputs(max_rows: int, max_sequences: int, max_blocks_per_sequence: int, windows: int = 0) -> tuple[StepInput, ...]:
+    """The step ABI, the same for all targets, of a plan with so many pools for windows.
 
     - `token_ids`[rows]: input token; -1 means "the token this row's slot sampled last" (so a step may be prepared
       before the step before it is complete).
@@ -153,6 +158,8 @@ def step_inputs(max_rows: int, max_sequences: int, max_blocks_per_sequence: int)
     - `block_tables`[sequences, blocks]: KV blocks of each sequence in order.
     - `logit_rows`[sequences]: the rows whose logits are wanted; `logit_slots` their sampling slots.
     - `counts`[4]: rows, decode rows, sequences, logit rows actually in use.
+    - `slot_mapping.p`, `block_tables.p`: the same of window pool p. A table's entries for blocks that lie wholly before the
+      window of the sequence's first row mean nothing: no kernel reads them.
     """
     rows, sequences = max_rows, max_sequences
     return (
@@ -166,4 +173,12 @@ def step_inputs(max_rows: int, max_sequences: int, max_blocks_per_sequence: int)
         StepInput("logit_rows", "i32", (sequences,)),
         StepInput("logit_slots", "i32", (sequences,)),
         StepInput("counts", "i32", (4,)),
+        *(
+            item
+            for pool in range(1, windows + 1)
+            for item in (
+                StepInput(in_pool("slot_mapping", pool), "i64", (rows,)),
+                StepInput(in_pool("block_tables", pool), "i32", (sequences, max_blocks_per_sequence)),
+            )
+        ),
     )

@@ -14,7 +14,7 @@ from .device_library import runs_in_library
 from .findings import MAX_NUMBER, require, require_number, require_unique
 from .kv_caches import cache_names, caches_of_libraries, state_arrays
 from .names import read_only_names, weight_instances, writable_names
-from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View, count_of, symbols_of
+from .program import DTYPE_BYTES, NATIVE, Bucket, Buffer, Call, Dimension, Program, Repeat, View, count_of, in_pool, symbols_of
 from .recurrence_integrity import RECURRENCE, check_recurrence
 from .schema import Manifest, ProgramReference
 from .stage_integrity import check_crossings
@@ -127,6 +127,7 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
     writable = {item.name for item in (*program.buffers, *program.views)} | set(writable_names(manifest))
     readable = writable | set(read_only_names(manifest))
     kernels = set(manifest.kernels.kernels) if manifest.kernels else set()
+    pools = {cache: group.pool for group in manifest.kv.groups for cache in cache_names(group)} if manifest.kv.windows else {}
     for position, (call, indices) in enumerate(_calls(manifest, program, where)):
         at = f"{where}, instruction {position} ({call.function})"
         require(_FUNCTION.fullmatch(call.function) is not None, at, "the name of a function", repr(call.function))
@@ -138,6 +139,20 @@ def _check_operands(manifest: Manifest, program: Program, where: str) -> None:
             check_recurrence(manifest, call, indices, at)
         _check_resolves(call.inputs, readable, indices, f"{at}: inputs", "a name that resolves")
         _check_resolves(call.outputs, writable, indices, f"{at}: outputs", "a view, buffer, slot buffer or KV cache")
+        _check_pools(pools, call, indices, at)
+
+
+def _check_pools(pools: Mapping[str, int], call: Call, indices: range | None, where: str) -> None:
+    """What tells a call where tokens lie is of the pool that its caches are of, which may be smaller than another."""
+    told = {name for name in call.inputs if name.partition(".")[0] in {"block_tables", "slot_mapping"}}
+    if not told or not pools:
+        return
+    for name in (*call.inputs, *call.outputs):
+        for index in indices or (0,):
+            pool = pools.get(instantiate(name, index) if indices is not None and is_templated(name) else name)
+            if pool is not None:
+                expected = {in_pool("block_tables", pool), in_pool("slot_mapping", pool)}
+                require(told <= expected, f"{where}: inputs", f"{sorted(expected)} of {name}'s pool", sorted(told))
 
 
 def _check_block_orders(manifest: Manifest, program: Program, where: str) -> None:

@@ -121,6 +121,7 @@ class KvGroup(_Part, frozen=True, kw_only=True):
     "paged" layers have two, of keys and of values; "latent" ones have one, whose rows are a latent followed by the rotated key
     that all heads share (multi-head latent attention; `heads` is 1). In a "head_major" block the heads lie one after the other,
     each with all its tokens: [blocks, heads, block_tokens, head_dim] in memory, the shape as seen by functions unchanged.
+    `pool` says whose blocks these are: 0 those of `KvGeometry`, p those of its `windows[p - 1]`.
     """
 
     name: str
@@ -131,6 +132,16 @@ class KvGroup(_Part, frozen=True, kw_only=True):
     dtype: DType
     window: int | None = None
     block_order: Literal["token_major", "head_major"] = "token_major"
+    pool: int = 0
+
+
+class WindowPool(_Part, frozen=True, kw_only=True):
+    """Blocks, of `block_tokens` tokens as all, for layers that see the last `window` tokens alone: a block that no row still to
+    come can see is free again. `bytes_per_block` are those of all layers of the pool's groups."""
+
+    window: int
+    blocks: int
+    bytes_per_block: int
 
 
 class StateGroup(_Part, frozen=True, kw_only=True):
@@ -146,9 +157,11 @@ class StateGroup(_Part, frozen=True, kw_only=True):
 
 class KvGeometry(_Part, frozen=True, kw_only=True):
     """`identity_tokens` is what a prefix hash covers; `block_tokens`, the physical block, divides it. `compatibility` seeds the
-    hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the pool's size. `states` are what
-    recurrent layers keep instead of keys and values, or besides. `host_blocks` is how many more each rank keeps in its host's
-    memory, in the same layout: what sequences do not use now goes there before it is forgotten.
+    hash chain: KV computed under two plans with the same value is interchangeable. `blocks` is the size of pool 0, whose blocks a
+    sequence keeps for all its tokens, and `bytes_per_block` what one takes over all layers of its groups: 0 where every layer has
+    a window. Pool p is `windows[p - 1]`. `states` are what recurrent layers keep instead of keys and values, or besides.
+    `host_blocks` is how many more blocks each rank keeps in its host's memory, in the same layout: what sequences do not use now
+    goes there before it is forgotten.
     """
 
     identity_tokens: int
@@ -159,6 +172,22 @@ class KvGeometry(_Part, frozen=True, kw_only=True):
     groups: tuple[KvGroup, ...]
     states: tuple[StateGroup, ...] = ()
     host_blocks: int = 0
+    windows: tuple[WindowPool, ...] = ()
+
+    @property
+    def pool_blocks(self) -> tuple[int, ...]:
+        """Blocks of each pool."""
+        return (self.blocks, *(pool.blocks for pool in self.windows))
+
+    @property
+    def pool_block_bytes(self) -> tuple[int, ...]:
+        """Bytes of a block of each pool."""
+        return (self.bytes_per_block, *(pool.bytes_per_block for pool in self.windows))
+
+    @property
+    def bytes(self) -> int:
+        """Of all pools."""
+        return sum(blocks * size for blocks, size in zip(self.pool_blocks, self.pool_block_bytes, strict=True))
 
     @property
     def shares_prefixes(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .kv_caches import block_bytes
+from .kv_caches import pool_block_bytes
 from .program import Program, Repeat
 from .schema import Crossing, KvGroup, Manifest, Performance, Stage, StagePart, StateGroup, Weight
 
@@ -33,13 +33,16 @@ def of_stage(manifest: Manifest, number: int) -> Manifest:
     stage = manifest.stages[number]
     groups = groups_of_stage(manifest.kv.groups, stage.groups)
     states = groups_of_stage(manifest.kv.states, stage.states)
-    per_block = sum(block_bytes(group, manifest.kv.block_tokens) for group in groups)
+    per_block = pool_block_bytes(groups, manifest.kv.block_tokens, len(manifest.kv.windows))
+    windows = tuple(
+        msgspec.structs.replace(pool, bytes_per_block=size) for pool, size in zip(manifest.kv.windows, per_block[1:], strict=True)
+    )
     return msgspec.structs.replace(
         manifest,
         stages=(),
         programs=tuple(item for item in manifest.programs if stage_of(manifest, item.rank) == number),
         weights=weights_of_stage(manifest.weights, stage.weights),
-        kv=msgspec.structs.replace(manifest.kv, groups=groups, states=states, bytes_per_block=per_block),
+        kv=msgspec.structs.replace(manifest.kv, groups=groups, states=states, bytes_per_block=per_block[0], windows=windows),
         memory=stage.memory,
         performance=performance_of(manifest, stage),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..plans.reader import Plan
 from .executor import load_executor
-from .fixed_batch import Rows, fixed_batch
+from .fixed_batch import Rows, equal_places, fixed_batch
 from .tokenizer import Tokenizer
 
 MAX_TOKENS = 512
@@ -97,7 +97,8 @@ def _logits(plan: Plan, weights: str | None, tokens: list[int], exact: bool) -> 
     try:
         starts = range(0, len(tokens), chunk)
         parts = [Rows(0, start, tokens[start : start + chunk]) for start in starts]
-        batches = [fixed_batch([part], blocks, manifest.kv.block_tokens, all_logits=True) for part in parts]
+        windows = equal_places(manifest.kv, 1)
+        batches = [fixed_batch([part], blocks, manifest.kv.block_tokens, all_logits=True, windows=windows) for part in parts]
         return np.concatenate([executor.logits_for(batch) for batch in batches])
     finally:
         executor.close()

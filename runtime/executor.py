@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plans.errors import PlanError
-from ..plans.program import FUNCTIONS_VERSION
+from ..plans.program import FUNCTIONS_VERSION, in_pool
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
 from .executor_interface import Report, RowsFailed, Started, StepResult
 from .expand import Expansion, operand_names
@@ -216,11 +216,18 @@ class PlanExecutor:
         inputs["sequence_starts"][: sequences + 1] = batch.sequence_starts
         inputs["context_lengths"][:sequences] = batch.context_lengths
         inputs["block_tables"][:sequences, : batch.block_tables.shape[1]] = batch.block_tables
+        windows = self._expansions.windows
+        if rows and len(batch.windows) != windows:
+            raise ValueError(f"a step with parts for {len(batch.windows)} window pools; the plan has {windows}")
+        for pool, part in enumerate(batch.windows, 1):
+            inputs[in_pool("slot_mapping", pool)][:rows] = part.slot_mapping
+            inputs[in_pool("block_tables", pool)][:sequences, : part.block_tables.shape[1]] = part.block_tables
         inputs["logit_rows"][:logit_rows] = batch.logit_rows
         inputs["logit_slots"][:logit_rows] = batch.logit_slots
         inputs["counts"][:] = (rows, batch.decode_rows, sequences, logit_rows)
         if extent.rows > rows:
-            for name, padding in (("token_ids", 0), ("positions", 0), ("slot_mapping", -1), ("row_slots", -1)):
+            slots = (in_pool("slot_mapping", pool) for pool in range(windows + 1))
+            for name, padding in (("token_ids", 0), ("positions", 0), ("row_slots", -1), *((name, -1) for name in slots)):
                 inputs[name][rows : extent.rows] = padding
         if padded > logit_rows:
             inputs["logit_rows"][logit_rows:padded] = 0

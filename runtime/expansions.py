@@ -65,7 +65,7 @@ class Expansions:
     """Makes and keeps expansions. With row padding "exact" there is one for each number of rows, else one per bucket.
 
     A program of native kernels alone is expanded once per bucket, and fitted to each step's exact size; one on a device once
-    per bucket, at the bucket's size.
+    per bucket, at the bucket's size. `windows` is how many window pools the plan has.
     """
 
     def __init__(self, manifest: Manifest, programs: Programs, around: Surroundings, first_only: bool) -> None:
@@ -73,6 +73,7 @@ class Expansions:
         self._elastic = [program.is_native for program in programs.steps]  # kernels take row counts anew at each step
         self._exact = manifest.target.row_padding == "exact"
         self._decode_rows = manifest.schedule.max_decode_rows
+        self.windows = len(manifest.kv.windows)
         self._decode: dict[tuple[int, int, int], Expansion] = {}
         self._recent: OrderedDict[tuple[int, int, int], Expansion] = OrderedDict()
 

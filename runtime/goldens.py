@@ -13,7 +13,7 @@ from ..plans.errors import PlanError, TokenspeedError
 from ..plans.golden import GoldenCase, GoldenStep, decode_golden
 from ..plans.reader import Plan
 from .executor import PlanExecutor, load_executor
-from .fixed_batch import Rows, fixed_batch
+from .fixed_batch import Rows, equal_places, fixed_batch
 
 if TYPE_CHECKING:
     from .collectives import Collectives
@@ -92,7 +92,7 @@ def _read(plan: Plan, entry: str) -> GoldenCase:
     sound = (
         bool(keys)
         and min(keys) >= 0
-        and (max(keys) + 1) * _blocks(max(ends), manifest.kv.block_tokens) <= manifest.kv.blocks
+        and (max(keys) + 1) * _blocks(max(ends), manifest.kv.block_tokens) <= min(manifest.kv.pool_blocks)
         and max(keys) < manifest.schedule.max_sequences
         and all(sequence.start >= 0 and sequence.tokens for step in case.steps for sequence in step.sequences)
         and max(ends) <= manifest.model.max_context
@@ -114,7 +114,9 @@ def _step_error(plan: Plan, executor: PlanExecutor, case: GoldenCase, step: Gold
     block_tokens = plan.manifest.kv.block_tokens
     longest = max(sequence.start + len(sequence.tokens) for each in case.steps for sequence in each.sequences)
     rows = [Rows(sequence.key, sequence.start, sequence.tokens) for sequence in step.sequences]
-    logits = executor.logits_for(fixed_batch(rows, _blocks(longest, block_tokens), block_tokens))
+    sequences = 1 + max(sequence.key for each in case.steps for sequence in each.sequences)
+    windows = equal_places(plan.manifest.kv, sequences)
+    logits = executor.logits_for(fixed_batch(rows, _blocks(longest, block_tokens), block_tokens, windows=windows))
     if not logits.size:  # ranks of another stage have them
         return 0.0
     expected = np.frombuffer(step.expected, "<f4").reshape(len(rows), len(case.columns))

@@ -28,6 +28,12 @@ _LOGIT_INPUTS = frozenset(("logit_rows", "logit_slots"))
 Addressed = HostArray | DeviceArray
 """An array that programs may write."""
 
+
+def _follows_rows(name: str) -> bool:
+    """Whether it is a step input of the step's rows; window pools have such inputs of their own."""
+    return name in _ROW_INPUTS or name.startswith("slot_mapping.")
+
+
 AddressedKind = TypeVar("AddressedKind", HostArray, DeviceArray, Addressed)
 
 Array = Addressed | PackedWeight | LibraryArray
@@ -74,7 +80,7 @@ class OperandArrays:
         return describe(array.data if isinstance(array, HostArray) else array, array.dtype, self._symbol(name))
 
     def _symbol(self, name: str) -> Symbol:
-        if name in _ROW_INPUTS:
+        if _follows_rows(name):
             return "rows"
         if name in _LOGIT_INPUTS:
             return "logit_rows"
@@ -164,7 +170,7 @@ class OperandArrays:
 
     def cut(self, name: str, whole: AddressedKind) -> AddressedKind:
         """Of a step input's full extent, what a step of this extent reads."""
-        if name in _ROW_INPUTS:
+        if _follows_rows(name):
             return whole.first(self._extent.rows)
         return whole.first(self._extent.logit_rows) if name in _LOGIT_INPUTS else whole
 

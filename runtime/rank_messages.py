@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from .executor_interface import StepResult
 from .protocol import SamplingParameters, TokenLogprob
-from .scheduling.step import CommonSize, GroupedStep, IntArray, Step, StepBatch
+from .scheduling.step import CommonSize, GroupedStep, IntArray, Step, StepBatch, WindowPart
 
 
 class Admit(msgspec.Struct, frozen=True, tag=True):
@@ -22,22 +24,28 @@ class Admit(msgspec.Struct, frozen=True, tag=True):
     output: bytes
 
 
+class PoolPart(msgspec.Struct, frozen=True):
+    """What a step says of one pool's blocks, as bytes. Of the block tables, which have `columns`, only those of `new_tables`,
+    sequences by number: the others are as the rank knows them (`BlockTables`)."""
+
+    columns: int
+    slot_mapping: bytes
+    new_tables: bytes
+    block_tables: bytes
+
+
 class Part(msgspec.Struct, frozen=True):
-    """A group's `StepBatch` without what only the scheduler reads; arrays as bytes. Of the block tables, which have `blocks`
-    columns, only those of `new_tables`, sequences by number: the others are as the rank knows them (`BlockTables`)."""
+    """A group's `StepBatch` without what only the scheduler reads; arrays as bytes. `pools` are pool 0 and those of windows."""
 
     decode_rows: int
-    blocks: int
     token_ids: bytes
     positions: bytes
-    slot_mapping: bytes
     row_slots: bytes
     sequence_starts: bytes
     context_lengths: bytes
-    new_tables: bytes
-    block_tables: bytes
     logit_rows: bytes
     logit_slots: bytes
+    pools: tuple[PoolPart, ...]
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
@@ -80,8 +88,8 @@ def parts_of(step: Step) -> tuple[StepBatch | None, ...]:
 
 
 class BlockTables:
-    """A group's block tables by slot, as its ranks know them: the first rank has one too, and tells only rows that are new. A
-    table changes once in a block's tokens, and all of them together would be most of a message."""
+    """A group's block tables of one pool by slot, as its ranks know them: the first rank has one too, and tells only rows that
+    are new. A table changes once in a block's tokens, and all of them together would be most of a message."""
 
     def __init__(self) -> None:
         self._rows: NDArray[np.int32] = np.zeros((0, 0), np.int32)
@@ -107,45 +115,63 @@ class BlockTables:
             self._rows = np.pad(self._rows, ((0, more[0]), (0, more[1])))
 
 
+PoolTables = defaultdict[int, BlockTables]
+"""A group's block tables by pool."""
+
+
+def no_tables() -> PoolTables:
+    """None known yet."""
+    return defaultdict(BlockTables)
+
+
 class RunMessages:
     """Makes what the other ranks are told of steps; each message counts on those before it."""
 
     def __init__(self) -> None:
-        self._tables: dict[int, BlockTables] = {}
+        self._tables: defaultdict[int, PoolTables] = defaultdict(no_tables)
 
     def of(self, step: Step, common: CommonSize | None = None) -> Run:
-        parts = (
-            None if part is None else _part(part, self._tables.setdefault(group, BlockTables()))
-            for group, part in enumerate(parts_of(step))
-        )
+        parts = (None if part is None else _part(part, self._tables[group]) for group, part in enumerate(parts_of(step)))
         return Run(step.step_id, tuple(parts), common)
 
 
-def _part(batch: StepBatch, known: BlockTables) -> Part:
+def _part(batch: StepBatch, known: PoolTables) -> Part:
     arrays = {name: int32_bytes(getattr(batch, name)) for name in _INT32}
-    slots = np.ascontiguousarray(batch.slot_mapping, np.int64).tobytes()
-    new = known.tell(batch.row_slots[batch.sequence_starts[:-1]], batch.block_tables)
-    tables = int32_bytes(batch.block_tables[new])
-    blocks = batch.block_tables.shape[1]
-    return Part(batch.decode_rows, blocks, slot_mapping=slots, new_tables=new.tobytes(), block_tables=tables, **arrays)
+    slots = batch.row_slots[batch.sequence_starts[:-1]]
+    pools = (WindowPart(batch.block_tables, batch.slot_mapping), *batch.windows)
+    told = tuple(_pool_part(part, slots, known[pool]) for pool, part in enumerate(pools))
+    return Part(batch.decode_rows, pools=told, **arrays)
 
 
-def step_batch(step_id: int, part: Part, known: BlockTables) -> StepBatch:
+def _pool_part(part: WindowPart, slots: IntArray, known: BlockTables) -> PoolPart:
+    new = known.tell(slots, part.block_tables)
+    mapping = np.ascontiguousarray(part.slot_mapping, np.int64).tobytes()
+    return PoolPart(part.block_tables.shape[1], mapping, new.tobytes(), int32_bytes(part.block_tables[new]))
+
+
+def step_batch(step_id: int, part: Part, known: PoolTables) -> StepBatch:
     """A group's part as the first rank has it, but for the names of its requests."""
     arrays = {name: np.frombuffer(getattr(part, name), np.int32) for name in _INT32}
-    new, rows = (np.frombuffer(found, np.int32) for found in (part.new_tables, part.block_tables))
     slots = arrays["row_slots"][arrays["sequence_starts"][:-1]]
-    arrays["block_tables"] = known.take(slots, new, rows.reshape(len(new), part.blocks))
+    first, *windows = (_pool_of(told, slots, known[pool]) for pool, told in enumerate(part.pools))
     names = ("",) * len(arrays["logit_rows"])
     return StepBatch(
         step_id=step_id,
-        slot_mapping=np.frombuffer(part.slot_mapping, np.int64),
+        slot_mapping=first.slot_mapping,
+        block_tables=first.block_tables,
         decode_rows=part.decode_rows,
         request_ids=(),
         logit_request_ids=names,
         admissions=(),
+        windows=tuple(windows),
         **arrays,
     )
+
+
+def _pool_of(told: PoolPart, slots: IntArray, known: BlockTables) -> WindowPart:
+    new, rows = (np.frombuffer(found, np.int32) for found in (told.new_tables, told.block_tables))
+    tables = known.take(slots, new, rows.reshape(len(new), told.columns))
+    return WindowPart(tables, np.frombuffer(told.slot_mapping, np.int64))
 
 
 def report_of(step_id: int, result: StepResult) -> Report:

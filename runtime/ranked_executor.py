@@ -20,12 +20,12 @@ from .executor_interface import RankExecutor, RowsFailed, Started, StepResult
 from .protocol import SamplingParameters
 from .rank_messages import (
     Admit,
-    BlockTables,
     Message,
     Report,
     RunMessages,
     Stop,
     int32_bytes,
+    no_tables,
     parts_of,
     report_of,
     result_of,
@@ -133,7 +133,7 @@ def follow(executor: RankExecutor, collectives: Collectives, began: Callable[[in
     """
     decoder = msgspec.msgpack.Decoder(Message)
     receive = collectives.receive if stages_of(collectives.rank.mesh) == 1 else _Inbox(collectives).next
-    group, tables = collectives.rank.group, BlockTables()
+    group, tables = collectives.rank.group, no_tables()
     results = _Reporter(collectives) if collectives.rank.number in collectives.rank.reporters else _Results()
     with results:
         while True:

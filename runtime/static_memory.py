@@ -57,7 +57,9 @@ def _caches(manifest: Manifest, needed: set[str] | None) -> dict[str, HostArray]
     """Every cache as [blocks, block_tokens, heads, head_dim], whatever the order of its blocks in memory."""
     kv = manifest.kv
     group_of = {name: group for group in kv.groups for name in cache_names(group) if needed is None or name in needed}
-    wanted = {name: (_in_memory(group, kv.blocks, kv.block_tokens), group.dtype) for name, group in group_of.items()}
+    wanted = {
+        name: (_in_memory(group, kv.pool_blocks[group.pool], kv.block_tokens), group.dtype) for name, group in group_of.items()
+    }
     made = committed_together(wanted)
     return {name: _tokens_first(array) if group_of[name].block_order == "head_major" else array for name, array in made.items()}
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ...plans.errors import UsageError
 from ...plans.perf_model import prefill_chunks
 from ...plans.schema import Manifest
+from ...plans.window_blocks import window_blocks
 from ..executor_interface import Executor
-from ..fixed_batch import Rows, fixed_batch
+from ..fixed_batch import Rows, WindowPlaces, fixed_batch
 from ..protocol import SamplingParameters
 from ..scheduling.step import StepBatch
 
@@ -28,6 +29,7 @@ class StepMaker:
         self._manifest = manifest
         self._random = np.random.default_rng(seed)
         self._places = self._random.permutation(manifest.kv.blocks).astype(np.int32)
+        self._of_windows = [self._random.permutation(pool.blocks).astype(np.int32) for pool in manifest.kv.windows]
 
     def tokens(self, count: int) -> NDArray[np.int32]:
         return self._random.integers(0, self._manifest.model.vocabulary, count, dtype=np.int32)
@@ -38,7 +40,7 @@ class StepMaker:
         blocks = self._blocks(1, tokens, "--prompt-tokens")
         text = self.tokens(tokens)
         for start, count in prefill_chunks(tokens, 0, chunk):
-            batch = self._batch([Rows(0, start, text[start : start + count].tolist())], blocks)
+            batch = self._batch([Rows(0, start, text[start : start + count].tolist())], blocks, 1)
             yield batch if start + count == tokens else _without_logits(batch)
 
     def decode(self, batch: int, context: int, steps: int) -> Iterator[StepBatch]:
@@ -50,29 +52,44 @@ class StepMaker:
             self._refuse("--batch", f"at most {self._manifest.schedule.max_decode_rows}", batch, "--max-sequences")
         blocks = self._blocks(batch, context + steps - 1, "--context")
         for step in range(steps):
-            yield self._batch([Rows(sequence, context - 1 + step, (-1,)) for sequence in range(batch)], blocks)
+            yield self._batch([Rows(sequence, context - 1 + step, (-1,)) for sequence in range(batch)], blocks, batch)
 
     def largest(self) -> StepBatch:
         """The largest step that can be scheduled: every decode row but one, and a whole chunk of the last sequence."""
         schedule, kv = self._manifest.schedule, self._manifest.kv
         sequences = min(schedule.max_sequences, schedule.max_decode_rows + 1, kv.blocks)
+        for pool in kv.windows:
+            rest = pool.blocks - window_blocks(pool.window, schedule.prefill_chunk, kv.block_tokens)
+            sequences = min(sequences, 1 + max(0, rest) // window_blocks(pool.window, 1, kv.block_tokens))
         blocks = kv.blocks // sequences
         context = min(blocks * kv.block_tokens, self._manifest.model.max_context)
         chunk = min(schedule.prefill_chunk, schedule.max_rows - sequences + 1, context)
         decodes = [Rows(sequence, context - 1, (-1,)) for sequence in range(sequences - 1)]
-        return self._batch([*decodes, Rows(sequences - 1, context - chunk, self.tokens(chunk).tolist())], blocks)
+        rows = [*decodes, Rows(sequences - 1, context - chunk, self.tokens(chunk).tolist())]
+        return self._batch(rows, blocks, sequences, chunk)
 
     def longest(self) -> StepBatch:
         """A chunk at the end of the longest context."""
         context = min(self._manifest.model.max_context, self._manifest.kv.blocks * self._manifest.kv.block_tokens)
         chunk = min(self._manifest.schedule.prefill_chunk, context)
-        return self._batch([Rows(0, context - chunk, self.tokens(chunk).tolist())], self._blocks(1, context, "--context"))
+        return self._batch([Rows(0, context - chunk, self.tokens(chunk).tolist())], self._blocks(1, context, "--context"), 1)
 
-    def _batch(self, rows: list[Rows], blocks: int) -> StepBatch:
+    def _batch(self, rows: list[Rows], blocks: int, sequences: int, last: int = 1) -> StepBatch:
+        """`sequences` share the pools; the last of them has `last` rows at once, the others one."""
         size = self._manifest.kv.block_tokens
-        batch = fixed_batch(rows, blocks, size)
+        batch = fixed_batch(rows, blocks, size, windows=self._windows(sequences, last))
         slots = self._places[batch.slot_mapping // size].astype(np.int64) * size + batch.slot_mapping % size
         return replace(batch, block_tables=self._places[batch.block_tables], slot_mapping=slots)
+
+    def _windows(self, sequences: int, last: int) -> list[WindowPlaces]:
+        """Each window pool in equal parts, but for what the last sequence's rows need more than the others'."""
+        kv, found = self._manifest.kv, []
+        for pool, places in zip(kv.windows, self._of_windows, strict=True):
+            more = window_blocks(pool.window, last, kv.block_tokens) - window_blocks(pool.window, 1, kv.block_tokens)
+            each = max(pool.blocks - more, sequences) // sequences
+            cuts = [each * number for number in range(1, sequences)]
+            found.append(WindowPlaces(pool.window, tuple(np.split(places, cuts))))
+        return found
 
     def _blocks(self, sequences: int, tokens: int, option: str) -> int:
         """Blocks that each sequence needs, after checking that there are so many."""

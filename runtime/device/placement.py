@@ -210,7 +210,7 @@ def _caches(manifest: Manifest, arena: DeviceArena, needed: set[str] | None) -> 
     """KV caches and recurrent states."""
     kv = manifest.kv
     wanted = {
-        name: ((kv.blocks, kv.block_tokens, group.heads, group.head_dim), group.dtype)
+        name: ((kv.pool_blocks[group.pool], kv.block_tokens, group.heads, group.head_dim), group.dtype)
         for group in kv.groups
         for name in cache_names(group)
     }

@@ -36,8 +36,7 @@ class BlockCopies:
 class WindowPart:
     """What a step says of one window pool's blocks: `block_tables` int32 [sequences, columns], `slot_mapping` int64 [rows].
 
-    Entries for blocks that lie wholly before the window of the sequence's first row are 0, and nothing reads them. A row that no
-    later row can see may have -1: it is not written.
+    Entries for blocks that lie wholly before the window of the sequence's first row are 0, and nothing reads them.
     """
 
     block_tables: IntArray

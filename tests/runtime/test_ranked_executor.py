@@ -15,10 +15,10 @@ from tokenspeed.runtime import rank_watch
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor_interface import Started, StepResult
-from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.fixed_batch import Rows, WindowPlaces, fixed_batch
 from tokenspeed.runtime.mesh import Rank
 from tokenspeed.runtime.protocol import Abort, SamplingParameters, Shutdown, StepNews, Submit, TokenEvent
-from tokenspeed.runtime.rank_messages import BlockTables, RunMessages, step_batch
+from tokenspeed.runtime.rank_messages import RunMessages, no_tables, step_batch
 from tokenspeed.runtime.rank_watch import RanksLost, RankWatch
 from tokenspeed.runtime.ranked_executor import RankedExecutor, follow
 from tokenspeed.runtime.scheduling.groups import GroupedScheduler
@@ -29,7 +29,8 @@ from tokenspeed.runtime.scheduling.step import CommonSize, IntArray, StepBatch
 from .fake_executor import EchoExecutor
 from .test_engine import LIMITS, ListChannel
 
-BATCH = fixed_batch([Rows(1, 4, [7]), Rows(0, 0, [1, 2, 3])], 2, 64)
+WINDOW = WindowPlaces(5, (np.array([3], np.int32), np.array([1, 2], np.int32)))
+BATCH = fixed_batch([Rows(1, 70, [7]), Rows(0, 0, [1, 2, 3])], 2, 64, windows=[WINDOW])
 
 
 class Line:
@@ -65,17 +66,20 @@ def watch() -> Iterator[RankWatch]:
 def test_a_step_arrives_as_it_was_sent() -> None:
     (part,) = RunMessages().of(BATCH).parts
     assert part is not None
-    found = step_batch(BATCH.step_id, part, BlockTables())
-    unread = {"request_ids", "logit_request_ids", "admissions"}
+    found = step_batch(BATCH.step_id, part, no_tables())
+    unread = {"request_ids", "logit_request_ids", "admissions", "windows"}
     for field in fields(StepBatch):
         if field.name not in unread:
             np.testing.assert_array_equal(getattr(found, field.name), getattr(BATCH, field.name), field.name)
     assert len(found.logit_request_ids) == len(BATCH.logit_request_ids)
+    (window,), (sent,) = found.windows, BATCH.windows
+    assert window.block_tables.tolist() == sent.block_tables.tolist() == [[0, 2], [3, 0]]
+    assert window.slot_mapping.tolist() == sent.slot_mapping.tolist() == [2 * 64 + 6, *range(3 * 64, 3 * 64 + 3)]
 
 
 def test_block_tables_are_told_once() -> None:
     """Sequences come and go, their tables grow, slots are taken again; what is told is what changed."""
-    random, messages, known = np.random.default_rng(4), RunMessages(), BlockTables()
+    random, messages, known = np.random.default_rng(4), RunMessages(), no_tables()
     tables: dict[int, list[int]] = {}
     for _ in range(100):
         slots = sorted(random.choice(6, random.integers(1, 6), replace=False).tolist())
@@ -89,7 +93,7 @@ def test_block_tables_are_told_once() -> None:
         assert first is not None and again is not None
         for part in (first, again):
             np.testing.assert_array_equal(step_batch(0, part, known).block_tables, batch.block_tables)
-        assert not again.new_tables and not again.block_tables
+        assert not again.pools[0].new_tables and not again.pools[0].block_tables
 
 
 def decoding(sequences: list[tuple[int, list[int]]]) -> StepBatch:
