@@ -44,6 +44,7 @@ class CommonAnswer:
         self._id, self._model_name, self._tokenizer = request_id, model_name, tokenizer
         self.prompts = prompts
         self._token_ids = token_ids
+        self._with_prompt: set[int] = set()
         self._common: Json = {} if service_tier is None else {"service_tier": service_tier}
         self._created = int(time.time())
 
@@ -60,7 +61,10 @@ class CommonAnswer:
     def ending(self, choice: Choice, delta: Delta) -> Json:
         fields: Json = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
         if self._token_ids:
-            fields |= {"token_ids": delta.tokens, "prompt_token_ids": self.prompts[choice.prompt].tokens}
+            fields["token_ids"] = delta.tokens
+            if choice.index not in self._with_prompt:  # once, however many parts a stream has: it may be long
+                self._with_prompt.add(choice.index)
+                fields["prompt_token_ids"] = self.prompts[choice.prompt].tokens
         return fields
 
     def usage(self, choices: Sequence[Choice]) -> Json:

@@ -74,7 +74,7 @@ async def completions(service: Service, request: Request, caller: Caller) -> ASG
     with ExitStack() as resources:
         resources.enter_context(service.answering())
         turn = turn_of(body, request.headers, caller, service.tiers, arrival)
-        prompts = await completion_prompts(service.model, body.prompt)
+        prompts = await completion_prompts(service.model, body.prompt, with_text=bool(body.echo))
         request_id = f"cmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_tokens or _COMPLETION_TOKENS
         choices = make_choices(body, service.model, prompts, request_id, turn, max_tokens=max_tokens, logprobs=body.logprobs)

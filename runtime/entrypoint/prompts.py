@@ -23,16 +23,19 @@ class Prompt:
     text: str = ""
 
 
-async def completion_prompts(model: ServedModel, prompt: str | Sequence[str | int | list[int]]) -> list[Prompt]:
-    """The prompts of a completion request: one text, one token list, or several of either. Raises ApiError (400)."""
+async def completion_prompts(
+    model: ServedModel, prompt: str | Sequence[str | int | list[int]], *, with_text: bool = False
+) -> list[Prompt]:
+    """The prompts of a completion request: one text, one token list, or several of either. `with_text`: of tokens too, which
+    takes long for many of them. Raises ApiError (400)."""
     if isinstance(prompt, str):
         return [await _text_prompt(model, prompt)]
     if all(isinstance(item, int) for item in prompt):
-        return [_token_prompt(model, [item for item in prompt if isinstance(item, int)])]
+        return [_token_prompt(model, [item for item in prompt if isinstance(item, int)], with_text)]
     if any(isinstance(item, int) for item in prompt):
         raise invalid("prompt", "`prompt` mixes tokens with texts or token lists")
     return [
-        await _text_prompt(model, item) if isinstance(item, str) else _token_prompt(model, item)
+        await _text_prompt(model, item) if isinstance(item, str) else _token_prompt(model, item, with_text)
         for item in prompt
         if not isinstance(item, int)
     ]
@@ -75,10 +78,10 @@ async def _text_prompt(model: ServedModel, text: str) -> Prompt:
     return _checked(Prompt(tokens, text), model, "prompt")
 
 
-def _token_prompt(model: ServedModel, tokens: list[int]) -> Prompt:
+def _token_prompt(model: ServedModel, tokens: list[int], with_text: bool) -> Prompt:
     if any(token >= model.vocabulary for token in tokens):
         raise invalid("prompt", f"`prompt` holds tokens outside the vocabulary of {model.vocabulary}")
-    text = model.tokenizer.decode(tokens) if model.tokenizer else ""
+    text = model.tokenizer.decode(tokens) if with_text and model.tokenizer else ""
     return _checked(Prompt(tuple(tokens), text), model, "prompt")
 
 

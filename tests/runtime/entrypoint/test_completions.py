@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -60,6 +61,16 @@ def test_tokens_as_prompt_and_token_ids_back(client: OpenAI) -> None:
     assert answer.choices[0].text == "hello world"
     assert answer.choices[0].to_dict()["token_ids"] == tokens
     assert answer.choices[0].to_dict()["prompt_token_ids"] == tokens
+
+
+def test_a_stream_gives_the_prompts_tokens_once(client: OpenAI) -> None:
+    tokens = TOKENIZER.encode("hello world", add_begin_token=False)
+    with client.completions.create(
+        model=NAME, prompt=tokens, max_tokens=6, stream=True, extra_body={"return_token_ids": True}
+    ) as stream:
+        choices: list[dict[str, Any]] = [chunk.choices[0].to_dict() for chunk in stream]
+    assert [choice.get("prompt_token_ids") for choice in choices] == [tokens] + [None] * (len(choices) - 1)
+    assert [token for choice in choices for token in choice["token_ids"]] == [tokens[n % len(tokens)] for n in range(6)]
 
 
 def test_several_prompts_and_choices_are_indexed(client: OpenAI) -> None:
