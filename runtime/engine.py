@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
@@ -36,6 +37,9 @@ from .scheduling.step import IntArray, SlotAdmission, Step
 
 _FAILED_STEPS_IN_A_ROW = 3
 _BLOCKED_WAIT_SECONDS, _BLOCKED_WAITS = 0.01, 1000
+_LONGEST_WAIT_SECONDS = 1.0
+
+_OF_SCHEDULER = tuple(name for name in EngineStats.__struct_fields__ if name in SchedulerStats.__struct_fields__)
 
 Admission = tuple[SlotAdmission, EngineSequence]
 
@@ -66,6 +70,9 @@ class StepScheduler(Protocol[Scheduled]):
     def has_work(self) -> bool: ...
 
     @property
+    def next_wake(self) -> float | None: ...
+
+    @property
     def max_in_flight(self) -> int: ...
 
     def stats(self) -> SchedulerStats: ...
@@ -82,7 +89,8 @@ class EngineStuck(RuntimeError):
 
 
 class EngineLoop(Generic[StepKind]):
-    """Runs until it is told to shut down. `end_tokens` are the model's; `overlap` schedules a step while another runs.
+    """Runs until it is told to shut down. `end_tokens` are the model's; `overlap` schedules a step while another runs. `roofline`
+    gives the least seconds that a step's work can take on the plan's machine.
 
     One thread calls `run`; the executor is called from that thread or, with `overlap`, from one thread of its own.
     """
@@ -95,6 +103,7 @@ class EngineLoop(Generic[StepKind]):
         end_tokens: tuple[int, ...],
         *,
         overlap: bool = True,
+        roofline: Callable[[StepKind], float] | None = None,
     ) -> None:
         self._scheduler, self._executor, self._channel = scheduler, executor, channel
         self._end_tokens = end_tokens
@@ -102,6 +111,7 @@ class EngineLoop(Generic[StepKind]):
         self._sequences: dict[str, EngineSequence] = {}
         self._draining = False
         self._failed_steps = 0
+        self._roofline, self._roofline_seconds, self._busy = roofline, 0.0, BusyTime()
         self._blocked = 0  # times in a row that there was work, no step in flight, and nothing to schedule
 
     def run(self) -> bool:
@@ -122,6 +132,7 @@ class EngineLoop(Generic[StepKind]):
             self._take_commands(idle=True)
             batch = self._schedule(idle=True)
             if batch is not None:
+                self._busy.begin(time.monotonic())
                 self._complete(batch, _result(self._execute(batch, self._admitted(batch))))
 
     def overlap_loop(self) -> None:
@@ -133,6 +144,7 @@ class EngineLoop(Generic[StepKind]):
                 self._take_commands(idle=not running)
                 batch = self._schedule(idle=not running)
                 if batch is not None:
+                    self._busy.begin(time.monotonic())
                     running.append((batch, thread.submit(self._execute, batch, self._admitted(batch))))
                 if running and (batch is None or len(running) == self._scheduler.max_in_flight):
                     oldest, launched = running.popleft()
@@ -145,7 +157,7 @@ class EngineLoop(Generic[StepKind]):
     def _schedule(self, *, idle: bool) -> StepKind | None:
         batch = self._scheduler.schedule()
         self._blocked = self._blocked + 1 if idle and batch is None and self._scheduler.has_work else 0
-        if self._blocked > _BLOCKED_WAITS:
+        if self._blocked > _BLOCKED_WAITS and self._scheduler.next_wake is None:
             raise EngineStuck("requests are waiting, but no step can be scheduled")
         return batch
 
@@ -158,9 +170,14 @@ class EngineLoop(Generic[StepKind]):
             self._tell(ended)
 
     def _patience(self) -> float | None:
-        if self._scheduler.has_work:
-            return _BLOCKED_WAIT_SECONDS if self._blocked else 0.0
-        return None
+        """How long nothing but a command changes anything. Requests may wait for time to pass; the scheduler knows until when."""
+        if not self._scheduler.has_work:
+            return None
+        if not self._blocked:
+            return 0.0
+        wake = self._scheduler.next_wake
+        wait = 0.0 if wake is None else wake - time.monotonic()
+        return min(max(wait, _BLOCKED_WAIT_SECONDS), _LONGEST_WAIT_SECONDS)
 
     def _take(self, command: EngineCommand) -> list[TokenEvent]:
         match command:
@@ -232,6 +249,11 @@ class EngineLoop(Generic[StepKind]):
             return error
 
     def _complete(self, batch: StepKind, result: StepResult | Exception) -> None:
+        now = time.monotonic()
+        self._busy.end(now)
+        self._scheduler.tick(now)
+        if self._roofline is not None and not isinstance(result, Exception):
+            self._roofline_seconds += self._roofline(batch)
         match result:
             case StepResult():
                 self._failed_steps = 0
@@ -276,8 +298,31 @@ class EngineLoop(Generic[StepKind]):
 
     def _tell(self, events: list[TokenEvent]) -> None:
         stats = self._scheduler.stats()
-        figures = {name: getattr(stats, name) for name in EngineStats.__struct_fields__}
-        self._channel.send(StepNews(tuple(events), EngineStats(**figures)))
+        figures = {name: getattr(stats, name) for name in _OF_SCHEDULER}
+        busy, roofline = self._busy.seconds(time.monotonic()), self._roofline_seconds
+        self._channel.send(StepNews(tuple(events), EngineStats(**figures, busy_seconds=busy, roofline_seconds=roofline)))
+
+
+class BusyTime:
+    """For how long there was a step in flight, one or several."""
+
+    def __init__(self) -> None:
+        self._in_flight, self._seconds, self._since = 0, 0.0, 0.0
+
+    def begin(self, now: float) -> None:
+        """A step is started."""
+        if not self._in_flight:
+            self._since = now
+        self._in_flight += 1
+
+    def end(self, now: float) -> None:
+        """A step is complete."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._seconds += now - self._since
+
+    def seconds(self, now: float) -> float:
+        return self._seconds + (now - self._since if self._in_flight else 0.0)
 
 
 def _result(started: Started | Exception) -> StepResult | Exception:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # imported once a device's driver is at work
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The one command-line argument, as JSON. `plan_id` is what the entrypoint checked; `weights` is a path, "dummy" or
-    None for those in the plan; `commands` and `news` are socket addresses.
+    None for those in the plan; `policy` and `without` are names of scheduling/ablation.py; `commands` and `news` are
+    socket addresses.
     """
 
     plan: str
@@ -40,6 +41,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool
     verify: bool
     step_timeout: float
+    policy: str
+    without: tuple[str, ...]
     commands: str
     news: str
 
@@ -65,7 +68,7 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
             executor = _executor(plan, options, clock.finish)
             try:
                 clock.finish("weights")
-                loop = _loop(plan, executor, channel, overlap=options.overlap)
+                loop = _loop(plan, executor, channel, options)
                 channel.send(Ready(clock.phases))
                 return 0 if loop.run() else 1
             finally:
@@ -113,14 +116,16 @@ def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:
 
 
 def _loop(
-    plan: Plan, executor: Executor | FirstRank, channel: EngineChannel, *, overlap: bool
+    plan: Plan, executor: Executor | FirstRank, channel: EngineChannel, options: EngineOptions
 ) -> EngineLoop[StepBatch] | EngineLoop[GroupedStep]:
     from .engine import EngineLoop
     from .first_rank import FirstRank
+    from .scheduling.ablation import POLICIES, without
     from .scheduling.building import scheduler_of
     from .scheduling.groups import GroupedScheduler
 
-    scheduler, ends = scheduler_of(plan.manifest), plan.manifest.model.end_tokens
+    policy = without(POLICIES[options.policy], options.without)
+    scheduler, ends, overlap = scheduler_of(plan.manifest, policy), plan.manifest.model.end_tokens, options.overlap
     if isinstance(scheduler, GroupedScheduler):
         assert isinstance(executor, FirstRank)
         return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)

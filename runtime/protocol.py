@@ -116,7 +116,11 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True):
-    """Gauges and running totals of the engine since its start."""
+    """Gauges and running totals of the engine since its start, those of its scheduler as in `scheduling.request.SchedulerStats`.
+
+    `busy_seconds`: for how long a step was in flight. `roofline_seconds`: the least that all that work takes on the plan's
+    machine; 0 where that is not known.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -129,6 +133,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     generation_tokens: int = 0
     steps: int = 0
     last_step_rows: int = 0
+    busy_seconds: float = 0.0
+    roofline_seconds: float = 0.0
 
 
 class StepNews(msgspec.Struct, frozen=True, tag=True):

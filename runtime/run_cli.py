@@ -60,6 +60,11 @@ _KEYS = "TOKENSPEED_API_KEY"
     "--ray-address", metavar="ADDRESS", help="For --ray. [default: RAY_ADDRESS, this host's cluster, or this host alone]"
 )
 @click.option("--overlap/--no-overlap", default=True, show_default=True, help="Schedule each step while the one before it runs.")
+@click.option(
+    "--policy", default="agentic", show_default=True, type=click.Choice(["agentic", "plain"]),
+    help="The scheduler's rules; plain: strict priorities, first come first served, least recently used evicted first.",
+)  # fmt: skip
+@click.option("--without", multiple=True, metavar="FEATURE", help="Turn a feature of the policy off; may be repeated.")
 @click.option("--trust-store", type=click.Path(path_type=Path), help="Public key, or folder of them, the plan must be signed by.")
 @click.option("--require-signature", is_flag=True, help="Refuse to go on without a trust store.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON; errors are JSON too.")
@@ -85,6 +90,8 @@ def main(
     on_ray: bool,
     ray_address: str | None,
     overlap: bool,
+    policy: str,
+    without: tuple[str, ...],
     trust_store: Path | None,
     require_signature: bool,
     as_json: bool,
@@ -129,6 +136,8 @@ def main(
             overlap=overlap,
             verify=verify,
             step_timeout=step_timeout,
+            policy=policy,
+            without=_features(without),
             host=host,
             port=port,
             api_keys=api_keys,
@@ -143,6 +152,15 @@ def main(
             as_json=as_json,
         )
         launch(opened, options, clock)
+
+
+def _features(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Checked here, where the answer comes at once. Raises UsageError."""
+    if names:
+        from .scheduling.ablation import POLICIES, without
+
+        without(POLICIES["agentic"], names)
+    return names
 
 
 _OF_THIS_PROCESS = {"on_ray", "ray_address", "threads", "api_keys"}

@@ -38,6 +38,8 @@ class LaunchOptions:
     overlap: bool
     verify: bool
     step_timeout: float
+    policy: str
+    without: tuple[str, ...]
     host: str
     port: int
     api_keys: tuple[str, ...]
@@ -79,6 +81,8 @@ def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
         "overlap": options.overlap,
         "verify": options.verify,
         "step_timeout": options.step_timeout,
+        "policy": options.policy,
+        "without": options.without,
     }
 
 

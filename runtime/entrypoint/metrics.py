@@ -24,6 +24,8 @@ _GAUGES = {
     "kv_cache_usage_perc": ("kv_usage", "Share of KV cache blocks in use; 1 is all of them."),
 }
 _COUNTERS = {
+    "engine_busy_seconds": ("busy_seconds", "Time with a step in flight."),
+    "engine_roofline_seconds": ("roofline_seconds", "The least time that the work of all steps takes on the plan's machine."),
     "prompt_tokens": ("prompt_tokens", "Prompt tokens of accepted sequences."),
     "generation_tokens": ("generation_tokens", "Tokens generated."),
     "num_preemptions": ("preemptions", "Sequences set back to the queue for want of KV blocks."),

@@ -151,6 +151,11 @@ class GroupedScheduler:
         return any(scheduler.has_work for scheduler in self.groups)
 
     @property
+    def next_wake(self) -> float | None:
+        """As `Scheduler.next_wake`, of the first group."""
+        return min((wake for scheduler in self.groups if (wake := scheduler.next_wake) is not None), default=None)
+
+    @property
     def max_in_flight(self) -> int:
         """Steps that may be launched and not complete."""
         return self.groups[0].max_in_flight

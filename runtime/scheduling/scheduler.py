@@ -135,6 +135,12 @@ class Scheduler:
         return bool(self._state.requests or self._state.flights)
 
     @property
+    def next_wake(self) -> float | None:
+        """After `schedule` gave None with no step in flight: the time (of `tick`) from which it may give a step without a further
+        event. None: never."""
+        return None
+
+    @property
     def free_slots(self) -> int:
         """Slots for requests beyond all that are unfinished; negative where some wait for one."""
         return self._state.limits.max_sequences - len(self._state.requests)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 from tokenspeed.runtime.device.errors import DeviceLost
-from tokenspeed.runtime.engine import EngineLoop
+from tokenspeed.runtime.engine import BusyTime, EngineLoop
 from tokenspeed.runtime.executor_interface import RowsFailed
 from tokenspeed.runtime.protocol import (
     Abort,
@@ -27,6 +28,7 @@ from tokenspeed.runtime.protocol import (
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.request import SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.step import StepBatch
 
 from .fake_executor import EchoExecutor
 
@@ -55,10 +57,10 @@ class ListChannel:
 class Engine:
     """An engine loop in a thread; `until` collects news up to one of a kind."""
 
-    def __init__(self, *, overlap: bool) -> None:
+    def __init__(self, *, overlap: bool, kind: type[Scheduler] = Scheduler) -> None:
         self.executor, self.channel = EchoExecutor(), ListChannel()
-        self.scheduler = Scheduler(LIMITS, KvManager(32, 4, 4, "test"))
-        self.loop = EngineLoop(self.scheduler, self.executor, self.channel, (END,), overlap=overlap)
+        self.scheduler = kind(LIMITS, KvManager(32, 4, 4, "test"))
+        self.loop = EngineLoop(self.scheduler, self.executor, self.channel, (END,), overlap=overlap, roofline=lambda _step: 0.5)
         self.result: bool | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -272,6 +274,51 @@ def test_statistics_add_up(engine: Engine) -> None:
     stats = engine.scheduler.stats()
     assert (stats.prompt_tokens, stats.generation_tokens) == (18, 9)
     assert stats.prefix_hits == 8
+
+
+class Sleeper(Scheduler):
+    """Whose requests wait for `wake` to come."""
+
+    wake = 0.0
+    asked = 0
+
+    @property
+    def next_wake(self) -> float | None:
+        return self.wake if self.wake > self._state.now else None
+
+    def schedule(self) -> StepBatch | None:
+        self.asked += 1
+        return None if self.wake > self._state.now else super().schedule()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_requests_that_wait_for_time_to_pass_get_it_without_spinning(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenspeed.runtime.engine._BLOCKED_WAITS", 2)
+    engine = Engine(overlap=overlap, kind=Sleeper)
+    assert isinstance(engine.scheduler, Sleeper)
+    engine.scheduler.wake = time.monotonic() + 0.3
+    engine.submit("r", (10, 20), max_tokens=2)
+    assert tokens(engine.events("r")["r"]) == [10, 20]
+    engine.shut_down()
+    assert time.monotonic() > engine.scheduler.wake and engine.scheduler.asked < 40
+
+
+def test_time_with_steps_in_flight_and_at_the_roofline_is_counted(engine: Engine) -> None:
+    engine.executor.step_seconds = 0.01
+    engine.submit("r", (10, 20), max_tokens=5)
+    engine.next(Accepted)
+    while isinstance(news := engine.next(StepNews), StepNews) and not any(event.finish_reason for event in news.events):
+        pass
+    assert isinstance(news, StepNews) and 0.01 * 5 <= news.stats.busy_seconds < 5
+    assert news.stats.roofline_seconds == 5 * 0.5
+
+
+def test_busy_time() -> None:
+    busy = BusyTime()
+    for begins, now in ((True, 1), (True, 2), (False, 4), (False, 5), (True, 7), (False, 8)):
+        busy.begin(now) if begins else busy.end(now)
+    busy.begin(10)
+    assert (busy.seconds(10), busy.seconds(13)) == (5, 8)
 
 
 def test_overlap_schedules_ahead() -> None:

@@ -93,7 +93,7 @@ def test_a_broken_tokenizer_ends_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 3 and "tokenizer" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--keys-file", "nothing"), ("--service-tier", "priority=soon")])
+@pytest.mark.parametrize("option", [("--keys-file", "nothing"), ("--service-tier", "priority=soon"), ("--without", "sense")])
 def test_options_that_are_not_understood(plan: Path, option: tuple[str, str]) -> None:
     result = run(plan, *option)
     assert result.exit_code == 2 and option[0] in result.stderr

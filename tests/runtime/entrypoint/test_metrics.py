@@ -11,7 +11,7 @@ from .live_server import NAME, live_server
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
 COUNTERS = {
     "prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
-    "recomputed_tokens",
+    "recomputed_tokens", "engine_busy_seconds", "engine_roofline_seconds",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
@@ -45,6 +45,7 @@ def test_names_and_numbers() -> None:
     assert values["tokenspeed:request_decode_time_seconds_count", None] == 2
     assert values["tokenspeed:request_generation_tokens_sum", None] == 14
     assert values["tokenspeed:num_requests_running", None] == 0
+    assert values["tokenspeed:engine_busy_seconds_total", None] > 0
     buckets = {
         sample.labels["le"] for sample in families["tokenspeed:time_to_first_token_seconds"].samples if "le" in sample.labels
     }
