@@ -190,8 +190,8 @@ def serve(
     """Latency and throughput of any OpenAI-compatible server, over HTTP with streamed answers."""
     from .benchmark import serve as measure
     from .benchmark import tables
-    from .benchmark.exchange import ServeOptions
     from .benchmark.http_stream import Server
+    from .benchmark.random_requests import ServeOptions
 
     options = ServeOptions(
         server=Server.parse(url, api_key),

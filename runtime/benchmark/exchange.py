@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,40 +12,23 @@ import msgspec
 
 from .http_stream import HttpFailed, Server, events, request
 
-# Ids that every vocabulary has, past the special tokens at its start.
-_FIRST_TOKEN, _LAST_TOKEN = 300, 1000
-_WORDS = ("time", "people", "water", "system", "number", "point", "house", "world", "school", "state", "family", "group")
-
 Api = Literal["completions", "chat"]
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """`rate`: requests per second, arriving at random (Poisson), at most `concurrency` at once; None: a closed loop.
-
-    `request_seconds` and `total_seconds` are time limits. `ignore_eos` sends that extension (vLLM, SGLang, tokenspeed know it).
-    """
-
-    server: Server
-    model: str | None
-    api: Api
-    requests: int
-    concurrency: int
-    prompt_tokens: int
-    output_tokens: int
-    rate: float | None
-    ignore_eos: bool
-    request_seconds: float
-    total_seconds: float
-    seed: int = 0
+PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 @dataclass
 class Exchange:
-    """One request as its client saw it; seconds since it began to connect. `events` are the arrivals of text."""
+    """One request as its client saw it; seconds since it began to connect.
+
+    `events` are the arrivals of text; with each of them came `texts` and, where the server tells them, `token_ids`. `status` is
+    HTTP's, 0 where no answer came.
+    """
 
     events: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[list[int]] = field(default_factory=list)
     end: float = 0.0
+    status: int = 0
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int = 0
@@ -81,6 +63,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Delta | None = None
+    token_ids: list[int] | None = None
 
 
 class _Event(msgspec.Struct):
@@ -92,14 +75,13 @@ class _Event(msgspec.Struct):
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
-async def send(options: ServeOptions, model: str, number: int, exchange: Exchange) -> None:
-    """Fill in `exchange`; its error is emptied at a good end."""
-    path = "/v1/chat/completions" if options.api == "chat" else "/v1/completions"
-    body = request_body(options, model, number)
+async def stream_answer(server: Server, api: Api, body: bytes, seconds: float, exchange: Exchange) -> None:
+    """Send `body` and fill in `exchange` within `seconds`; its error is emptied at a good end."""
     start = time.perf_counter()
     try:
-        async with asyncio.timeout(options.request_seconds):
-            async with request(options.server, "POST", path, body) as answer:
+        async with asyncio.timeout(seconds):
+            async with request(server, "POST", PATHS[api], body) as answer:
+                exchange.status = answer.status
                 if answer.status != 200:
                     raise HttpFailed(f"HTTP {answer.status}: {shown(await answer.whole())}")
                 async with aclosing(events(answer.body)) as parts:
@@ -112,43 +94,27 @@ async def send(options: ServeOptions, model: str, number: int, exchange: Exchang
     except (HttpFailed, msgspec.DecodeError) as error:
         exchange.error = str(error)
     except TimeoutError:
-        exchange.error = f"no end within {options.request_seconds:g} s"
+        exchange.error = f"no end within {seconds:g} s"
 
 
 def _take(event: _Event, exchange: Exchange, now: float) -> None:
     if event.error is not None:
         raise HttpFailed(f"error event: {shown(msgspec.json.encode(event.error))}")
-    if any(_has_text(choice) for choice in event.choices):
+    texts = [_text(choice) for choice in event.choices]
+    ids = [token for choice in event.choices for token in choice.token_ids or ()]
+    if any(texts) or ids:
         exchange.events.append(now)
+        exchange.texts.append("".join(texts))
+        exchange.token_ids.append(ids)
     if event.usage is not None:
         exchange.prompt_tokens, exchange.output_tokens = event.usage.prompt_tokens, event.usage.completion_tokens
         details = event.usage.prompt_tokens_details
         exchange.cached_tokens = (details.cached_tokens or 0) if details else 0
 
 
-def _has_text(choice: _Choice) -> bool:
+def _text(choice: _Choice) -> str:
     delta = choice.delta
-    return bool(choice.text or (delta and (delta.content or delta.reasoning_content)))
-
-
-def request_body(options: ServeOptions, model: str, number: int) -> bytes:
-    """A prompt of random tokens (`completions`) or of about as many words (`chat`), other ones for each `number`."""
-    chosen = random.Random(f"{options.seed} {number}")
-    body: dict[str, object] = {
-        "model": model,
-        "max_tokens": options.output_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if options.ignore_eos:
-        body["ignore_eos"] = True
-    if options.api == "chat":
-        text = " ".join(chosen.choice(_WORDS) for _ in range(options.prompt_tokens))
-        body["messages"] = [{"role": "user", "content": text}]
-    else:
-        body["prompt"] = [chosen.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(options.prompt_tokens)]
-    return msgspec.json.encode(body)
+    return choice.text or (delta and (delta.content or delta.reasoning_content)) or ""
 
 
 def shown(body: bytes) -> str:

@@ -17,7 +17,7 @@ from ...plans.errors import UsageError
 
 MAX_LINE_BYTES, MAX_HEAD_LINES = 64 << 10, 100
 MAX_CHUNK_BYTES, MAX_BODY_BYTES = 16 << 20, 16 << 20
-MAX_EVENT_BYTES = 1 << 20
+MAX_EVENT_BYTES = 8 << 20  # the tokens of a long prompt, told again
 
 
 class HttpFailed(Exception):
@@ -94,13 +94,14 @@ async def events(body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, Non
     async with aclosing(body) as parts:
         async for part in parts:
             pending += part
-            *lines, rest = pending.split(b"\n")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    yield bytes(line[5:].strip())
-            if len(rest) > MAX_EVENT_BYTES:
+            if b"\n" in part:
+                *lines, rest = pending.split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data:"):
+                        yield bytes(line[5:].strip())
+                pending = bytearray(rest)
+            if len(pending) > MAX_EVENT_BYTES:
                 raise HttpFailed("an event is too long")
-            pending = bytearray(rest)
 
 
 def _head(server: Server, method: str, path: str, length: int) -> bytes:

@@ -10,18 +10,14 @@ from typing import Any
 
 import msgspec
 
-from ...plans.errors import TokenspeedError
 from .environment import Environment, environment
-from .exchange import Exchange, ServeOptions, send, shown
-from .http_stream import HttpFailed, request
+from .exchange import Exchange, stream_answer
+from .models import served_model
+from .random_requests import ServeOptions, request_body
 from .statistics import Summary, ratio, summarise
 
 _LISTED_ERRORS = 5
 UNFINISHED = "unfinished"
-
-
-class ServerFailed(TokenspeedError):
-    """The server cannot be benchmarked: not reachable, or it names no model."""
 
 
 class ServeReport(msgspec.Struct, frozen=True):
@@ -56,21 +52,13 @@ class ServeReport(msgspec.Struct, frozen=True):
     request_seconds: Summary
 
 
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
 def measure_serve(options: ServeOptions, url: str, say: Callable[[str], None]) -> ServeReport:
     """Raises ServerFailed when there is no such server; errors of single requests are counted."""
     return asyncio.run(_measure(options, url, say))
 
 
 async def _measure(options: ServeOptions, url: str, say: Callable[[str], None]) -> ServeReport:
-    model = options.model or await _first_model(options)
+    model = options.model or (await served_model(options.server, options.request_seconds)).id
     say(f"{model}: {options.requests} requests, {options.concurrency} at a time")
     exchanges: list[Exchange] = []
     done = 0
@@ -79,7 +67,8 @@ async def _measure(options: ServeOptions, url: str, say: Callable[[str], None]) 
         nonlocal done
         exchange = Exchange(error=UNFINISHED)
         exchanges.append(exchange)
-        await send(options, model, number, exchange)
+        body = request_body(options, model, number)
+        await stream_answer(options.server, options.api, body, options.request_seconds, exchange)
         done += 1
         say(f"{done} of {options.requests} requests answered")
 
@@ -109,26 +98,6 @@ async def _drive(options: ServeOptions, one: Callable[[int], Coroutine[Any, Any,
                 await asyncio.sleep(arrivals.expovariate(options.rate))
             await room.acquire()
             tasks.create_task(run(number))
-
-
-async def _first_model(options: ServeOptions) -> str:
-    try:
-        async with asyncio.timeout(options.request_seconds), request(options.server, "GET", "/v1/models") as answer:
-            body = await answer.whole()
-            if answer.status != 200:
-                raise HttpFailed(f"HTTP {answer.status}: {shown(body)}")
-            models = msgspec.json.decode(body, type=_Models).data
-    except (HttpFailed, TimeoutError, msgspec.DecodeError) as error:
-        raise ServerFailed(
-            "The server does not tell its models.",
-            where=f"{options.server.host}:{options.server.port}",
-            expected="an answer of GET /v1/models",
-            got=str(error) or "no answer in time",
-            fix="check --url and --api-key, or name the model with --model",
-        ) from None
-    if not models:
-        raise ServerFailed("The server has no model.", where="/v1/models", fix="name one with --model")
-    return models[0].id
 
 
 def _report(options: ServeOptions, url: str, model: str, exchanges: list[Exchange], wall: float) -> ServeReport:

@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"fffffffff\r\n")
             case "endless line":
                 self._head(chunked=False)
-                self.wfile.write(b"data: " + b"x" * (2 << 20))
+                self.wfile.write(b"data: " + b"x" * (9 << 20))
             case "broken off":
                 self._head(chunked=True)
                 self.wfile.write(b"400\r\ndata: {")
