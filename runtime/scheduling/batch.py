@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .flight import Flight
 from .planning import Chunk
+from .service import attribute
 from .slots import PENDING, Phase
 from .state import SchedulerState
 from .step import SlotAdmission, StepBatch
@@ -21,6 +22,7 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     slots.computed[flight.slots] = flight.computed
     slots.last_token[flight.slots] = PENDING
     slots.last_step[flight.slots] = flight.step_id
+    attribute(state.service, state.costs, decodes, chunks, flight.computed)
     for chunk in chunks:
         _note_chunk(state, chunk)
     state.flights.append(flight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...plans.mesh import groups_of
 from ...plans.schema import Manifest
 from .costs import StepCosts
@@ -13,13 +15,16 @@ from .request import SchedulerLimits
 from .scheduler import Scheduler
 
 
-def scheduler_of(manifest: Manifest, policy: Policy = AGENTIC) -> Scheduler | GroupedScheduler:
+def scheduler_of(
+    manifest: Manifest, policy: Policy = AGENTIC, weights: Mapping[str, float] | None = None
+) -> Scheduler | GroupedScheduler:
     """One with one KV manager for each group of ranks; where there is one group, its own. Raises PlanError when the plan's limits
-    or KV geometry make no sense."""
+    or KV geometry make no sense. `weights` are the tenants'."""
     limits = SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context)
     pipeline, costs = pipeline_of(manifest), StepCosts.from_manifest(manifest)
     schedulers = [
-        Scheduler(limits, manager_of(manifest.kv), pipeline, policy=policy, costs=costs) for _ in range(groups_of(manifest.mesh))
+        Scheduler(limits, manager_of(manifest.kv), pipeline, policy=policy, costs=costs, weights=weights)
+        for _ in range(groups_of(manifest.mesh))
     ]
     if len(schedulers) == 1:
         return schedulers[0]

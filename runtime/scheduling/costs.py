@@ -11,7 +11,12 @@ from ...plans.perf_model import StepCost, chunk_token_pairs, prefill_chunks, sec
 from ...plans.schema import Manifest, Performance
 from ...plans.stages import performance_of
 
+NOMINAL_ROW_SECONDS = 1e-4
+"""Of a row where nothing is predicted: then rows are counted, and only their ratios mean something."""
+
 _CACHED_ROWS = 65536
+_LEAST_SECONDS = 1e-12
+"""Of a row where the model says that more rows take no longer, so that rows count for something."""
 
 
 class StepCosts:
@@ -19,11 +24,19 @@ class StepCosts:
 
     `buckets` are the row counts that steps are padded to, in ascending order (empty: none), `chunk` is rows of one prompt in one
     step, and `copy_rate` bytes per second between device and host (0: there is no link).
+
+    `row_seconds`, `token_seconds` of context and `pair_seconds` are what one more of each takes at most.
     """
 
     def __init__(self, stages: Sequence[Performance], buckets: Sequence[int], chunk: int, copy_rate: float) -> None:
         self._stages = tuple((stage, lru_cache(_CACHED_ROWS)(_costs_of(stage))) for stage in stages)
         self._buckets, self._chunk, self._copy_rate = tuple(buckets), chunk, copy_rate
+        few, many = stages[0].step_costs[0].rows, stages[0].step_costs[-1].rows
+        grown = self.step_seconds(many, 0, 0) - self.step_seconds(few, 0, 0)
+        self.row_seconds = max(grown / max(1, many - few), _LEAST_SECONDS)
+        self.token_seconds = max(stage.kv_bytes_per_token / stage.rates["bandwidth"].value for stage in stages)
+        self.pair_seconds = max(stage.attention_flops_per_token_pair / stage.rates["compute"].value for stage in stages)
+        self.decode_token_seconds = self.token_seconds + self.pair_seconds
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> StepCosts:

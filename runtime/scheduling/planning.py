@@ -55,7 +55,7 @@ class StepPlanner:
         if state.pipeline is not None:
             ready = ready[~state.is_held(ready)]
             maximum = min(maximum, self._share(ready))
-        ready = policy.choose_decodes(ready, maximum, slots, state.priority)
+        ready = policy.choose_decodes(ready, maximum, slots, state.priority, state.rules.turn_steps)
         needy = ready[slots.computed[ready] >= slots.capacity[ready]]
         if not len(needy):
             return ready
@@ -68,7 +68,7 @@ class StepPlanner:
         """How many of the ready sequences a step of a pipeline takes."""
         state, slots = self._state, self._state.slots
         assert state.pipeline is not None
-        order = policy.waited_longest(ready, slots, state.priority)
+        order = policy.waited_longest(ready, slots, state.priority, state.rules.turn_steps)
         every = slots.computed[slots.phase == Phase.DECODE].astype(np.int64)
         further = state.pipeline.depth - len(state.flights) - 1
         return state.pipeline.decode_share(further, slots.computed[order].astype(np.int64), every)
@@ -161,7 +161,8 @@ class StepPlanner:
         """All slots are taken: is there a sequence to preempt? Not while a slot is about to come free anyway."""
         state = self._state
         occupied = state.slots.phase != Phase.EMPTY
-        return not state.slots.draining and bool((state.priority[occupied] > sequence.request.priority).any())
+        gives_way = (state.priority[occupied] > sequence.request.priority) & (state.due[occupied] >= sequence.due)
+        return not state.slots.draining and bool(gives_way.any())
 
     def _make_room(self, sequence: Sequence, hits: Hits) -> bool:
         """Preempt for a waiting sequence of better priority (rule 6), counting what launched steps will give back.

@@ -1,15 +1,16 @@
 """Who runs, who waits, who gives way: every rule of the scheduler's policy, on one screen.
 
 1. A step holds decode rows first, then prefill chunks, up to `max_rows`; one prompt gives at most `prefill_chunk` rows a step.
-2. Order is rank = (priority, arrival), lower first, for prefill, for admission and for new blocks. Nobody overtakes a
-   waiting request of better rank, so no request of a class starves behind later ones of it.
-3. When more sequences decode than `max_decode_rows`, those of a priority take turns.
+2. Order is rank = (due, priority, arrival), lower first, for prefill, for admission and for new blocks; `due_time` says when a
+   request is due, once and for all when it comes. Tenants share by weight (fairness.py, waiting.py): of those that wait
+   the one that had least is next. Who is due `patience_seconds` before that one goes first all the same, so waiting is bounded.
+3. When more sequences decode than `max_decode_rows`, those of a priority take turns; one worse waits `turn_steps` more.
 4. A waiting request is admitted when a slot is free and the blocks of all its tokens, less prefix hits, are available with one
    block to spare for each running sequence (its next one): admission does not provoke preemption. All its blocks are
    taken at once, so a prefill never stops half-way for want of blocks.
 5. A decode row that needs a block and finds none preempts the running sequence of worst rank, itself included.
-6. A waiting request of better priority (not merely earlier) preempts running ones of worse priority, worst first, if that
-   makes enough room; else it preempts nobody.
+6. A waiting request of better priority (not merely earlier) preempts running ones of worse priority that are not due before it,
+   worst first, if that makes enough room; else it preempts nobody.
 7. The preempted keep their rank and output, come back in a later round, and recompute what the cache no longer has.
 8. In a pipeline, where several steps are in flight, no sequence has rows in two of them. Each step takes an equal part of what
    there is to do, by predicted time (pipeline.py), and leaves a sequence for each further step that may be launched at once.
@@ -17,12 +18,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .request import Request
 from .sequence import Sequence
 from .slots import SlotTable
 
@@ -46,6 +48,7 @@ class Policy:
     fair_tenants: bool = True
     fair_seconds: float = 30.0
     patience_seconds: float = 3600.0
+    turn_steps: int = 16
     deadlines: bool = True
     session_admission: bool = True
     hold_seconds: float = 120.0
@@ -63,6 +66,7 @@ class Policy:
 
 PLAIN = Policy(
     aging_seconds=0,
+    turn_steps=0,
     fair_sessions=False,
     fair_tenants=False,
     deadlines=False,
@@ -82,16 +86,36 @@ AGENTIC = Policy()
 """What serves agents: long shared contexts, short turns, many sessions on one machine."""
 
 
-def choose_decodes(ready: NDArray[np.intp], maximum: int, slots: SlotTable, priority: NDArray[np.int64]) -> NDArray[np.intp]:
+def due_time(rules: Policy, now: float | None, request: Request, attained: float, prefill: Callable[[], float]) -> float:
+    """Rule 2: when a request that comes `now` is due; its session `attained` so many seconds of service lately.
+
+    A step of priority makes it later by `aging_seconds`, service by no more than `fair_seconds`. With a deadline it is due when
+    its `prefill()` seconds must begin, but no earlier than the next better priority would be. All within `patience_seconds` of
+    `now`. Without a clock, or with strict priorities, all are due at once.
+    """
+    if now is None or not rules.aging_seconds:
+        return 0.0
+    later = rules.aging_seconds * request.priority + (min(attained, rules.fair_seconds) if rules.fair_sessions else 0.0)
+    if request.deadline is not None and rules.deadlines:
+        later = min(later, max(request.deadline - prefill() - now, rules.aging_seconds * (request.priority - 1)))
+    return now + min(max(later, -rules.patience_seconds), rules.patience_seconds)
+
+
+def choose_decodes(
+    ready: NDArray[np.intp], maximum: int, slots: SlotTable, priority: NDArray[np.int64], turn_steps: int
+) -> NDArray[np.intp]:
     """Rule 3: of one priority, those that have waited longest for a row."""
     if len(ready) <= maximum:
         return ready
-    return np.sort(waited_longest(ready, slots, priority)[:maximum])
+    return np.sort(waited_longest(ready, slots, priority, turn_steps)[:maximum])
 
 
-def waited_longest(ready: NDArray[np.intp], slots: SlotTable, priority: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The slots by priority, of one priority those first that have waited longest for a row."""
-    return ready[np.lexsort((ready, slots.last_step[ready], priority[ready]))]
+def waited_longest(ready: NDArray[np.intp], slots: SlotTable, priority: NDArray[np.int64], turn_steps: int) -> NDArray[np.intp]:
+    """The slots in the order of rule 3. With `turn_steps` 0 a priority waits until there is room for it."""
+    last = slots.last_step[ready]
+    if turn_steps:
+        return ready[np.lexsort((ready, last, last + turn_steps * priority[ready]))]
+    return ready[np.lexsort((ready, last, priority[ready]))]
 
 
 def headroom(running: int) -> int:
@@ -111,5 +135,5 @@ def victim(running: Iterable[Sequence]) -> Sequence:
 
 def outranked(waiting: Sequence, running: Iterable[Sequence]) -> list[Sequence]:
     """Rule 6: who may be preempted for `waiting`, first to go first."""
-    priority = waiting.request.priority
-    return by_rank(sequence for sequence in running if sequence.request.priority > priority)[::-1]
+    priority, due = waiting.request.priority, waiting.due
+    return by_rank(sequence for sequence in running if sequence.request.priority > priority and sequence.due >= due)[::-1]

@@ -17,7 +17,7 @@ from .integrity import check_state
 from .kv import KvManager
 from .pipeline import Pipeline
 from .planning import StepPlanner
-from .policy import AGENTIC, Policy
+from .policy import AGENTIC, Policy, due_time
 from .prefix import PrefixChain, token_bytes
 from .request import Outcome, Request, SchedulerLimits, SchedulerStats, TurnEnd
 from .sequence import Sequence as TrackedSequence
@@ -34,6 +34,7 @@ class Scheduler:
     `schedule` and `complete` may strictly alternate, or `schedule` may run one step ahead: schedule N+1, then complete N. Steps
     complete (or fail) in the order they were launched. `kv` belongs to this scheduler alone. With a `pipeline` as many steps may
     be in flight as it is deep, and no sequence is in two of them. `costs` predict what steps take; without, rules go by counts.
+    `weights` are the tenants' (1 where none is given).
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Scheduler:
         *,
         policy: Policy = AGENTIC,
         costs: StepCosts | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
-        self._state = SchedulerState(limits, kv, pipeline, policy, costs)
+        self._state = SchedulerState(limits, kv, pipeline, policy, costs, weights)
         self._planner = StepPlanner(self._state)
 
     def submit(self, request: Request, chain: PrefixChain | None = None) -> None:
@@ -74,7 +76,13 @@ class Scheduler:
             )
         limit = min(len(request.tokens) + request.max_tokens, state.limits.max_context, state.kv.tokens + 1)
         chain = self.chain(request) if chain is None else chain
-        state.enter(TrackedSequence(request, state.arrivals, limit, chain, state.kv.identity_tokens))
+        attained = state.sessions.attained(request.session_id, state.clock or 0.0)
+
+        def prefill() -> float:
+            return state.prefill_seconds(len(request.tokens), self.cached_tokens(request, chain))
+
+        due = due_time(state.rules, state.clock, request, attained, prefill)
+        state.enter(TrackedSequence(request, state.arrivals, limit, chain, state.kv.identity_tokens, due))
         state.arrivals += 1
 
     def chain(self, request: Request) -> PrefixChain:
@@ -90,7 +98,7 @@ class Scheduler:
 
     def tick(self, seconds: float) -> None:
         """It is `seconds` by the caller's clock, which never goes back; events that follow happen then."""
-        self._state.now = max(self._state.now, seconds)
+        self._state.clock = seconds if self._state.clock is None else max(self._state.clock, seconds)
 
     def end_turn(self, session_id: str, end: TurnEnd) -> None:
         """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""

@@ -27,7 +27,8 @@ class Sequence:
     `tokens()` holds the prompt and the output known here; while running, the newest output tokens (fewer than one identity
     unit) are in the slot arrays and flushed here on events. `limit` is the total length at which the sequence ends.
     `chain` covers the full units of the prompt, and of the output once it is hashed. `computed` is the most tokens whose KV it
-    ever had. `awaited_step`: the launched step that may still bring a token.
+    ever had. `awaited_step`: the launched step that may still bring a token. `due` is policy rule 2's, `start_tag` its tenant's
+    tag when it was first admitted; `service_seconds` of the machine it had while it held a slot, of `expected_seconds`.
     """
 
     __slots__ = (
@@ -38,21 +39,29 @@ class Sequence:
         "cached_tokens",
         "chain",
         "computed",
+        "due",
+        "expected_seconds",
         "length",
         "limit",
         "preempted_in_round",
         "prompt_length",
         "rank",
         "request",
+        "service_seconds",
         "slot",
+        "start_tag",
         "status",
         "unit_tokens",
         "was_admitted",
     )
 
-    def __init__(self, request: Request, arrival: int, limit: int, chain: PrefixChain, unit_tokens: int) -> None:
-        self.request, self.arrival, self.limit, self.unit_tokens = request, arrival, limit, unit_tokens
-        self.rank = (request.priority, arrival)
+    def __init__(
+        self, request: Request, arrival: int, limit: int, chain: PrefixChain, unit_tokens: int, due: float = 0.0
+    ) -> None:
+        self.request, self.arrival, self.limit, self.unit_tokens, self.due = request, arrival, limit, unit_tokens, due
+        self.rank = (due, request.priority, arrival)
+        self.start_tag: float | None = None
+        self.expected_seconds = self.service_seconds = 0.0
         self._buffer = np.array(request.tokens, dtype=np.int32)
         self.length = self.prompt_length = len(self._buffer)
         self.chain = chain

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import policy
-from .costs import StepCosts
+from .costs import NOMINAL_ROW_SECONDS, StepCosts
+from .fairness import SessionService, TenantShares
 from .flight import Flight
 from .kv import Hits, KvManager
 from .pipeline import Pipeline
@@ -45,6 +47,7 @@ class SchedulerState:
         pipeline: Pipeline | None = None,
         rules: Policy = AGENTIC,
         costs: StepCosts | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.limits, self.kv, self.pipeline, self.rules, self.costs = limits, kv, pipeline, rules, costs
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
@@ -54,14 +57,18 @@ class SchedulerState:
         self.running: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
         self.admitted: list[Sequence] = []
-        self.waiting = WaitingQueue()
+        self.due: NDArray[np.float64] = np.zeros(limits.max_sequences)
+        self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
+        self.sessions = SessionService()
+        self.shares = TenantShares(weights) if rules.fair_tenants else None
+        self.waiting = WaitingQueue(self.shares, rules.aging_seconds, rules.patience_seconds)
         self.flights: deque[Flight] = deque()
         self.stop_tokens: Counter[int] = Counter()
         self.counters = Counters()
         self.next_step = 0
         self.completed_step = -1
         self.arrivals = self.round = 0
-        self.now = 0.0
+        self.clock: float | None = None
 
     def is_held(self, slots: NDArray[np.intp] | int) -> NDArray[np.bool_] | np.bool_:
         """Whether sequences sit out because a launched step has rows of them: policy rule 8."""
@@ -71,6 +78,8 @@ class SchedulerState:
     def enter(self, sequence: Sequence) -> None:
         self.requests[sequence.request_id] = sequence
         self.stop_tokens.update(sequence.request.stop_tokens)
+        if self.shares is not None:
+            self.shares.enter(sequence.request.tenant)
         self.waiting.push(sequence)
 
     def may_return(self, sequence: Sequence) -> bool:
@@ -94,14 +103,18 @@ class SchedulerState:
 
     def admit(self, sequence: Sequence, hits: Hits) -> None:
         """Waiting -> running: take the slot, the hits and the blocks for all known tokens."""
-        self.waiting.pop()
         slot = sequence.slot = self.slots.take()
         sequence.status = Status.RUNNING
+        self.waiting.dropped(sequence)
         blocks = sequence.blocks = self.kv.open(hits)
         indices = blocks.indices()
         indices += self.kv.grow(blocks, self.kv.blocks_for(sequence.length) - len(indices))
         cached = len(hits.units) * self.kv.identity_tokens
         self._bind(sequence, slot, indices, cached)
+        if self.shares is not None and sequence.start_tag is None:
+            sequence.expected_seconds = self.prefill_seconds(sequence.length, cached)
+            sequence.start_tag = self.shares.start(sequence.request.tenant, sequence.expected_seconds)
+            self.waiting.refresh(sequence.request.tenant)
         if not sequence.was_admitted:
             sequence.was_admitted, sequence.cached_tokens = True, cached
             self.counters.prefix_queries += sequence.length
@@ -119,7 +132,7 @@ class SchedulerState:
         slots.capacity[slot] = len(indices) * self.kv.block_tokens
         slots.last_token[slot] = PENDING
         slots.block_table[slot, : len(indices)] = indices
-        self.priority[slot] = sequence.request.priority
+        self.priority[slot], self.due[slot], self.service[slot] = sequence.request.priority, sequence.due, 0.0
 
     def grow(self, sequence: Sequence) -> None:
         """One more block for a running sequence."""
@@ -149,12 +162,27 @@ class SchedulerState:
             sequence.status = Status.FINISHED
         else:
             sequence.status = Status.FINISHED
-            self.waiting.dropped()
+            self.waiting.dropped(sequence)
+        self._settle(sequence)
         del self.requests[sequence.request_id]
         self.stop_tokens.subtract(sequence.request.stop_tokens)
         for token in sequence.request.stop_tokens:
             if not self.stop_tokens[token]:
                 del self.stop_tokens[token]
+
+    def _settle(self, sequence: Sequence) -> None:
+        """A request ended: its tenant is charged what it took."""
+        if self.shares is not None:
+            tenant = sequence.request.tenant
+            self.shares.correct(tenant, sequence.service_seconds - sequence.expected_seconds)
+            self.shares.leave(tenant)
+            self.waiting.refresh(tenant)
+
+    def prefill_seconds(self, tokens: int, cached: int) -> float:
+        """Predicted, of a prompt whose first `cached` tokens are cached."""
+        if self.costs is None:
+            return (tokens - cached) * NOMINAL_ROW_SECONDS
+        return self.costs.prefill_seconds(tokens, cached)
 
     def flush(self, sequence: Sequence) -> None:
         """Move the newest output tokens from the slot arrays to the sequence."""
@@ -169,7 +197,9 @@ class SchedulerState:
 
     def _leave_slot(self, sequence: Sequence) -> None:
         assert sequence.blocks is not None
-        slot = sequence.slot
+        slot, taken = sequence.slot, float(self.service[sequence.slot])
+        sequence.service_seconds += taken
+        self.sessions.add(sequence.request.session_id, taken, self.clock or 0.0)
         self.kv.release(sequence.blocks, int(self.slots.last_step[slot]))
         self.slots.leave(slot, self.completed_step)
         del self.running[slot]

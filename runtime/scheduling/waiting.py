@@ -1,47 +1,130 @@
-"""The waiting queue: best (priority, arrival) first, O(log n) in and out, O(1) to drop."""
+"""The waiting queue: whose turn it is among tenants, then by rank. O(log n) in and out, O(1) to drop."""
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass, field
+from itertools import count
 
+from .fairness import TenantShares
 from .sequence import Sequence, Status
 
 _COMPACT_FROM = 64
 
 
-class WaitingQueue:
-    """A heap with lazy deletion: who is no longer waiting is skipped when it comes to the top.
+class RankedHeap:
+    """Waiting sequences, lowest rank first. Who is no longer waiting is skipped when it comes to the top.
 
     Dropped entries are swept out when they are more than half of the heap, so aborts cannot pile up behind a blocked head.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Sequence]] = []
+        self._heap: list[tuple[tuple[float, int, int], int, Sequence]] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        """Entries, dropped ones included."""
+        return len(self._heap)
+
+    def push(self, sequence: Sequence) -> None:
+        heapq.heappush(self._heap, (sequence.rank, next(self._numbers), sequence))
+
+    def first(self) -> Sequence | None:
+        while self._heap and self._heap[0][2].status is not Status.WAITING:
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def sweep(self, waiting: int) -> None:
+        """`waiting` sequences of it are left."""
+        if len(self._heap) > max(_COMPACT_FROM, 2 * waiting):
+            self._heap = [*{id(entry[2]): entry for entry in self._heap if entry[2].status is Status.WAITING}.values()]
+            heapq.heapify(self._heap)
+
+
+@dataclass(slots=True)
+class _Tenant:
+    waiting: int = 0
+    heap: RankedHeap = field(default_factory=RankedHeap)
+
+
+class WaitingQueue:
+    """Whose turn it is: the tenant's of the lowest tag, of its requests the lowest rank; a step of priority is worth
+    `aging_seconds` of tag. A request that is due more than `patience_seconds` before the one found so goes first.
+
+    With `shares` None, or one tenant waiting, the order is that of ranks.
+    """
+
+    def __init__(
+        self, shares: TenantShares | None = None, aging_seconds: float = 0.0, patience_seconds: float = float("inf")
+    ) -> None:
+        self._shares, self._aging, self._patience = shares, aging_seconds, patience_seconds
+        self._all = RankedHeap()
+        self._tenants: dict[str, _Tenant] = {}
+        self._turns: list[tuple[float, int, str]] = []
+        self._numbers = count()
         self._waiting = 0
 
     def __len__(self) -> int:
         return self._waiting
 
     def push(self, sequence: Sequence) -> None:
-        heapq.heappush(self._heap, (sequence.rank, sequence))
+        self._all.push(sequence)
         self._waiting += 1
+        if self._shares is not None:
+            tenant = self._tenants.setdefault(sequence.request.tenant, _Tenant())
+            tenant.heap.push(sequence)
+            tenant.waiting += 1
+            self.refresh(sequence.request.tenant)
 
     def first(self) -> Sequence | None:
-        while self._heap and self._heap[0][1].status is not Status.WAITING:
-            heapq.heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+        """Who is next."""
+        oldest = self._all.first()
+        if oldest is None or len(self._tenants) < 2:
+            return oldest
+        fair = self._fair()
+        return oldest if oldest.due + self._patience < fair.due else fair
 
-    def pop(self) -> Sequence | None:
-        """Take the first out; the caller gives it another status."""
-        sequence = self.first()
-        if sequence is not None:
-            heapq.heappop(self._heap)
-            self._waiting -= 1
-        return sequence
-
-    def dropped(self) -> None:
-        """One waiting sequence has just been given another status where it stood."""
+    def dropped(self, sequence: Sequence) -> None:
+        """A waiting sequence has just been given another status where it stood."""
         self._waiting -= 1
-        if len(self._heap) > max(_COMPACT_FROM, 2 * self._waiting):
-            self._heap = [entry for entry in self._heap if entry[1].status is Status.WAITING]
-            heapq.heapify(self._heap)
+        self._all.sweep(self._waiting)
+        if self._shares is not None:
+            name = sequence.request.tenant
+            tenant = self._tenants[name]
+            tenant.waiting -= 1
+            tenant.heap.sweep(tenant.waiting)
+            if tenant.waiting:
+                self.refresh(name)
+            else:
+                del self._tenants[name]
+
+    def refresh(self, name: str) -> None:
+        """The tenant's tag, or its first request, may have changed."""
+        if name in self._tenants:
+            heapq.heappush(self._turns, (self._turn(name), next(self._numbers), name))
+            if len(self._turns) > max(_COMPACT_FROM, 4 * len(self._tenants)):
+                self._turns = [(self._turn(tenant), next(self._numbers), tenant) for tenant in self._tenants]
+                heapq.heapify(self._turns)
+
+    def _fair(self) -> Sequence:
+        """The request of the tenant whose turn it is. Entries whose time has passed are put right when they come to the top; a
+        turn that became earlier has an entry of its own."""
+        while True:
+            turn, _, name = self._turns[0]
+            if name not in self._tenants:
+                heapq.heappop(self._turns)
+            elif turn != self._turn(name):
+                heapq.heapreplace(self._turns, (self._turn(name), next(self._numbers), name))
+            else:
+                return self._head(name)
+
+    def _head(self, name: str) -> Sequence:
+        head = self._tenants[name].heap.first()
+        assert head is not None
+        return head
+
+    def _turn(self, name: str) -> float:
+        head = self._head(name)
+        assert self._shares is not None
+        tag = self._shares.tag(name) if head.start_tag is None else head.start_tag
+        return tag + self._aging * head.request.priority

@@ -6,10 +6,11 @@ The "model" is a checksum of all tokens read through the block table, so one wro
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
 from tokenspeed.runtime.scheduling.request import FinishReason, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import StepBatch
@@ -26,9 +27,12 @@ def make_request(
     salt: str = "",
     stop_tokens: frozenset[int] = frozenset(),
     min_tokens: int = 0,
+    session: str = "",
+    tenant: str = "",
+    deadline: float | None = None,
 ) -> Request:
     prompt = np.array(tokens, dtype=np.int32)
-    return Request(request_id, prompt, max_tokens, priority, salt, stop_tokens, min_tokens)
+    return Request(request_id, prompt, max_tokens, priority, salt, stop_tokens, min_tokens, session, tenant, deadline)
 
 
 def make_scheduler(
@@ -42,10 +46,12 @@ def make_scheduler(
     prefill_chunk: int = 16,
     max_waiting: int = 64,
     max_context: int = 64,
+    policy: Policy = AGENTIC,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[Scheduler, KvManager]:
     kv = KvManager(blocks, block_tokens, identity_tokens, "test")
     limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, max_waiting, max_context)
-    return Scheduler(limits, kv), kv
+    return Scheduler(limits, kv, policy=policy, weights=weights), kv
 
 
 def next_token(prefix: Sequence[int]) -> int:

@@ -116,5 +116,5 @@ def test_dropped_entries_do_not_pile_up_in_the_queue():
         scheduler.submit(make_request(str(number), [1]))
         scheduler.abort(str(number))
     queue: WaitingQueue = scheduler._state.waiting
-    assert len(queue) == 1 and len(queue._heap) <= 66
+    assert len(queue) == 1 and len(queue._all) <= 66
     scheduler.check_integrity()
