@@ -43,6 +43,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout: float
     policy: str
     without: tuple[str, ...]
+    tenant_weights: dict[str, float]
     commands: str
     news: str
 
@@ -125,7 +126,8 @@ def _loop(
     from .scheduling.groups import GroupedScheduler
 
     policy = without(POLICIES[options.policy], options.without)
-    scheduler, ends, overlap = scheduler_of(plan.manifest, policy), plan.manifest.model.end_tokens, options.overlap
+    scheduler = scheduler_of(plan.manifest, policy, options.tenant_weights)
+    ends, overlap = plan.manifest.model.end_tokens, options.overlap
     if isinstance(scheduler, GroupedScheduler):
         assert isinstance(executor, FirstRank)
         return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)

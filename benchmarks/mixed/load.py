@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenspeed.runtime.benchmark.exchange import Exchange
 from tokenspeed.runtime.benchmark.http_stream import Server
 
-from .asking import Reply, ask, close_session, counters
+from .asking import ask, close_session, counters, output_of
 
 _FIRST_TOKEN, _LAST_TOKEN = 300, 1000
 
@@ -49,9 +50,9 @@ class Seen:
     """`alone`: turns before the batch came; `interactive`: turns that began while it ran. `used`: by how much the server's totals
     grew in `seconds`, from the batch's begin to its end."""
 
-    alone: list[Reply] = field(default_factory=list)
-    interactive: list[Reply] = field(default_factory=list)
-    batch: list[Reply] = field(default_factory=list)
+    alone: list[Exchange] = field(default_factory=list)
+    interactive: list[Exchange] = field(default_factory=list)
+    batch: list[Exchange] = field(default_factory=list)
     seconds: float = 0.0
     used: dict[str, float] = field(default_factory=dict)
 
@@ -71,7 +72,7 @@ async def run_load(server: Server, load: Load, urgency: Urgency, seconds: float)
             async with asyncio.timeout(seconds):
                 await _batch(server, load, urgency, seen)
         except TimeoutError:
-            seen.batch.append(Reply(start, error=f"the batch did not end within {seconds:g} s"))
+            seen.batch.append(Exchange(error=f"the batch did not end within {seconds:g} s"))
         seen.seconds = time.perf_counter() - start
         over.set()
         after = await counters(server)
@@ -94,7 +95,7 @@ async def _session(
     fields = urgency.interactive | {"session_id": f"interactive-{number}-{life}"}
     for turn in range(2):
         reply = await ask(server, prompt, load.output, fields)
-        prompt = [*prompt, *reply.tokens, *_tokens(chosen, load, load.turn_tokens)]
+        prompt = [*prompt, *output_of(reply), *_tokens(chosen, load, load.turn_tokens)]
         if turn:
             seen.alone.append(reply)
     await warm.wait()
@@ -107,7 +108,7 @@ async def _session(
             prompt, fields = _tokens(chosen, load, load.context), fields | {"session_id": f"interactive-{number}-{life}"}
         reply = await ask(server, prompt, load.output, fields)
         seen.interactive.append(reply)
-        prompt = [*prompt, *reply.tokens, *_tokens(chosen, load, load.turn_tokens)]
+        prompt = [*prompt, *output_of(reply), *_tokens(chosen, load, load.turn_tokens)]
         await asyncio.sleep(load.think_seconds)
 
 

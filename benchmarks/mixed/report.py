@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from tokenspeed.runtime.benchmark.exchange import Exchange
 from tokenspeed.runtime.benchmark.statistics import Summary, ratio, summarise
 
-from .asking import Reply
 from .load import Seen
 
 _COLUMNS = (
@@ -28,8 +29,8 @@ def figures(seen: Seen) -> dict[str, Any]:
     batch = [reply for reply in seen.batch if not reply.error]
     interactive = [reply for reply in seen.interactive if not reply.error]
     errors = [reply.error for reply in (*seen.alone, *seen.interactive, *seen.batch) if reply.error]
-    done = sum(reply.prompt_tokens + len(reply.tokens) for reply in batch)
-    prompts = sum(reply.prompt_tokens for reply in interactive)
+    done = sum((reply.prompt_tokens or 0) + reply.tokens for reply in batch)
+    prompts = sum(reply.prompt_tokens or 0 for reply in interactive)
     return {
         "seconds": seen.seconds,
         "interactive_turns": len(interactive),
@@ -61,10 +62,10 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _latencies(replies: Sequence[Reply]) -> dict[str, Summary]:
+def _latencies(replies: Sequence[Exchange]) -> dict[str, Summary]:
     return {
-        "first_token_seconds": summarise([reply.first_token_seconds for reply in replies if reply.arrivals]),
-        "gap_seconds": summarise([gap for reply in replies for gap in reply.gaps]),
+        "first_token_seconds": summarise([reply.events[0] for reply in replies if reply.events]),
+        "gap_seconds": summarise([after - before for reply in replies for before, after in pairwise(reply.events)]),
     }
 
 

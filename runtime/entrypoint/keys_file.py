@@ -44,8 +44,8 @@ def read_keys_file(path: Path) -> tuple[TenantKey, ...]:
 
 def tenant_weights(keys: Sequence[TenantKey]) -> dict[str, float]:
     """The weights that are not 1, by tenant."""
-    weights = {key.tenant: key.weight for key in keys if key.weight != 1}
-    return weights
+    weights = {key.tenant: key.weight for key in keys}
+    return {tenant: weight for tenant, weight in weights.items() if weight != 1}
 
 
 def _key(where: str, line: str) -> TenantKey:

@@ -19,7 +19,7 @@ from ..startup_clock import StartupClock
 from .access import ApiKeys
 from .engine_client import EngineClient, Sockets
 from .engine_session import EngineError, EngineProcess, engine_session
-from .keys_file import TenantKey
+from .keys_file import TenantKey, tenant_weights
 from .listening import listen, url
 from .service_tiers import ServiceTier
 
@@ -83,6 +83,7 @@ def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
         "step_timeout": options.step_timeout,
         "policy": options.policy,
         "without": options.without,
+        "tenant_weights": tenant_weights(options.tenant_keys),
     }
 
 

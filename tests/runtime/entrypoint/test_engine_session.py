@@ -21,6 +21,7 @@ def failure_of(plan: Path, plan_id: str, *, kill: bool = False) -> EngineFailed:
     """What the entrypoint learns from an engine that cannot start."""
     options = {"plan": str(plan), "plan_id": plan_id, "weights": None, "threads": 1, "pin_threads": False}
     options |= {"overlap": True, "verify": False, "step_timeout": 60.0, "policy": "plain", "without": ["swap"]}
+    options |= {"tenant_weights": {"ours": 2.0}}
 
     async def run() -> EngineFailed:
         sockets = Sockets()
