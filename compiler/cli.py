@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import sys
 import time
@@ -18,26 +17,13 @@ from rich.console import Console
 
 from ..plans.command import run_command
 from ..plans.errors import UsageError
-from ..plans.units import format_bytes, printable
+from ..plans.units import format_bytes, parse_bytes, printable
 from .mesh import AXES
 
 if TYPE_CHECKING:
     from .pipeline import Compilation
 
 PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "split", "codegen", "allocate", "emit")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str, option: str = "--memory") -> int:
-    """ "8GiB", "8G", "500MB", "1073741824" -> bytes.
-
-    Raises UsageError for anything else.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if found is None or found[2] not in _UNITS:
-        expected = "a number with a unit, e.g. 8GiB"
-        raise UsageError("this is not an amount of memory", where=option, expected=expected, got=text)
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,7 +128,7 @@ def main(
 
     _warn_of_plugins()
     pins = read_placement(placement) if placement else ()
-    limit = parse_bytes(memory) if memory else None
+    limit = parse_bytes(memory, "--memory") if memory else None
     chosen = CompileOptions(
         memory=limit, host_kv=parse_bytes(host_kv, "--host-kv"), traffic=_traffic(traffic), placement=pins, **options
     )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from .errors import UsageError
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
 
 def printable(text: str) -> str:
     """The text with control characters made visible: a plan's strings must not steer the terminal they are shown on."""
@@ -34,3 +40,15 @@ def format_count(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.3g}{unit}"
     return f"{count:g}"
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """ "8GiB", "8G", "500MB", "1073741824" -> bytes.
+
+    Raises UsageError, which names `where` it stood, for anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if found is None or found[2] not in _BYTES:
+        expected = "a number with a unit, e.g. 8GiB"
+        raise UsageError("this is not an amount of memory", where=where, expected=expected, got=text)
+    return int(float(found[1]) * _BYTES[found[2]])

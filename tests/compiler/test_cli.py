@@ -13,12 +13,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tokenspeed.compiler.cli import PHASES, main, parse_bytes
+from tokenspeed.compiler.cli import PHASES, main
 from tokenspeed.compiler.pipeline import PHASES as PIPELINE
 from tokenspeed.compiler.target_list import print_targets
 from tokenspeed.ir import module
 from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.units import parse_bytes
 from tokenspeed.targets.machine import State
 from tokenspeed.targets.registry import ACCELERATORS, TARGETS
 
@@ -184,12 +185,12 @@ def test_a_host_tier_without_room_for_a_block(config: Path, folder: Path) -> Non
     ],
 )
 def test_amounts_of_memory(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
+    assert parse_bytes(text, "--memory") == expected
 
 
 @given(st.text(max_size=12))
 def test_any_text_is_an_amount_or_a_usage_error(text: str) -> None:
     try:
-        assert parse_bytes(text) >= 0
+        assert parse_bytes(text, "--memory") >= 0
     except UsageError as error:
         assert error.where == "--memory"
