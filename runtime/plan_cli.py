@@ -15,6 +15,7 @@ from ..plans.integrity import ranks
 from ..plans.reader import Plan
 from ..plans.weight_layout import WEIGHT_BLOCKS
 from .openmp import bound_spinning
+from .simulation.command import simulate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +33,10 @@ _key_option = click.option("--key", required=True, type=click.Path(path_type=Pat
 
 @click.group()
 def main() -> None:
-    """Look at plan files, check them, compare them, bind weights to them, sign them."""
+    """Look at plan files, check them, compare them, play traffic against them, bind weights to them, sign them."""
+
+
+main.add_command(simulate)
 
 
 @main.command()
