@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import pytest
 from tokenspeed.runtime.device.errors import DeviceLost
@@ -26,9 +27,10 @@ from tokenspeed.runtime.protocol import (
     TokenEvent,
 )
 from tokenspeed.runtime.scheduling.kv import KvManager
-from tokenspeed.runtime.scheduling.request import SchedulerLimits
+from tokenspeed.runtime.scheduling.prefix import PrefixChain
+from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
 
 from .fake_executor import EchoExecutor
 
@@ -301,6 +303,46 @@ def test_requests_that_wait_for_time_to_pass_get_it_without_spinning(overlap: bo
     assert tokens(engine.events("r")["r"]) == [10, 20]
     engine.shut_down()
     assert time.monotonic() > engine.scheduler.wake and engine.scheduler.asked < 40
+
+
+class Diary(Scheduler):
+    """Writes down what it is called for, in order."""
+
+    def __init__(self, limits: SchedulerLimits, kv: KvManager) -> None:
+        super().__init__(limits, kv)
+        self.entries: list[str] = []
+        self.times: list[float] = []
+
+    def tick(self, seconds: float) -> None:
+        self.times.append(seconds)
+        self.entries.append("tick")
+        super().tick(seconds)
+
+    def submit(self, request: Request, chain: PrefixChain | None = None) -> None:
+        self.entries.append("submit")
+        super().submit(request, chain)
+
+    def schedule(self) -> StepBatch | None:
+        self.entries.append("schedule")
+        return super().schedule()
+
+    def complete(self, step_id: int, tokens: Mapping[str, int] | Sequence[int] | IntArray) -> list[Outcome]:
+        self.entries.append("complete")
+        return super().complete(step_id, tokens)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_scheduler_is_told_the_time_before_all_that_happens(overlap: bool) -> None:
+    engine = Engine(overlap=overlap, kind=Diary)
+    for name in ("a", "b"):
+        engine.submit(name, (10, 20), max_tokens=3)
+    engine.events("a", "b")
+    engine.shut_down()
+    assert isinstance(engine.scheduler, Diary)
+    entries = engine.scheduler.entries
+    assert all(before == "tick" for before, after in pairwise(entries) if after == "complete")
+    assert all(before in ("tick", "submit") for before, after in pairwise(entries) if after in ("submit", "schedule"))
+    assert engine.scheduler.times == sorted(engine.scheduler.times)
 
 
 def test_time_with_steps_in_flight_and_at_the_roofline_is_counted(engine: Engine) -> None:
