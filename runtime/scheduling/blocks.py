@@ -16,8 +16,25 @@ tokens, and lies in one physical block or, where the physical block is smaller, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 from .errors import HandleConsumed, SchedulerMisuse
+
+
+class Reuse(IntEnum):
+    """How soon a unit is expected to be used again; what is lower is evicted earlier.
+
+    `GONE`: replaced by another turn of its session, or of a session that was closed. `IDLE`: nothing is known, or what was
+    expected did not happen in time. `HINTED`: its client asked to keep it. `USER`: a person is to answer. `TOOL`: a tool is at
+    work. `SHARED`: several sessions have used it.
+    """
+
+    GONE = 0
+    IDLE = 1
+    HINTED = 2
+    USER = 3
+    TOOL = 4
+    SHARED = 5
 
 
 class Handle:
@@ -85,16 +102,17 @@ class Unit:
     `digest` covers the whole prefix up to and with `tokens` (int32, little-endian). `indices` are its blocks on the device,
     `host` those of its copy on the host; empty where it has none. `users` counts the sealed handles, that of a save among them.
     `arriving`: the device's blocks are still to be filled from the host. `leaving`: a launched step saves it. `spoilt`: filling
-    them failed, so that nobody may read them.
+    them failed, so that nobody may read them. `reuse` and `until` say when it is expected to be wanted again (order.py).
     """
 
-    __slots__ = ("arriving", "digest", "host", "indices", "leaving", "parent", "spoilt", "tokens", "users")
+    __slots__ = ("arriving", "digest", "host", "indices", "leaving", "parent", "reuse", "spoilt", "tokens", "until", "users")
 
     def __init__(self, digest: bytes, parent: bytes, tokens: bytes, indices: tuple[int, ...]) -> None:
         self.digest, self.parent, self.tokens, self.indices = digest, parent, tokens, indices
         self.host: tuple[int, ...] = ()
         self.users = 0
         self.arriving = self.leaving = self.spoilt = False
+        self.reuse, self.until = Reuse.IDLE, 0.0
 
     def matches(self, parent: bytes, tokens: bytes) -> bool:
         """Equal digests are not believed: the tokens are compared too, so that a collision is a miss."""

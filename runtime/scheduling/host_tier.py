@@ -1,0 +1,179 @@
+"""The tier of a pool in host memory: which units have a copy there, and which copies launched steps carry either way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from .blocks import FreeBlock, FreeHostBlock, LoadingBlock, OffloadedBlock, Reuse, SavingBlock, SealedBlock, Unit
+from .order import Clock, EvictionOrder
+
+
+class WaitingLoad(NamedTuple):
+    """A load that no step carries yet; loads leave in the order of `place`."""
+
+    place: int
+    block: LoadingBlock
+
+
+class HostTier:
+    """`blocks` blocks on the host, `unit_blocks` of them for a unit.
+
+    Copies leave in this order: those of units that nobody will want again; *spare* ones, which the device has taken up again,
+    the newest first, because the device is to evict these last; then by expected reuse, the least recently used first.
+    `unsaved` are cached units without a copy, in the order in which the device evicts them; `fresh` are units in use without
+    one. A load waits for a step, then boards the one that is being planned, then is under way until that step is complete.
+    """
+
+    def __init__(self, blocks: int, unit_blocks: int, clock: Clock) -> None:
+        self.blocks, self.unit_blocks = blocks, unit_blocks
+        self.free = [FreeHostBlock(index) for index in reversed(range(blocks))]
+        self.copies = EvictionOrder[OffloadedBlock](clock)
+        self.spare: OrderedDict[Unit, OffloadedBlock] = OrderedDict()
+        self.unsaved = EvictionOrder[Unit](clock)
+        self.fresh: OrderedDict[Unit, None] = OrderedDict()
+        self.waiting: OrderedDict[Unit, WaitingLoad] = OrderedDict()
+        self.boarding: list[LoadingBlock] = []
+        self.loading: dict[int, list[LoadingBlock]] = {}
+        self.saving: dict[int, list[SavingBlock]] = {}
+        self.put_back: set[Unit] = set()
+        self._arriving: dict[Unit, LoadingBlock] = {}
+        self._next_place = 0
+        self._room = 0
+
+    # What the device does with a unit.
+
+    def sealed(self, unit: Unit) -> None:
+        """A unit of the index is in use; it was computed just now."""
+        if unit.host:
+            self._make_spare(unit)
+        else:
+            self.fresh[unit] = None
+
+    def taken(self, unit: Unit) -> None:
+        """A cached unit is in use again."""
+        if unit.host:
+            self._make_spare(unit)
+        else:
+            if unit in self.unsaved:
+                self.unsaved.take(unit)
+            self.fresh[unit] = None
+
+    def cached(self, unit: Unit, first: bool = False) -> None:
+        """Nobody uses a unit of the index any more; `first`: the device evicts it next."""
+        self.fresh.pop(unit, None)
+        if not unit.host and unit.reuse is not Reuse.GONE:
+            self.unsaved.add(unit, unit, first)
+
+    def evicted(self, unit: Unit) -> bool:
+        """The device has it no more; whether the host has."""
+        if unit in self.unsaved:
+            self.unsaved.take(unit)
+        if unit in self.spare:
+            self.copies.add(unit, self.spare.pop(unit))
+        return bool(unit.host)
+
+    def regarded(self, unit: Unit) -> None:
+        """Its expected reuse is another now."""
+        if unit in self.copies:
+            self.copies.add(unit, self.copies.take(unit))
+        if unit in self.unsaved:
+            self.unsaved.take(unit)
+            if unit.reuse is not Reuse.GONE:
+                self.unsaved.add(unit, unit)
+
+    def _make_spare(self, unit: Unit) -> None:
+        if unit in self.copies:
+            self.spare[unit] = self.copies.take(unit)
+
+    # Loads.
+
+    def load(self, unit: Unit, into: Sequence[FreeBlock]) -> SealedBlock:
+        """Bring a unit back for its first user."""
+        block = self.copies.take(unit).load(into)
+        self.waiting[unit] = WaitingLoad(self._next_place, block)
+        self._arriving[unit] = block
+        self._next_place += 1
+        return block.share()
+
+    def share(self, unit: Unit) -> SealedBlock:
+        """Wait with others, or alone, for a unit that is arriving."""
+        return self._arriving[unit].share()
+
+    def place(self, unit: Unit) -> int:
+        """The place of a load in the queue; -1 when it has left."""
+        return self.waiting[unit].place if unit in self.waiting else -1
+
+    def has_left(self, place: int) -> bool:
+        """Whether all loads up to this place have a step that carries them."""
+        return not self.waiting or next(iter(self.waiting.values())).place > place
+
+    def cancel(self, unit: Unit) -> tuple[FreeBlock, ...]:
+        """Nobody waits for this unit any more: its blocks on the device, unless a step carries it already."""
+        if unit not in self.waiting:
+            return ()
+        copy, freed = self.waiting.pop(unit).block.cancel()
+        del self._arriving[unit]
+        self.copies.add(unit, copy)
+        return freed
+
+    def begin_step(self, units: int) -> None:
+        """A step is planned that carries at most so many loads; one at least, so that who waits gets on."""
+        self._room = max(1, units) - len(self.boarding)
+        self.board()
+
+    def board(self) -> None:
+        """Put what waits on the step that is being planned, as far as there is room."""
+        while self._room > 0 and self.waiting:
+            _, waiting = self.waiting.popitem(last=False)
+            self.boarding.append(waiting.block)
+            self._room -= 1
+
+    # Saves.
+
+    def room(self, reuse: Reuse, evict: bool) -> bool:
+        """Whether there is room for one more copy of a unit of this expected reuse, by eviction of what is worth less if allowed."""
+        if len(self.free) >= self.unit_blocks or self.copies.lowest() is Reuse.GONE:
+            return True
+        lowest = self.copies.lowest()
+        return evict and (bool(self.spare) or (lowest is not None and lowest <= reuse))
+
+    def evict(self) -> Unit:
+        """Give one copy up: the unit it was of."""
+        spare = self.spare and self.copies.lowest() is not Reuse.GONE
+        block = self.spare.popitem()[1] if spare else self.copies.pop()
+        unit = block.unit
+        self.free.extend(reversed(block.evict()))
+        return unit
+
+    def save(self, share: SealedBlock, saves: list[SavingBlock]) -> None:
+        """Let the step that is being planned copy a unit; there is room."""
+        saves.append(share.save([self.free.pop() for _ in range(self.unit_blocks)]))
+
+    # Steps.
+
+    def launch(self, step_id: int, saves: list[SavingBlock]) -> list[LoadingBlock]:
+        """The planned step carries these saves, and the loads that boarded."""
+        loads, self.boarding = self.boarding, []
+        if saves:
+            self.saving[step_id] = saves
+        if loads:
+            self.loading[step_id] = loads
+        return loads
+
+    def arrive(self, unit: Unit) -> None:
+        """A load of this unit is over."""
+        del self._arriving[unit]
+
+    def in_transfer(self) -> Iterator[LoadingBlock | SavingBlock]:
+        """What steps carry or are to carry."""
+        for saves in self.saving.values():
+            yield from saves
+        yield from self.boarding
+        for loads in self.loading.values():
+            yield from loads
+
+    def returning(self) -> Iterator[Unit]:
+        """Units that will be cached, or free, when launched steps are complete, because no sequence uses them."""
+        return (block.unit for block in self.in_transfer() if not block.unit.readers)

@@ -1,0 +1,130 @@
+"""Every invariant of the KV manager, for tests and simulators: O(pool)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from .blocks import LoadingBlock, Unit
+from .errors import IntegrityError
+from .host_tier import HostTier
+from .kv import KvManager
+from .pool import BlockPool
+
+BlockState = Literal["free", "writable", "sealed", "cached", "loading"]
+HostState = Literal["free", "offloaded", "saving", "loading"]
+
+
+def block_states(kv: KvManager) -> dict[int, BlockState]:
+    """State of every physical block, for checks and people. Raises IntegrityError when one has two states or none."""
+    sealed = {block.unit for holder in kv.holders() for block in holder.sealed}
+    tier = kv.pool.tier
+    loading = {block.unit for block in _loads(tier)} if tier is not None else set[Unit]()
+    saving = {block.unit for saves in tier.saving.values() for block in saves} if tier is not None else set[Unit]()
+    states: dict[int, BlockState] = {}
+    groups: tuple[tuple[BlockState, Iterable[int]], ...] = (
+        ("free", [block.index for block in kv.pool.free]),
+        ("writable", [block.index for holder in kv.holders() for block in holder.writable]),
+        ("loading", _indices(loading)),
+        ("sealed", _indices((sealed | saving) - loading)),
+        ("cached", [index for block in kv.pool.cached for index in block.unit.indices]),
+    )
+    for state, indices in groups:
+        for index in indices:
+            _require(index not in states, f"block {index} is {states.get(index)} and {state}")
+            states[index] = state
+    _require(states.keys() == set(range(kv.blocks)), "a block is in no state, or outside the pool")
+    return states
+
+
+def host_states(kv: KvManager) -> dict[int, HostState]:
+    """State of every block of the host's tier, as `block_states`."""
+    tier = kv.pool.tier
+    if tier is None:
+        return {}
+    copies = [*tier.copies, *tier.spare.values()]
+    states: dict[int, HostState] = {}
+    groups: tuple[tuple[HostState, list[int]], ...] = (
+        ("free", [block.index for block in tier.free]),
+        ("offloaded", [index for block in copies for index in block.unit.host]),
+        ("saving", [index for saves in tier.saving.values() for block in saves for index in block.into]),
+        ("loading", [index for block in _loads(tier) for index in block.unit.host]),
+    )
+    for state, indices in groups:
+        for index in indices:
+            _require(index not in states, f"host block {index} is {states.get(index)} and {state}")
+            states[index] = state
+    _require(states.keys() == set(range(tier.blocks)), "a host block is in no state, or outside the tier")
+    return states
+
+
+def check_kv(kv: KvManager) -> None:
+    """Raises IntegrityError naming the first invariant that is broken."""
+    block_states(kv)
+    host_states(kv)
+    users = Counter(block.unit for holder in kv.holders() for block in holder.sealed)
+    if kv.pool.tier is not None:
+        users.update(block.unit for saves in kv.pool.tier.saving.values() for block in saves)
+    _check_units(kv.pool, users)
+    _check_index(kv.pool, users)
+    if kv.pool.tier is not None:
+        _check_tier(kv.pool, kv.pool.tier, users)
+    _require(all(step > kv.completed_step for step in kv.retiring_steps()), "blocks retire on a step that is complete")
+
+
+def _check_units(pool: BlockPool, users: Counter[Unit]) -> None:
+    for unit, count in users.items():
+        _require(unit.users == count, f"unit at {unit.indices} counts {unit.users} users, has {count}")
+        _require(len(unit.indices) == pool.unit_blocks, f"unit at {unit.indices} has the wrong size")
+        indexed = pool.index.get(unit.digest) is unit
+        _require(count == 1 or indexed or unit.spoilt, f"shared unit at {unit.indices} is not in the index")
+        _require(not (indexed and unit.spoilt), f"spoilt unit at {unit.indices} is in the index")
+    for cached in pool.cached:
+        _require(cached.unit.users == 0, f"cached unit at {cached.unit.indices} has users")
+        _require(pool.index.get(cached.unit.digest) is cached.unit, f"cached unit at {cached.unit.indices} is not in the index")
+
+
+def _check_index(pool: BlockPool, users: Counter[Unit]) -> None:
+    for digest, unit in pool.index.items():
+        _require(unit.digest == digest, f"unit at {unit.indices} is indexed under another digest")
+        here = unit in users or unit in pool.cached or unit.arriving
+        _require(here or unit.host != (), f"indexed unit at {unit.indices} is neither sealed nor cached nor offloaded")
+        _require(here == bool(unit.indices), f"indexed unit at {unit.indices} is not where it says")
+        _require(not unit.indices or unit.arriving or unit in users or not unit.users, f"unit at {unit.indices} has unknown users")
+
+
+def _check_tier(pool: BlockPool, tier: HostTier, users: Counter[Unit]) -> None:
+    arriving = {block.unit for block in _loads(tier)}
+    saving = {block.unit for saves in tier.saving.values() for block in saves}
+    held = {*(block.unit for block in tier.copies), *tier.spare}
+    _require(arriving == {unit for unit in pool.index.values() if unit.arriving}, "an arriving unit is not being loaded")
+    _require(saving == {unit for unit in users if unit.leaving}, "a leaving unit is not being saved")
+    _require(tier.put_back <= saving, "a unit is to be put back after no save")
+    for unit in [*held, *arriving, *saving]:
+        _require(pool.index.get(unit.digest) is unit, f"unit at {unit.indices} is on the host but not in the index")
+    for unit in held | arriving:
+        _require(len(unit.host) == pool.unit_blocks, f"copy at {unit.host} has the wrong size")
+    for unit in tier.spare:
+        _require(bool(unit.indices), f"copy at {unit.host} is spare, but the device does not have the unit")
+    for unit in arriving & tier.waiting.keys():
+        _require(unit.users > 0, f"nobody waits for unit at {unit.indices}")
+    for unit in {*tier.unsaved}:
+        _require(unit in pool.cached and not unit.host, f"unit at {unit.indices} is cached and unsaved without cause")
+    for unit in tier.fresh:
+        _require(unit.readers > 0 and not unit.leaving and not unit.host, f"unit at {unit.indices} is no fresh one")
+        _require(pool.index.get(unit.digest) is unit, f"fresh unit at {unit.indices} is not in the index")
+
+
+def _loads(tier: HostTier) -> list[LoadingBlock]:
+    waiting = [entry.block for entry in tier.waiting.values()]
+    return [*waiting, *tier.boarding, *(block for loads in tier.loading.values() for block in loads)]
+
+
+def _indices(units: Iterable[Unit]) -> list[int]:
+    return [index for unit in units for index in unit.indices]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise IntegrityError(message)

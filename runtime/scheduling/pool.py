@@ -1,0 +1,201 @@
+"""One pool of physical blocks: free ones, and identity units by digest, in use, cached, or on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .blocks import CachedBlock, FreeBlock, SavingBlock, SealedBlock, Unit, WritableBlock, restore, seal
+from .host_tier import HostTier
+from .order import Clock, EvictionOrder
+from .step import BlockCopies
+
+READY_SHARE = 0.25
+"""Of a pool, what is free or cached with a copy on a full host: below that, units are saved at the cost of other copies."""
+
+
+class BlockPool:
+    """`blocks` physical blocks, `unit_blocks` of them for an identity unit, and `host_blocks` on the host (0: no tier).
+
+    With `share` false nothing is ever found or kept. `number` is the pool's in docs/scheduling.md.
+    """
+
+    def __init__(self, number: int, blocks: int, unit_blocks: int, host_blocks: int, share: bool, clock: Clock) -> None:
+        self.number, self.blocks, self.unit_blocks, self.shares = number, blocks, unit_blocks, share
+        self.free = [FreeBlock(index) for index in reversed(range(blocks))]
+        self.cached = EvictionOrder[CachedBlock](clock)
+        self.index: dict[bytes, Unit] = {}
+        self.tier = HostTier(host_blocks, unit_blocks, clock) if host_blocks and share else None
+        self.evictions = self.saved_units = self.loaded_units = 0
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be written now: free ones and evictable ones."""
+        return len(self.free) + len(self.cached) * self.unit_blocks
+
+    def find(self, digest: bytes, parent: bytes, tokens: bytes) -> Unit | None:
+        unit = self.index.get(digest)
+        return unit if unit is not None and unit.matches(parent, tokens) else None
+
+    def blocks_to_take(self, unit: Unit) -> int:
+        """How many available blocks a further use of this unit takes."""
+        return 0 if unit.users or unit.arriving else self.unit_blocks
+
+    def take_free(self) -> FreeBlock:
+        if not self.free:
+            evicted = self.cached.pop()
+            unit = evicted.unit
+            self.free.extend(reversed(evicted.evict()))
+            self.evictions += 1
+            if self.tier is None or not self.tier.evicted(unit):
+                del self.index[unit.digest]
+        return self.free.pop()
+
+    def hold(self, unit: Unit) -> SealedBlock | None:
+        """A share of a unit that the device has or awaits; None for one that it does not."""
+        if unit.users:
+            if self.tier is not None:
+                self.tier.put_back.discard(unit)
+            return unit.share()
+        if unit in self.cached:
+            share = self.cached.take(unit).use()
+            if self.tier is not None:
+                self.tier.taken(unit)
+            return share
+        return self.tier.share(unit) if unit.arriving and self.tier is not None else None
+
+    def load(self, unit: Unit) -> SealedBlock:
+        """A share of a unit that the host alone has; its blocks must be available."""
+        assert self.tier is not None
+        return self.tier.load(unit, [self.take_free() for _ in range(self.unit_blocks)])
+
+    def seal(self, blocks: Sequence[WritableBlock], digest: bytes, parent: bytes, tokens: bytes) -> SealedBlock:
+        """The blocks of one unit are full. Where the device has an equal unit, this one stays its sequence's own."""
+        known = self.index.get(digest) if self.shares else None
+        if known is not None and not known.indices and known.matches(parent, tokens):
+            sealed = restore(blocks, known)
+        else:
+            sealed = seal(blocks, digest, parent, tokens)
+        if self.shares and self.index.setdefault(digest, sealed.unit) is sealed.unit and self.tier is not None:
+            self.tier.sealed(sealed.unit)
+        return sealed
+
+    def free_writable(self, blocks: Iterable[WritableBlock]) -> None:
+        self.free.extend(block.free() for block in blocks)
+
+    def give_back(self, share: SealedBlock) -> None:
+        """A sequence does not use a unit any more."""
+        unit = share.unit
+        cached = share.release()
+        if cached is not None:
+            self._keep_or_free(cached)
+        elif unit.arriving and not unit.users and self.tier is not None:
+            self.free.extend(reversed(self.tier.cancel(unit)))
+
+    def _keep_or_free(self, cached: CachedBlock, first: bool = False) -> None:
+        unit = cached.unit
+        if self.shares and not unit.spoilt and self.index.setdefault(unit.digest, unit) is unit:
+            self.cached.add(unit, cached, first)
+            if self.tier is not None:
+                self.tier.cached(unit, first)
+        else:
+            self.free.extend(reversed(cached.evict()))
+
+    # Copies to the host and back.
+
+    def launch(self, step_id: int, save_blocks: int) -> tuple[BlockCopies | None, BlockCopies | None]:
+        """What step `step_id` saves, in at most so many blocks, and what it loads; None for nothing."""
+        if self.tier is None:
+            return None, None
+        saves = self._choose_saves(self.tier, save_blocks // self.unit_blocks)
+        pairs = [(saving.unit.indices, saving.into) for saving in saves]
+        loads = [(loading.unit.indices, loading.unit.host) for loading in self.tier.launch(step_id, saves)]
+        return self._copies(pairs), self._copies(loads)
+
+    def _copies(self, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> BlockCopies | None:
+        if not pairs:
+            return None
+        device, host = (np.array(indices, np.int32).reshape(-1) for indices in zip(*pairs, strict=True))
+        return BlockCopies(device, host, self.number)
+
+    def _choose_saves(self, tier: HostTier, units: int) -> list[SavingBlock]:
+        """Cached units in the order of their eviction; units in use, oldest first, while that costs no other copy."""
+        saves: list[SavingBlock] = []
+        while len(saves) < units and (reuse := tier.unsaved.lowest()) is not None:
+            evictable = len(self.cached) - len(tier.unsaved)
+            ready = len(self.free) + evictable * self.unit_blocks
+            if not tier.room(reuse, evict=ready < READY_SHARE * self.blocks):
+                return saves
+            unit = tier.unsaved.pop()
+            self._make_host_room(tier)
+            tier.put_back.add(unit)
+            tier.save(self.cached.take(unit).use(), saves)
+        while len(saves) < units and tier.fresh and len(tier.free) >= self.unit_blocks:
+            unit, _ = tier.fresh.popitem(last=False)
+            tier.save(unit.share(), saves)
+        return saves
+
+    def _make_host_room(self, tier: HostTier) -> None:
+        while len(tier.free) < self.unit_blocks:
+            unit = tier.evict()
+            if unit in self.cached:
+                tier.cached(unit)
+            elif unit.users:
+                tier.sealed(unit)
+            else:
+                del self.index[unit.digest]
+
+    def complete_step(self, step_id: int) -> None:
+        """The copies of this step and all before it are done."""
+        if self.tier is None:
+            return
+        for step in [step for step in self.tier.saving if step <= step_id]:
+            for saving in reversed(self.tier.saving.pop(step)):
+                unit = saving.unit
+                copy, cached = saving.done()
+                if cached is None:
+                    self.tier.spare[unit] = copy
+                else:
+                    self.tier.copies.add(unit, copy)
+                self._saved(self.tier, unit, cached)
+                self.saved_units += 1
+        for step in [step for step in self.tier.loading if step <= step_id]:
+            for loading in self.tier.loading.pop(step):
+                unit = loading.unit
+                self.tier.arrive(unit)
+                self.tier.spare[unit], cached = loading.done()
+                if cached is not None:
+                    self._keep_or_free(cached)
+                self.loaded_units += 1
+
+    def fail_step(self, step_id: int) -> bool:
+        """This step copied nothing. Whether sequences hold units that it was to load: they must not read them."""
+        if self.tier is None:
+            return False
+        spoilt = False
+        for saving in reversed(self.tier.saving.pop(step_id, [])):
+            unit = saving.unit
+            freed, cached = saving.fail()
+            self.tier.free.extend(reversed(freed))
+            if cached is None:
+                self.tier.fresh[unit] = None
+            self._saved(self.tier, unit, cached)
+        for loading in self.tier.loading.pop(step_id, []):
+            unit = loading.unit
+            self.tier.arrive(unit)
+            del self.index[unit.digest]
+            freed, cached = loading.fail()
+            self.tier.free.extend(reversed(freed))
+            if cached is None:
+                spoilt = True
+            else:
+                self._keep_or_free(cached)
+        return spoilt
+
+    def _saved(self, tier: HostTier, unit: Unit, cached: CachedBlock | None) -> None:
+        """A save is over; the unit goes back to its place in the order of eviction, unless a sequence used it meanwhile."""
+        first = unit in tier.put_back
+        tier.put_back.discard(unit)
+        if cached is not None:
+            self._keep_or_free(cached, first)
