@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,12 @@ from .planning import Chunk
 from .service import attribute
 from .slots import PENDING, Phase
 from .state import SchedulerState
-from .step import SlotAdmission, StepBatch
+from .step import BlockCopies, SlotAdmission, StepBatch, empty_step
 
 
 def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> StepBatch:
     """The step of these decode slots and prefill chunks. Arrays are copies; nothing of the state is shared with the caller."""
-    batch, flight = _build(state, decodes, chunks)
+    batch, flight = _build(state, decodes, chunks) if len(decodes) or chunks else _without_rows(state)
     slots = state.slots
     slots.computed[flight.slots] = flight.computed
     slots.last_token[flight.slots] = PENDING
@@ -26,7 +27,8 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     for chunk in chunks:
         _note_chunk(state, chunk)
     state.flights.append(flight)
-    state.admitted.clear()
+    if batch.rows:
+        state.admitted.clear()
     state.next_step += 1
     state.counters.steps += 1
     state.counters.last_step_rows = batch.rows
@@ -34,12 +36,25 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
 
 
 def _note_chunk(state: SchedulerState, chunk: Chunk) -> None:
+    if not chunk.sequence.had_rows:
+        _note_first_rows(state, chunk)
     end = chunk.start + chunk.rows
     state.counters.recomputed_tokens += max(0, min(end, chunk.sequence.computed) - chunk.start)
     chunk.sequence.computed = max(chunk.sequence.computed, end)
     if end == chunk.sequence.length:
         state.slots.phase[chunk.sequence.slot] = Phase.DECODE
         del state.prefilling[chunk.sequence.slot]
+
+
+def _note_first_rows(state: SchedulerState, chunk: Chunk) -> None:
+    """What the first rows of a request say of its prompt: all before them was cached."""
+    sequence, counters = chunk.sequence, state.counters
+    sequence.had_rows, sequence.cached_tokens = True, chunk.start
+    state.slots.cached[sequence.slot] = chunk.start
+    counters.prefix_queries += sequence.length
+    counters.prefix_hits += chunk.start
+    counters.host_hits += sequence.reloaded_tokens
+    counters.prompt_tokens += sequence.length
 
 
 def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> tuple[StepBatch, Flight]:
@@ -56,6 +71,7 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     binding = slots.binding[rows.sequence_slots]
     flight = Flight(state.next_step, rows.sequence_slots, binding, context, rows.samples, sampled_names)
     flight.chunks, flight.chunk_rows = len(chunks), sum(chunk.rows for chunk in chunks)
+    saves, loads = _copies(state, len(row_slots), float(rows.positions.sum()), float(context.sum()))
     batch = StepBatch(
         step_id=state.next_step,
         token_ids=rows.token_ids,
@@ -71,8 +87,28 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
         request_ids=tuple(names),
         logit_request_ids=sampled_names,
         admissions=tuple(SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted),
+        saves=saves,
+        loads=loads,
     )
     return batch, flight
+
+
+def _without_rows(state: SchedulerState) -> tuple[StepBatch, Flight]:
+    """A step that copies and computes nothing."""
+    saves, loads = _copies(state, 0, 0.0, 0.0)
+    none = np.empty(0, np.int32)
+    flight = Flight(state.next_step, none.astype(np.intp), none.astype(np.int64), none, none.astype(np.intp), ())
+    return replace(empty_step(state.next_step), saves=saves, loads=loads), flight
+
+
+def _copies(
+    state: SchedulerState, rows: int, token_pairs: float, context: float
+) -> tuple[tuple[BlockCopies, ...], tuple[BlockCopies, ...]]:
+    """What the step saves and loads."""
+    if not state.kv.has_tier:
+        return (), ()
+    saved = state.copied_blocks(rows, token_pairs, context) if rows else state.kv.blocks
+    return state.kv.launch(state.next_step, saved)
 
 
 class _Rows(NamedTuple):

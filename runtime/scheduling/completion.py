@@ -26,14 +26,25 @@ def complete(state: SchedulerState, flight: Flight, tokens: NDArray[np.int32]) -
 
 
 def fail(state: SchedulerState, flight: Flight) -> list[Outcome]:
-    """The step was not executed, or wrongly: every sequence in it ends with "error"; what was sealed before stays good."""
+    """The step was not executed, or wrongly: every sequence in it, or that needs what it was to load, ends with "error". What
+    was sealed before stays good."""
     live = state.slots.binding[flight.slots] == flight.bindings
     affected = [state.running[slot] for slot in flight.slots[live].tolist()]
     affected += [sequence for sequence in flight.preempted.values() if sequence.status is Status.WAITING]
+    if state.kv.fail_step(flight.step_id):
+        affected += _readers(state, affected)
     for sequence in affected:
         state.finish(sequence)
     state.retire_step(flight)
     return [sequence.outcome(None, "error") for sequence in affected]
+
+
+def _readers(state: SchedulerState, affected: list[Sequence]) -> list[Sequence]:
+    """Further sequences that hold what the failed step was to load; and those preempted since a later step was launched with
+    rows of them, which may have read it."""
+    further = [s for s in state.running.values() if s.blocks is not None and state.kv.is_spoilt(s.blocks)]
+    further += [s for flight in state.flights for s in flight.preempted.values() if s.status is Status.WAITING]
+    return [sequence for sequence in dict.fromkeys(further) if sequence not in affected]
 
 
 def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: NDArray[np.int32]) -> None:

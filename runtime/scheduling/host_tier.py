@@ -133,7 +133,7 @@ class HostTier:
     # Saves.
 
     def room(self, reuse: Reuse, evict: bool) -> bool:
-        """Whether there is room for one more copy of a unit of this expected reuse, by eviction of what is worth less if allowed."""
+        """Whether there is room for a copy of a unit of this expected reuse; by eviction of what is worth no more, if allowed."""
         if len(self.free) >= self.unit_blocks or self.copies.lowest() is Reuse.GONE:
             return True
         lowest = self.copies.lowest()

@@ -1,9 +1,10 @@
-"""Every invariant that ties requests, slots and blocks together; the pool's own are in kv.py."""
+"""Every invariant that ties requests, slots and blocks together; the blocks' own are in kv_integrity.py."""
 
 from __future__ import annotations
 
 from .errors import IntegrityError
 from .flight import Flight
+from .kv_integrity import check_kv
 from .sequence import Sequence, Status
 from .slots import Phase
 from .state import SchedulerState
@@ -11,7 +12,7 @@ from .state import SchedulerState
 
 def check_state(state: SchedulerState) -> None:
     """Raises IntegrityError naming the first invariant that is broken."""
-    state.kv.check_integrity()
+    check_kv(state.kv)
     _check_membership(state)
     for slot, sequence in state.running.items():
         _check_slot(state, slot, sequence)
@@ -37,8 +38,9 @@ def _check_membership(state: SchedulerState) -> None:
     _check(occupied == set(state.running), "slot phases and running requests disagree")
     empty = slots.empty_slots()
     _check(sorted([*empty, *state.running]) == list(range(len(slots.phase))), "a slot is lost or listed twice")
-    prefilling = {slot for slot in state.running if slots.phase[slot] == Phase.PREFILL}
-    _check(prefilling == set(state.prefilling), "prefilling requests and slot phases disagree")
+    for phase, listed in ((Phase.PREFILL, state.prefilling), (Phase.LOADING, state.loading)):
+        there = {slot for slot in state.running if slots.phase[slot] == phase}
+        _check(there == set(listed), f"requests listed as {phase.name} and slot phases disagree")
     _check(all(s.blocks is None for s in waiting), "a waiting request holds blocks")
     held = {id(s.blocks) for s in running}
     _check(held == {id(blocks) for blocks in state.kv.open_sequences()}, "blocks are held by no running request")
@@ -76,6 +78,9 @@ def _check_blocks(state: SchedulerState, slot: int, sequence: Sequence) -> None:
     _check(row[: len(indices)].tolist() == indices, f"{sequence.request_id}: its block table is not its blocks")
     _check(not row[len(indices) :].any(), f"{sequence.request_id}: its block table has entries beyond its blocks")
     _check(slots.capacity[slot] == len(indices) * state.kv.block_tokens, f"{sequence.request_id}: capacity is not its blocks")
+    loaded = slots.phase[slot] == Phase.LOADING or state.kv.is_ready(blocks)
+    _check(loaded, f"{sequence.request_id}: may have rows before its blocks are loaded")
+    _check(not state.kv.is_spoilt(blocks), f"{sequence.request_id}: runs on blocks that could not be loaded")
     _check(slots.sealed[slot] == len(blocks.sealed) * slots.unit_tokens, f"{sequence.request_id}: sealed tokens miscounted")
     for number, block in enumerate(blocks.sealed):
         parent, digest = sequence.chain.digests[number : number + 2]

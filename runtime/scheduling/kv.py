@@ -54,16 +54,24 @@ class KvManager:
 
     `host_blocks` are more blocks in the host's memory: units go there in the background (`launch`), and come back for a
     sequence that starts with them. Such a sequence has rows once `is_ready`, in the step being planned or later.
+    `bytes_per_block` is what a block takes (0: unknown).
     """
 
     def __init__(
-        self, blocks: int, block_tokens: int, identity_tokens: int, compatibility: str, share: bool = True, host_blocks: int = 0
+        self,
+        blocks: int,
+        block_tokens: int,
+        identity_tokens: int,
+        compatibility: str,
+        share: bool = True,
+        host_blocks: int = 0,
+        bytes_per_block: int = 0,
     ) -> None:
         _check_geometry(blocks, block_tokens, identity_tokens, host_blocks)
         self.shares = share
         self.blocks, self.block_tokens, self.identity_tokens = blocks, block_tokens, identity_tokens
         self.unit_blocks = identity_tokens // block_tokens
-        self.compatibility = compatibility
+        self.compatibility, self.bytes_per_block = compatibility, bytes_per_block
         self.clock = Clock()
         self.pool = BlockPool(0, blocks, self.unit_blocks, host_blocks, share, self.clock)
         self._open: set[SequenceBlocks] = set()
@@ -177,6 +185,10 @@ class KvManager:
             self.pool.tier.begin_step(load_blocks // self.unit_blocks)
 
     @property
+    def has_tier(self) -> bool:
+        return self.pool.tier is not None
+
+    @property
     def has_loads(self) -> bool:
         """Whether the step being planned loads blocks."""
         return self.pool.tier is not None and bool(self.pool.tier.boarding)
@@ -239,8 +251,8 @@ class KvManager:
 def manager_of(geometry: KvGeometry) -> KvManager:
     """The manager of a plan's blocks."""
     numbers = geometry.blocks, geometry.block_tokens, geometry.identity_tokens
-    share, host_blocks = geometry.shares_prefixes, geometry.host_blocks
-    return KvManager(*numbers, geometry.compatibility, share=share, host_blocks=host_blocks)
+    tier = geometry.host_blocks, geometry.bytes_per_block
+    return KvManager(*numbers, geometry.compatibility, geometry.shares_prefixes, *tier)
 
 
 def _check_geometry(blocks: int, block_tokens: int, identity_tokens: int, host_blocks: int) -> None:

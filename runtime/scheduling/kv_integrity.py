@@ -91,7 +91,7 @@ def _check_index(pool: BlockPool, users: Counter[Unit]) -> None:
         here = unit in users or unit in pool.cached or unit.arriving
         _require(here or unit.host != (), f"indexed unit at {unit.indices} is neither sealed nor cached nor offloaded")
         _require(here == bool(unit.indices), f"indexed unit at {unit.indices} is not where it says")
-        _require(not unit.indices or unit.arriving or unit in users or not unit.users, f"unit at {unit.indices} has unknown users")
+        _require(unit in users or not unit.users, f"unit at {unit.indices} has unknown users")
 
 
 def _check_tier(pool: BlockPool, tier: HostTier, users: Counter[Unit]) -> None:

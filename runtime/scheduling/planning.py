@@ -44,6 +44,8 @@ class StepPlanner:
     def _plan_once(self) -> tuple[NDArray[np.intp], list[Chunk]]:
         state = self._state
         decodes = self._decodes()
+        state.kv.begin_step(self._load_blocks(decodes))
+        state.wake()
         chunks = self._prefills(self._budget(decodes))
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
         return decodes[state.slots.phase[decodes] == Phase.DECODE], chunks
@@ -63,6 +65,13 @@ class StepPlanner:
             if sequence.status is Status.RUNNING and self._find_block(sequence):
                 state.grow(sequence)
         return ready[(slots.phase[ready] == Phase.DECODE) & (slots.computed[ready] < slots.capacity[ready])]
+
+    def _load_blocks(self, decodes: NDArray[np.intp]) -> int:
+        """Blocks that the step may bring back from the host: as many as others' rows hide; all where no other is held up."""
+        if not len(decodes):
+            return self._state.kv.blocks
+        context = float(self._state.slots.computed[decodes].sum())
+        return self._state.copied_blocks(len(decodes), context, context)
 
     def _share(self, ready: NDArray[np.intp]) -> int:
         """How many of the ready sequences a step of a pipeline takes."""
@@ -124,7 +133,7 @@ class StepPlanner:
                 sequence = running.pop()
             else:
                 break
-            if sequence.status is Status.RUNNING:
+            if sequence.status is Status.RUNNING and state.slots.phase[sequence.slot] == Phase.PREFILL:
                 chunks.append(self._chunk(sequence, budget))
                 budget -= chunks[-1].rows
         return chunks

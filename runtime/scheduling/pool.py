@@ -38,10 +38,6 @@ class BlockPool:
         unit = self.index.get(digest)
         return unit if unit is not None and unit.matches(parent, tokens) else None
 
-    def blocks_to_take(self, unit: Unit) -> int:
-        """How many available blocks a further use of this unit takes."""
-        return 0 if unit.users or unit.arriving else self.unit_blocks
-
     def take_free(self) -> FreeBlock:
         if not self.free:
             evicted = self.cached.pop()

@@ -80,7 +80,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """One request's news of one step; the last one has `finish_reason`.
 
     `token` is what was sampled (also when it is the stop token, which `stop_token` then names); None after an abort or error.
-    `cached_tokens` is how many prompt tokens came from the prefix cache when the request was first admitted.
+    `cached_tokens` is how many prompt tokens came from the prefix cache when the request first had rows.
     """
 
     request_id: str
@@ -93,8 +93,10 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class SchedulerStats(msgspec.Struct, frozen=True):
     """Gauges and exact running totals. Prefix queries and hits, recomputed and discarded count tokens.
 
-    `prefix_queries` and `prefix_hits` count first admissions only; `recomputed_tokens` are tokens whose KV was computed again
-    because of a preemption; `discarded_tokens` were sampled for a request that had already ended.
+    `prefix_queries` and `prefix_hits` count the first time that a request has rows, and `host_hits` are those of the hits that
+    were brought back from the host for it. `offloaded_tokens` and `reloaded_tokens` were copied to the host and back.
+    `recomputed_tokens` are tokens whose KV was computed again because of a preemption; `discarded_tokens` were sampled for a
+    request that had already ended.
     """
 
     running: int
@@ -103,6 +105,7 @@ class SchedulerStats(msgspec.Struct, frozen=True):
     preemptions: int
     prefix_queries: int
     prefix_hits: int
+    host_hits: int
     recomputed_tokens: int
     discarded_tokens: int
     evictions: int
@@ -110,3 +113,5 @@ class SchedulerStats(msgspec.Struct, frozen=True):
     generation_tokens: int
     steps: int
     last_step_rows: int
+    offloaded_tokens: int
+    reloaded_tokens: int

@@ -120,7 +120,7 @@ class Scheduler:
         if len(state.flights) >= self.max_in_flight:
             raise SchedulerMisuse(f"complete step {state.flights[0].step_id} first: {self.max_in_flight} are in flight")
         decodes, chunks = self._planner.plan()
-        if not len(decodes) and not chunks:
+        if not len(decodes) and not chunks and not state.kv.has_loads:
             return None
         return launch(state, decodes, chunks)
 
@@ -179,6 +179,8 @@ class Scheduler:
             waiting=len(state.waiting),
             kv_usage=state.kv.usage,
             evictions=state.kv.evictions,
+            offloaded_tokens=state.kv.offloaded_tokens,
+            reloaded_tokens=state.kv.reloaded_tokens,
             **asdict(state.counters),
         )
 

@@ -29,6 +29,7 @@ class Sequence:
     `chain` covers the full units of the prompt, and of the output once it is hashed. `computed` is the most tokens whose KV it
     ever had. `awaited_step`: the launched step that may still bring a token. `due` is policy rule 2's, `start_tag` its tenant's
     tag when it was first admitted; `service_seconds` of the machine it had while it held a slot, of `expected_seconds`.
+    `reloaded_tokens`: how many of its cached tokens were brought back from the host when it was last admitted.
     """
 
     __slots__ = (
@@ -41,18 +42,19 @@ class Sequence:
         "computed",
         "due",
         "expected_seconds",
+        "had_rows",
         "length",
         "limit",
         "preempted_in_round",
         "prompt_length",
         "rank",
+        "reloaded_tokens",
         "request",
         "service_seconds",
         "slot",
         "start_tag",
         "status",
         "unit_tokens",
-        "was_admitted",
     )
 
     def __init__(
@@ -71,7 +73,8 @@ class Sequence:
         self.cached_tokens = 0
         self.computed = 0
         self.preempted_in_round = self.awaited_step = -1
-        self.was_admitted = False
+        self.reloaded_tokens = 0
+        self.had_rows = False
 
     @property
     def request_id(self) -> str:

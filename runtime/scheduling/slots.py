@@ -14,9 +14,12 @@ PENDING = -1
 
 
 class Phase(IntEnum):
+    """`LOADING`: it has its slot and blocks, and waits for a step that loads some of them; then it goes on to `PREFILL`."""
+
     EMPTY = 0
     PREFILL = 1
     DECODE = 2
+    LOADING = 3
 
 
 class SlotTable:

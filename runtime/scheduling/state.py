@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,16 @@ from .slots import PENDING, Phase, SlotTable
 from .step import IntArray
 from .waiting import WaitingQueue
 
+LEAST_COPY_SECONDS = 0.005
+"""A step may copy to and from the host for so long, however short it is."""
+
 
 @dataclass(slots=True)
 class Counters:
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    host_hits: int = 0
     recomputed_tokens: int = 0
     discarded_tokens: int = 0
     prompt_tokens: int = 0
@@ -56,6 +61,7 @@ class SchedulerState:
         self.requests: dict[str, Sequence] = {}
         self.running: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
+        self.loading: dict[int, Sequence] = {}
         self.admitted: list[Sequence] = []
         self.due: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
@@ -99,6 +105,7 @@ class SchedulerState:
     def shortage(self, sequence: Sequence, hits: Hits) -> int:
         """Blocks missing to admit a waiting sequence (policy rule 4); not positive when it fits."""
         needed = self.kv.blocks_for(sequence.length) - len(hits.units) * self.kv.unit_blocks + hits.idle_blocks
+        needed += hits.reload_blocks
         return needed + policy.headroom(len(self.running)) - self.kv.available
 
     def admit(self, sequence: Sequence, hits: Hits) -> None:
@@ -115,18 +122,31 @@ class SchedulerState:
             sequence.expected_seconds = self.prefill_seconds(sequence.length, cached)
             sequence.start_tag = self.shares.start(sequence.request.tenant, sequence.expected_seconds)
             self.waiting.refresh(sequence.request.tenant)
-        if not sequence.was_admitted:
-            sequence.was_admitted, sequence.cached_tokens = True, cached
-            self.counters.prefix_queries += sequence.length
-            self.counters.prefix_hits += cached
-            self.counters.prompt_tokens += sequence.length
+        sequence.reloaded_tokens = hits.reload_blocks * self.kv.block_tokens
         self.slots.cached[slot] = sequence.cached_tokens
-        self.running[slot] = self.prefilling[slot] = sequence
-        self.admitted.append(sequence)
+        self.running[slot] = self.loading[slot] = sequence
+        self.wake()
+
+    def copied_blocks(self, rows: int, token_pairs: float, context: float) -> int:
+        """How many blocks the link to the host carries, one way, while a step of this size is computed; all where nothing is
+        predicted."""
+        seconds = self.costs.copy_seconds(self.kv.bytes_per_block) if self.costs is not None else 0.0
+        if self.costs is None or not 0 < seconds < inf:
+            return self.kv.blocks
+        return int(max(self.costs.step_seconds(rows, token_pairs, context), LEAST_COPY_SECONDS) / seconds)
+
+    def wake(self) -> None:
+        """Sequences whose blocks are on the device before the rows of the step being planned may have rows in it."""
+        for slot, sequence in [*self.loading.items()]:
+            assert sequence.blocks is not None
+            if self.kv.is_ready(sequence.blocks):
+                self.prefilling[slot] = self.loading.pop(slot)
+                self.slots.phase[slot] = Phase.PREFILL
+                self.admitted.append(sequence)
 
     def _bind(self, sequence: Sequence, slot: int, indices: list[int], cached: int) -> None:
         slots = self.slots
-        slots.phase[slot] = Phase.PREFILL
+        slots.phase[slot] = Phase.LOADING
         slots.computed[slot] = slots.confirmed[slot] = slots.sealed[slot] = cached
         slots.length[slot], slots.limit[slot] = sequence.length, sequence.limit
         slots.capacity[slot] = len(indices) * self.kv.block_tokens
@@ -204,4 +224,7 @@ class SchedulerState:
         self.slots.leave(slot, self.completed_step)
         del self.running[slot]
         self.prefilling.pop(slot, None)
+        self.loading.pop(slot, None)
+        if sequence in self.admitted:
+            self.admitted.remove(sequence)
         sequence.blocks, sequence.slot = None, NO_SLOT

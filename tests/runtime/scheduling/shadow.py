@@ -9,13 +9,17 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.kv_integrity import BlockState, HostState, block_states, host_states
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
 from tokenspeed.runtime.scheduling.request import FinishReason, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.scheduling.step import BlockCopies, IntArray, StepBatch
 
 VOCABULARY = 12
+NEVER_WRITTEN, IN_TRANSFER, SPOILT = -7, -9, -8
+"""What memory holds before it is written, while a step in flight copies something there, and after such a step failed."""
 
 
 def make_request(
@@ -48,8 +52,9 @@ def make_scheduler(
     max_context: int = 64,
     policy: Policy = AGENTIC,
     weights: Mapping[str, float] | None = None,
+    host_blocks: int = 0,
 ) -> tuple[Scheduler, KvManager]:
-    kv = KvManager(blocks, block_tokens, identity_tokens, "test")
+    kv = KvManager(blocks, block_tokens, identity_tokens, "test", host_blocks=host_blocks)
     limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, max_waiting, max_context)
     return Scheduler(limits, kv, policy=policy, weights=weights), kv
 
@@ -72,11 +77,22 @@ def reference(request: Request, limits: SchedulerLimits, pool_tokens: int) -> tu
 
 
 class ShadowDevice:
-    """Runs steps in launch order, each at any time between its launch and its completion."""
+    """Runs steps in launch order, each at any time between its launch and its completion.
+
+    What a step copies may land, and be read, at any time between its launch and its completion (of loads: its rows): nobody may
+    look at the destination or change the source in between. What was read in vain, of a load that failed, taints what it gave.
+    """
 
     def __init__(self, kv: KvManager, limits: SchedulerLimits) -> None:
         self.kv, self.limits = kv, limits
-        self.memory = np.full(kv.blocks * kv.block_tokens, -7, dtype=np.int64)
+        self.memory = np.full((kv.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
+        tier = kv.pool.tier
+        self.host = np.full((0 if tier is None else tier.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
+        self.in_transfer: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self.host_salt: dict[int, str] = {}
+        self.spoilt_readers: set[str] = set()
+        self.prompts: dict[str, NDArray[np.int32]] = {}
+        self.saved = self.loaded = 0
         self.last_token: dict[int, int] = {}
         self.slot_owner: dict[int, str] = {}
         self.prefix: dict[str, list[int]] = {}
@@ -101,11 +117,13 @@ class ShadowDevice:
         for request_id, start in zip(batch.request_ids, batch.sequence_starts[:-1], strict=True):
             assert self.slot_owner[int(batch.row_slots[start])] == request_id
         self._count(batch)
+        self._begin_copies(batch)
         self.launched.append(batch)
 
     def _count(self, batch: StepBatch) -> None:
         """Recomputed and hit tokens, told from the rows alone."""
-        prompts = {admission.request_id: admission.prompt for admission in batch.admissions}
+        self.prompts.update({admission.request_id: admission.prompt for admission in batch.admissions})
+        prompts = self.prompts
         for sequence, request_id in enumerate(batch.request_ids):
             end = int(batch.context_lengths[sequence])
             start = int(batch.positions[batch.sequence_starts[sequence]])
@@ -115,6 +133,35 @@ class ShadowDevice:
                 self.hit += start
             self.recomputed += max(0, min(end, self.ever_computed.get(request_id, 0)) - start)
             self.ever_computed[request_id] = max(end, self.ever_computed.get(request_id, 0))
+
+    def _begin_copies(self, batch: StepBatch) -> None:
+        saves, loads = _pairs(batch.saves), _pairs(batch.loads)
+        assert len({*saves[0].tolist(), *loads[0].tolist()}) == len(saves[0]) + len(loads[0]), "a block is copied twice"
+        assert len({*saves[1].tolist(), *loads[1].tolist()}) == len(saves[1]) + len(loads[1]), "a host block is copied twice"
+        self.in_transfer[batch.step_id] = self.memory[saves[0]], self.host[loads[1]]
+        for content in self.in_transfer[batch.step_id]:
+            assert (content >= 0).all(), "a copy is made of what is not there"
+        self.host[saves[1]], self.memory[loads[0]] = IN_TRANSFER, IN_TRANSFER
+
+    def _land_loads(self, batch: StepBatch) -> None:
+        device, host = _pairs(batch.loads)
+        content = self.in_transfer[batch.step_id][1]
+        assert (self.host[host] == content).all(), "a block was changed while a step loaded it"
+        assert (self.memory[device] == IN_TRANSFER).all(), "a block was written while a step filled it"
+        self.memory[device] = content
+        self.loaded += content.size
+        for block, source in zip(device.tolist(), host.tolist(), strict=True):
+            self.block_salt[block] = self.host_salt[source]
+
+    def _land_saves(self, batch: StepBatch) -> None:
+        device, host = _pairs(batch.saves)
+        content = self.in_transfer.pop(batch.step_id)[0]
+        assert (self.memory[device] == content).all(), "a block was changed while a step saved it"
+        assert (self.host[host] == IN_TRANSFER).all(), "a host block was written while a step filled it"
+        self.host[host] = content
+        self.saved += content.size
+        for block, target in zip(device.tolist(), host.tolist(), strict=True):
+            self.host_salt[target] = self.block_salt[block]
 
     def execute_oldest(self) -> None:
         """Run the oldest launched step that has not run yet; nothing when there is none."""
@@ -128,13 +175,19 @@ class ShadowDevice:
         if self.launched[0].step_id not in self.sampled:
             self.execute_oldest()
         batch = self.launched.pop(0)
+        self._land_saves(batch)
         return batch, self.sampled.pop(batch.step_id)
 
     def fail_oldest(self) -> StepBatch:
         """The oldest launched step failed; what a step after it does for the same requests is of no interest."""
         batch = self.launched.pop(0)
-        self.sampled.pop(batch.step_id, None)
+        if self.sampled.pop(batch.step_id, None) is not None:
+            self.loaded -= self.in_transfer[batch.step_id][1].size
+        del self.in_transfer[batch.step_id]
         self.failed.update(batch.request_ids)
+        self.host[_pairs(batch.saves)[1]], self.memory[_pairs(batch.loads)[0]] = SPOILT, SPOILT
+        for block in _pairs(batch.loads)[0].tolist():
+            self.block_salt.pop(block, None)
         return batch
 
     def _execute(self, batch: StepBatch) -> None:
@@ -142,11 +195,15 @@ class ShadowDevice:
             self.last_token.get(int(slot), 0) if token == -1 else int(token)
             for token, slot in zip(batch.token_ids, batch.row_slots, strict=True)
         ]
-        self.memory[batch.slot_mapping] = tokens
+        self._land_loads(batch)
+        self.memory.reshape(-1)[batch.slot_mapping] = tokens
         self._check_tenants(batch)
         read = [self._read(batch, sequence) for sequence in range(len(batch.request_ids))]
         for request_id, tokens_read in zip(batch.request_ids, read, strict=True):
             if request_id in self.failed:
+                continue
+            if SPOILT in tokens_read:
+                self._taint(batch, request_id)
                 continue
             expected = self.prefix[request_id]
             while len(expected) < len(tokens_read):
@@ -158,6 +215,13 @@ class ShadowDevice:
             self.last_token[int(slot)] = token
         self.sampled[batch.step_id] = sampled
 
+    def _taint(self, batch: StepBatch, request_id: str) -> None:
+        """A request reads what could not be loaded: what it writes is worth nothing, and it must never get a token again."""
+        self.spoilt_readers.add(request_id)
+        sequence = batch.request_ids.index(request_id)
+        rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
+        self.memory.reshape(-1)[batch.slot_mapping[rows]] = SPOILT
+
     def _check_tenants(self, batch: StepBatch) -> None:
         """No sequence reads a block that was written under another salt."""
         rows_each = np.diff(batch.sequence_starts)
@@ -166,19 +230,21 @@ class ShadowDevice:
         for sequence, request_id in enumerate(batch.request_ids):
             used = self.kv.blocks_for(int(batch.context_lengths[sequence]))
             if request_id not in self.failed:
-                assert {self.block_salt[b] for b in batch.block_tables[sequence, :used].tolist()} == {self.salt[request_id]}
+                salts = {self.block_salt.get(block) for block in batch.block_tables[sequence, :used].tolist()}
+                assert salts - {None} == {self.salt[request_id]}
 
     def _read(self, batch: StepBatch, sequence: int) -> list[int]:
         positions = np.arange(batch.context_lengths[sequence])
         blocks = batch.block_tables[sequence, positions // self.kv.block_tokens].astype(np.int64)
-        return self.memory[blocks * self.kv.block_tokens + positions % self.kv.block_tokens].tolist()
+        return self.memory[blocks, positions % self.kv.block_tokens].tolist()
 
     def check_shape(self, batch: StepBatch) -> None:
         """The step ABI and the limits, for one batch."""
         limits, starts = self.limits, batch.sequence_starts
         rows_each = np.diff(starts)
         assert len(set(batch.request_ids)) == len(batch.request_ids) == len(rows_each) <= limits.max_sequences
-        assert 1 <= batch.rows <= limits.max_rows and batch.decode_rows <= limits.max_decode_rows
+        assert batch.rows or batch.loads, "a step does nothing"
+        assert batch.rows <= limits.max_rows and batch.decode_rows <= limits.max_decode_rows
         assert starts[0] == 0 and starts[-1] == batch.rows == len(batch.positions) == len(batch.slot_mapping)
         assert (rows_each[: batch.decode_rows] == 1).all()
         assert ((rows_each >= 1) & (rows_each <= limits.prefill_chunk)).all()
@@ -197,17 +263,38 @@ class ShadowDevice:
 
     def check_blocks_held(self) -> None:
         """What a launched step reads is not free or evictable; what it writes belongs to one sequence and is not sealed."""
-        states = self.kv.states()
+        states, hosted = block_states(self.kv), host_states(self.kv)
         writer: dict[int, str] = {}
+        arriving: set[int] = set()
         for batch in self.launched:
+            arriving.update(_pairs(batch.loads)[0].tolist())
+            self._check_copies_held(batch, states, hosted)
             for sequence, request_id in enumerate(batch.request_ids):
                 used = self.kv.blocks_for(int(batch.context_lengths[sequence]))
                 for block in batch.block_tables[sequence, :used].tolist():
-                    assert states[block] in ("writable", "sealed"), f"block {block} of a launched step is {states[block]}"
+                    fine = states[block] in ("writable", "sealed") or (states[block] == "loading" and block in arriving)
+                    assert fine, f"block {block} of a launched step is {states[block]}"
                 rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
                 for block in set((batch.slot_mapping[rows] // self.kv.block_tokens).tolist()):
                     assert states[block] == "writable", f"block {block} is {states[block]} and still to be written"
                     assert writer.setdefault(block, request_id) == request_id, f"block {block} has two writers"
+
+    def _check_copies_held(self, batch: StepBatch, states: Mapping[int, BlockState], hosted: Mapping[int, HostState]) -> None:
+        for blocks, found, wanted in (
+            (_pairs(batch.saves)[0], states, "sealed"),
+            (_pairs(batch.saves)[1], hosted, "saving"),
+            (_pairs(batch.loads)[0], states, "loading"),
+            (_pairs(batch.loads)[1], hosted, "loading"),
+        ):
+            for block in blocks.tolist():
+                assert found[block] == wanted, f"block {block} of a copy in flight is {found[block]}, not {wanted}"
+
+
+def _pairs(copies: Sequence[BlockCopies]) -> tuple[IntArray, IntArray]:
+    """Blocks on the device and on the host, of pool 0."""
+    assert len(copies) <= 1
+    none = np.empty(0, np.int32)
+    return (copies[0].device, copies[0].host) if copies else (none, none)
 
 
 def run_to_end(scheduler: Scheduler, device: ShadowDevice, overlap: bool = False) -> dict[str, tuple[list[int], str]]:

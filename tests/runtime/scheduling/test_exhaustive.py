@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.kv_integrity import block_states
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.slots import Phase
@@ -67,7 +68,7 @@ class World:
 
     def check(self) -> None:
         self.scheduler.check_integrity()
-        states = self.kv.states()
+        states = block_states(self.kv)
         for batch in self.flights:
             for sequence, context in enumerate(batch.context_lengths.tolist()):
                 used = batch.block_tables[sequence, : self.kv.blocks_for(context)].tolist()
@@ -101,10 +102,10 @@ class World:
             tuple(array[slots.phase != Phase.EMPTY].tobytes() for array in arrays),
             slots.block_table.tobytes(),
             tuple(step - first if step > state.completed_step else 0 for step in slots.last_step.tolist()),
-            tuple(sorted(self.kv.states().items())),
-            tuple((digest, unit.indices) for digest, unit in self.kv._index.items()),
-            tuple(self.kv._cached),
-            tuple(block.index for block in self.kv._free),
+            tuple(sorted(block_states(self.kv).items())),
+            tuple((digest, unit.indices) for digest, unit in self.kv.pool.index.items()),
+            tuple(block.unit.digest for block in self.kv.pool.cached),
+            tuple(block.index for block in self.kv.pool.free),
         )
 
 

@@ -5,6 +5,7 @@ import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, OutOfBlocks
 from tokenspeed.runtime.scheduling.kv import Hits, KvManager, SequenceBlocks
+from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv
 from tokenspeed.runtime.scheduling.prefix import PrefixChain, token_bytes
 
 UNIT = 4
@@ -31,7 +32,7 @@ def compute(kv: KvManager, tokens: list[int], salt: str = "") -> SequenceBlocks:
     for unit in range(len(blocks.sealed), len(chain)):
         parent, digest = chain.digests[unit : unit + 2]
         kv.seal(blocks, digest, parent, encoded[unit * size : (unit + 1) * size])
-    kv.check_integrity()
+    check_kv(kv)
     return blocks
 
 
@@ -75,7 +76,7 @@ def test_a_hash_collision_is_a_miss(monkeypatch: pytest.MonkeyPatch):
     assert find(kv, [1, 2, 3, 5]).units == []
     other = compute(kv, [1, 2, 3, 5])
     kv.release(other, -1)
-    kv.check_integrity()
+    check_kv(kv)
     assert kv.available == 8
 
 
@@ -96,7 +97,7 @@ def test_eviction_is_least_recently_used_and_tail_first():
     kv.release(compute(kv, old[:4]), -1)  # used again: now the most recent
     kv.grow(kv.open(Hits([], 0)), 1)
     assert (len(find(kv, old).units), len(find(kv, new).units), kv.evictions) == (1, 1, 2)
-    kv.check_integrity()
+    check_kv(kv)
 
 
 def test_what_is_in_use_is_never_evicted():
@@ -105,7 +106,7 @@ def test_what_is_in_use_is_never_evicted():
     with pytest.raises(OutOfBlocks):
         kv.grow(held, 2)
     assert len(held.indices()) == 2 and kv.available == 1
-    kv.check_integrity()
+    check_kv(kv)
 
 
 def test_blocks_of_a_launched_step_are_set_aside_until_it_completes():
@@ -114,13 +115,13 @@ def test_blocks_of_a_launched_step_are_set_aside_until_it_completes():
     blocks = compute(kv, list(range(10)))
     kv.release(blocks, 7)
     assert kv.available == 1 and kv.retiring and kv.retiring_blocks() == 3
-    assert sorted(kv.states().values()) == ["free", "sealed", "sealed", "writable"]
-    kv.check_integrity()
+    assert sorted(block_states(kv).values()) == ["free", "sealed", "sealed", "writable"]
+    check_kv(kv)
     kv.complete_step(6)
     assert kv.available == 1
     kv.complete_step(7)
     assert kv.available == 4 and not kv.retiring
-    assert sorted(kv.states().values()) == ["cached", "cached", "free", "free"]
+    assert sorted(block_states(kv).values()) == ["cached", "cached", "free", "free"]
 
 
 def test_a_duplicate_stays_unshared_and_takes_over_when_the_first_is_gone():
@@ -131,7 +132,7 @@ def test_a_duplicate_stays_unshared_and_takes_over_when_the_first_is_gone():
     for blocks in copies:
         kv.grow(blocks, 1)
         kv.seal(blocks, chain.digests[1], chain.digests[0], encoded)
-    kv.check_integrity()
+    check_kv(kv)
     assert find(kv, tokens).units == [copies[0].sealed[0].unit]
     kv.release(copies[0], -1)
     kv.grow(kv.open(Hits([], 0)), 3)  # evicts the first copy
@@ -139,7 +140,7 @@ def test_a_duplicate_stays_unshared_and_takes_over_when_the_first_is_gone():
     unit = copies[1].sealed[0].unit
     kv.release(copies[1], -1)
     assert find(kv, tokens).units == [unit]
-    kv.check_integrity()
+    check_kv(kv)
 
 
 def test_a_duplicate_is_freed_where_the_first_is_cached():
@@ -150,7 +151,7 @@ def test_a_duplicate_is_freed_where_the_first_is_cached():
         kv.grow(blocks, 1)
         kv.seal(blocks, chain.digests[1], chain.digests[0], encoded)
         kv.release(blocks, -1)
-    assert sorted(kv.states().values()) == ["cached", "free", "free", "free"]
+    assert sorted(block_states(kv).values()) == ["cached", "free", "free", "free"]
     assert kv.evictions == 0
 
 
@@ -180,22 +181,22 @@ def test_integrity_check_sees_damage():
     kv, blocks = damaged()
     blocks.sealed[0].unit.users += 1
     with pytest.raises(IntegrityError, match="counts 2 users"):
-        kv.check_integrity()
+        check_kv(kv)
     kv, blocks = damaged()
     blocks.writable.clear()
     with pytest.raises(IntegrityError, match="no state"):
-        kv.check_integrity()
+        check_kv(kv)
     kv, blocks = damaged()
     blocks.writable.append(blocks.writable[0])
     with pytest.raises(IntegrityError, match="writable and writable"):
-        kv.check_integrity()
+        check_kv(kv)
     kv, blocks = damaged()
     blocks.sealed[0].unit.digest = b"other"
     with pytest.raises(IntegrityError, match="another digest"):
-        kv.check_integrity()
+        check_kv(kv)
     kv, blocks = damaged()
     other = kv.open(Hits([blocks.sealed[0].unit], 0))
-    del kv._index[blocks.sealed[0].unit.digest]
+    del kv.pool.index[blocks.sealed[0].unit.digest]
     assert other.live
     with pytest.raises(IntegrityError, match="not in the index"):
-        kv.check_integrity()
+        check_kv(kv)

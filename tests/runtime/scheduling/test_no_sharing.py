@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
@@ -30,7 +31,7 @@ def test_every_sequence_starts_at_position_zero(requests: list[tuple[int, int, i
             assert batch.positions[row] == held[slot], "a row's state is the one that the row before it left"
             held[slot] += 1
         scheduler.complete(batch.step_id, np.zeros(len(batch.logit_rows), np.int32))
-        kv.check_integrity()
-        assert "cached" not in kv.states().values()
+        check_kv(kv)
+        assert "cached" not in block_states(kv).values()
     assert not scheduler.has_work and scheduler.stats().prefix_hits == 0
-    assert set(kv.states().values()) == {"free"}
+    assert set(block_states(kv).values()) == {"free"}

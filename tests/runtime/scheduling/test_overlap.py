@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tokenspeed.runtime.scheduling.errors import SchedulerMisuse
+from tokenspeed.runtime.scheduling.kv_integrity import block_states
 from tokenspeed.runtime.scheduling.request import Outcome
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import StepBatch
@@ -170,7 +171,7 @@ def test_failing_both_steps_in_flight():
     launch(scheduler)
     assert scheduler.fail(0) == [Outcome("a", None, "error")]
     assert scheduler.fail(1) == []
-    assert not scheduler.has_work and kv.available == kv.blocks and set(kv.states().values()) == {"free"}
+    assert not scheduler.has_work and kv.available == kv.blocks and set(block_states(kv).values()) == {"free"}
 
 
 def test_calls_out_of_order_are_refused_and_change_nothing():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tokenspeed.runtime.scheduling.errors import PromptTooLong, QueueFull
 from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.kv_integrity import block_states, host_states
 from tokenspeed.runtime.scheduling.pipeline import Pipeline
 from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -28,6 +29,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefill_chunk=st.integers(1, 12),
         overlap=st.booleans(),
         stages=st.sampled_from([1, 1, 2, 3, 5]),
+        host_units=st.sampled_from([0, 1, 2, 4, 12, 40]),
+        copied_units=st.sampled_from([1, 1, 2, 5, 100]),
     )
     def start(
         self,
@@ -39,12 +42,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefill_chunk: int,
         overlap: bool,
         stages: int,
+        host_units: int,
+        copied_units: int,
     ) -> None:
         block_tokens, identity_tokens = geometry
         self.limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, 6, 40)
-        self.kv = KvManager(blocks * 4 // block_tokens, block_tokens, identity_tokens, "machine")
+        unit = identity_tokens // block_tokens
+        self.kv = KvManager(blocks * 4 // block_tokens, block_tokens, identity_tokens, "machine", True, host_units * unit)
         pipeline = None if stages == 1 else Pipeline(stages, lambda rows, context: 5.0 + rows + context / 8)
         self.scheduler = Scheduler(self.limits, self.kv, pipeline)
+        self.scheduler._state.copied_blocks = lambda rows, token_pairs, context: copied_units * unit
+        self.scheduler._planner._load_blocks = lambda decodes: copied_units * unit
         self.device = ShadowDevice(self.kv, self.limits)
         self.pipelined = pipeline is not None
         self.depth = stages if pipeline is not None else 2 if overlap else 1
@@ -133,6 +141,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         batch = self.device.fail_oldest()
         failed = self.scheduler.fail(batch.step_id)
+        self.device.failed.update(outcome.request_id for outcome in failed)
         for outcome in failed:
             assert outcome.finish_reason == "error" and outcome.token is None
             del self.live[outcome.request_id]
@@ -141,6 +150,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _take(self, outcome: Outcome) -> None:
         name, token = outcome.request_id, outcome.token
         assert token is not None
+        assert name not in self.device.spoilt_readers, "a request goes on that read what was not there"
         self.generated += 1
         self.outputs[name].append(token)
         expected, reason = reference(self.live[name], self.limits, self.kv.tokens)
@@ -162,6 +172,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.generation_tokens == self.generated
         assert stats.recomputed_tokens == self.device.recomputed
         assert (stats.prefix_queries, stats.prefix_hits) == (self.device.queried, self.device.hit)
+        assert stats.offloaded_tokens == self.device.saved and stats.reloaded_tokens <= self.device.loaded
+        assert stats.host_hits <= stats.prefix_hits
 
     def teardown(self) -> None:
         """Everything that is left runs to its end, and no block stays behind."""
@@ -174,7 +186,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.sound()
         assert not self.live
         assert self.kv.available == self.kv.blocks
-        assert set(self.kv.states().values()) <= {"free", "cached"}
+        assert set(block_states(self.kv).values()) <= {"free", "cached"}
+        assert set(host_states(self.kv).values()) <= {"free", "offloaded"}
+        assert self.scheduler.stats().reloaded_tokens == self.device.loaded
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
