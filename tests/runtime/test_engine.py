@@ -281,16 +281,20 @@ def test_statistics_add_up(engine: Engine) -> None:
 class Sleeper(Scheduler):
     """Whose requests wait for `wake` to come."""
 
-    wake = 0.0
+    wake = told = 0.0
     asked = 0
+
+    def tick(self, seconds: float) -> None:
+        self.told = seconds
+        super().tick(seconds)
 
     @property
     def next_wake(self) -> float | None:
-        return self.wake if self.wake > self._state.now else None
+        return self.wake if self.wake > self.told else None
 
     def schedule(self) -> StepBatch | None:
         self.asked += 1
-        return None if self.wake > self._state.now else super().schedule()
+        return None if self.wake > self.told else super().schedule()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
