@@ -10,6 +10,7 @@ from math import prod
 import msgspec
 
 from ...plans.errors import UsageError
+from ...plans.host_tier import HOST_LINK
 from ...plans.schema import Manifest, Rate
 from ...plans.units import format_bytes
 from ..benchmark.statistics import ratio
@@ -58,7 +59,7 @@ def play(manifest: Manifest, clients: Clients, scenario: Scenario) -> Run:
 def with_rates(manifest: Manifest, rates: Mapping[str, float], source: str) -> Manifest:
     """The plan on a machine of these rates, in the units of the plan's. Raises UsageError for one that is not positive."""
     known = manifest.performance.rates
-    units = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s", "host_link": "B/s"}
+    units = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s", HOST_LINK: "B/s"}
     for name, value in rates.items():
         if name not in units or not value > 0:
             raise UsageError(

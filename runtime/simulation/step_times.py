@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...plans.host_tier import HOST_LINK
 from ...plans.perf_model import StepCost, step_cost
 from ...plans.schema import Manifest, Performance
 from ...plans.stages import of_stage, performance_of
 from ..scheduling.step import BlockCopies, GroupedStep, Step, StepBatch
 from .errors import SimulationError
-
-HOST_LINK = "host_link"
 
 
 @dataclass(frozen=True, slots=True)
