@@ -3,9 +3,9 @@
     tokenspeed-compile CONFIG --target h200 --max-context 131072 --max-sequences 64 -o 8b.bin
     python benchmarks/agent_traffic.py --plan 8b.bin --traces FOLDER --out FOLDER [--agents 8,24,64] [--arms all]
 
-Runs are simulations of the plan's own scheduler (docs/simulation.md), in a closed loop: `sessions` for each agent, those of the trace
-and, where they are too few, the same with other contents. Gaps are cut at --most-gap, or a session left for the night would be
-all of the makespan. --arms chooses: agentic, plain, and FEATURE for all features but that one; "all" for everything. A report of
+Runs are simulations of the plan's own scheduler (docs/simulation.md), in a closed loop: so many sessions for each agent, those of
+the trace and, where they are too few, the same with other contents. Gaps are cut at --most-gap, or a session left for the night
+would be all of the makespan. --arms: agentic, plain, and FEATURE for all features but that one; "all" for everything. A report of
 each run goes to --out as JSON; a run whose report is there is not run again. Prints a table in Markdown.
 """
 

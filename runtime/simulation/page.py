@@ -109,9 +109,10 @@ def facts(report: TrafficReport) -> list[tuple[str, str]]:
         found.append(
             ("KV blocks", f"{cache.device_blocks:,} on the device, {cache.host_blocks:,} on the host, of {cache.block_tokens}")
         )
+        hit = f"{cache.hit_rate:.2%} hit ({cache.host_hit_rate:.2%} on the host)"
         moved = f"{cache.offloaded_tokens:,} offloaded, {cache.reloaded_tokens:,} reloaded"
         preemptions = f"{machine.preemptions} preemptions, " if machine is not None else ""
-        found.append(("KV tokens", f"{cache.hit_rate:.2%} hit, {moved}, {preemptions}{cache.recomputed_tokens:,} recomputed"))
+        found.append(("KV tokens", f"{hit}, {moved}, {preemptions}{cache.recomputed_tokens:,} recomputed"))
     return found
 
 

@@ -42,12 +42,14 @@ class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CacheReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens: what prompts asked the prefix cache for at first admission, and what it had; what was computed again after
-    preemption; what went to the host tier, and what came back."""
+    """Tokens: what prompts asked the prefix cache for at first admission, and what it had, on the device and on the host; what
+    was computed again after preemption; what went to the host tier, and what came back, for whatever reason."""
 
     queried_tokens: int
     hit_tokens: int
     hit_rate: float
+    device_hit_rate: float
+    host_hit_rate: float
     recomputed_tokens: int
     offloaded_tokens: int
     reloaded_tokens: int

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
+from tokenspeed.plans.errors import UsageError
 from tokenspeed.plans.perf_model import chunk_token_pairs, prefill_chunks, step_seconds
 from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.scheduling.building import scheduler_of
@@ -15,7 +16,7 @@ from tokenspeed.runtime.scheduling.prefix import chain_seed
 from tokenspeed.runtime.simulation.clients import Agents
 from tokenspeed.runtime.simulation.conversations import Conversations
 from tokenspeed.runtime.simulation.machine import VirtualMachine
-from tokenspeed.runtime.simulation.simulate import Scenario, play, report_of, simulate
+from tokenspeed.runtime.simulation.simulate import Scenario, play, report_of, simulate, with_host_tier, with_rates
 from tokenspeed.runtime.simulation.step_times import StepTimes
 from tokenspeed.runtime.simulation.virtual_engine import EngineSettings, VirtualEngine
 from tokenspeed.runtime.traffic.session import Trace
@@ -79,6 +80,31 @@ def test_every_token_is_accounted_for(policy, blocks: int) -> None:
     assert all(earlier < later for record in run.records for earlier, later in pairwise(record.token_seconds))
     assert report.machine is not None
     assert 0 < report.machine.speed_of_light_share < report.machine.busy_share <= 1
+
+
+def test_a_host_tier_finds_what_a_small_pool_forgot() -> None:
+    small = tiny_manifest(blocks=40)
+    tiered = with_host_tier(small, 400 * small.kv.bytes_per_block)
+    without, found = (simulate(manifest, crowd(12), Scenario(5, policy=PLAIN)) for manifest in (small, tiered))
+    assert without.cache is not None and found.cache is not None
+    assert found.cache.host_blocks == 400 and without.cache.reloaded_tokens == 0
+    assert found.cache.hit_rate > without.cache.hit_rate and found.cache.host_hit_rate > 0
+    assert found.cache.offloaded_tokens >= found.cache.reloaded_tokens > 0
+    assert found.makespan_seconds < without.makespan_seconds
+    with pytest.raises(UsageError, match="not one KV block"):
+        with_host_tier(small, 10)
+
+
+def test_rates_replace_the_plans() -> None:
+    trace = Trace("one", (session("a", [(10, 8, 0.0)]),))
+    slow, fast = (
+        simulate(with_rates(tiny_manifest(), {"bandwidth": value}, "rates.json"), trace, Scenario(1)) for value in (1e3, 1e6)
+    )
+    assert fast.makespan_seconds < slow.makespan_seconds
+    with pytest.raises(UsageError, match="not usable"):
+        with_rates(tiny_manifest(), {"speed": 1.0}, "rates.json")
+    with pytest.raises(UsageError, match="nan"):
+        with_rates(tiny_manifest(), {"compute": float("nan")}, "rates.json")
 
 
 def test_littles_law() -> None:

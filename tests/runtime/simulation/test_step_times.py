@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 from tokenspeed.plans.perf_model import step_seconds
-from tokenspeed.plans.schema import Rate
 from tokenspeed.runtime.scheduling.step import BlockCopies, GroupedStep, StepBatch, empty_step
 from tokenspeed.runtime.simulation.errors import SimulationError
 from tokenspeed.runtime.simulation.step_times import StepTimes
@@ -57,18 +56,16 @@ def test_groups_wait_for_the_slowest_and_stages_follow_each_other() -> None:
 
 def test_copies_set_a_floor_each_way_apart() -> None:
     manifest = tiny_manifest()
-    performance = msgspec.structs.replace(
-        manifest.performance,
-        rates=manifest.performance.rates
-        | {"host_link": Rate(value=10 * manifest.kv.bytes_per_block, unit="B/s", source="test", basis="nominal")},
-    )
-    times = StepTimes(msgspec.structs.replace(manifest, performance=performance))
+    times = StepTimes(manifest)
     alone = times(step([[40]])).stages[0]
-    assert times(step([[40]], loads=copies(1))).stages == (alone,), "hidden behind the step"
-    assert times(step([[40]], loads=copies(30), saves=copies(20))).stages == (3.0,)
-    assert times(replace(empty_step(0), saves=copies(20))).stages == (2.0,), "copies without rows"
+    assert times(step([[40]], loads=copies(5))).stages == (alone,), "hidden behind the step"
+    assert times(step([[40]], loads=copies(300), saves=copies(200))).stages == (3.0,)
+    assert times(replace(empty_step(0), saves=copies(200))).stages == (2.0,), "copies without rows"
 
 
 def test_copies_need_a_rate() -> None:
+    manifest = tiny_manifest()
+    rates = {name: rate for name, rate in manifest.performance.rates.items() if name != "host_link"}
+    performance = msgspec.structs.replace(manifest.performance, rates=rates)
     with pytest.raises(SimulationError, match="host link"):
-        StepTimes(tiny_manifest())(step([[40]], loads=copies(1)))
+        StepTimes(msgspec.structs.replace(manifest, performance=performance))(step([[40]], loads=copies(1)))

@@ -18,7 +18,12 @@ def tiny_manifest(blocks: int = 64, max_rows: int = 64, sequences: int = 4, grou
     base = sample_manifest()
     rates = {
         name: Rate(value=value, unit=unit, source="test", basis="nominal")
-        for name, value, unit in (("compute", 1e3, "FLOP/s"), ("bandwidth", 1e3, "B/s"), ("dispatch", 1e-3, "s"))
+        for name, value, unit in (
+            ("compute", 1e3, "FLOP/s"),
+            ("bandwidth", 1e3, "B/s"),
+            ("dispatch", 1e-3, "s"),
+            ("host_link", 100.0 * base.kv.bytes_per_block, "B/s"),
+        )
     }
     costs = tuple(
         CostRow(rows=rows, flops=2.0 * rows, weight_bytes=100.0, activation_bytes=rows, instructions=10) for rows in (1, max_rows)
