@@ -10,7 +10,7 @@ from .program import DTYPE_BYTES, NATIVE, Program, Repeat
 from .schema import KvGroup, StateGroup
 from .template import instantiate
 
-_PREFIX = "kv."
+_PREFIX, _STATE = "kv.", "kv.state."
 
 
 def cache_names(group: KvGroup) -> Iterator[str]:
@@ -21,6 +21,11 @@ def cache_names(group: KvGroup) -> Iterator[str]:
         else:
             yield f"kv.k.{layer}"
             yield f"kv.v.{layer}"
+
+
+def is_cache(name: str) -> bool:
+    """Whether an operand's name is that of a KV cache."""
+    return name.startswith(_PREFIX) and not name.startswith(_STATE)
 
 
 def state_name(layer: int | str, number: int) -> str:

@@ -87,7 +87,7 @@ def _executor(plan: Plan, options: EngineOptions, report: Report) -> Executor | 
     if ranks(plan.manifest) == 1:
         from .executor import load_executor
 
-        return load_executor(plan, options.weights, options.threads, report, pin_threads=options.pin_threads)
+        return load_executor(plan, options.weights, options.threads, report, pin_threads=options.pin_threads, host_tier=True)
     from .first_rank import FirstRank
 
     told: dict[str, object] = {"plan": options.plan, "plan_id": options.plan_id, "weights": options.weights}

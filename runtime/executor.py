@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..plans.errors import PlanError
 from ..plans.program import FUNCTIONS_VERSION, in_pool
 from ..plans.sampling import CHOSEN_LOGPROBS, LOGPROBS, TOKENS, TOP_LOGPROB_VALUES, TOP_TOKENS
+from .block_tier import NO_COPIES, StepCopies
 from .executor_interface import Report, RowsFailed, Started, StepResult
 from .expand import Expansion, operand_names
 from .expansions import Expansions, read_programs
@@ -56,13 +57,15 @@ def load_executor(
     pin_threads: bool = False,
     driver: Driver | None = None,
     collectives: Collectives | None = None,
+    host_tier: bool = False,
 ) -> PlanExecutor:
     """Allocate, load the weights and expand the largest buckets of a plan.
 
     `weights` as for `load_weights`; `threads` to compute with (None: the libraries' choice, all cores for native kernels).
     With `truncate_repeats` each repeat runs its first iteration alone and only what that needs is loaded (goldens); with
     `exact_weights` nothing is rounded to block types. `pin_threads` keeps each native thread on a core of its own. `driver` is
-    that of a plan for an accelerator (None: the vendor's own), `collectives` are of a rank that is one of several.
+    that of a plan for an accelerator (None: the vendor's own), `collectives` are of a rank that is one of several. With
+    `host_tier` there is the plan's tier of KV blocks in host memory, which steps that a scheduler makes may use.
 
     Raises a TokenspeedError saying what does not fit.
     """
@@ -90,6 +93,7 @@ def load_executor(
             rank=rank,
             groups=groups,
             share=None if collectives is None else collectives.share,
+            with_tier=host_tier,
         )
     else:
         placement = place_on_host(
@@ -103,6 +107,7 @@ def load_executor(
             exact_weights=exact_weights,
             rank=rank,
             groups=groups,
+            with_tier=host_tier,
         )
     try:
         with placement.running():
@@ -166,35 +171,57 @@ class PlanExecutor:
         return self.start(batch)()
 
     def start(self, batch: StepBatch, common: CommonSize | None = None) -> Started:
-        times = [time.perf_counter()]
         with self._placement.running():
-            wanted = len(batch.logit_rows)
-            model, extent = self._expansions.step(common or common_size([batch]))
-            samples = wanted and self._expansions.samples
-            sample, sampled = self._expansions.sample(extent.logit_rows) if samples else (None, extent)
-            times.append(time.perf_counter())
-            self._fill(batch, extent, sampled.logit_rows)
-            times.append(time.perf_counter())
-            for launch in _needed(model, batch):
+            try:
+                if not (batch.rows if common is None else common.rows):
+                    return self._copying(self._placement.tier.begin(batch, {}))
+                return self._computing(batch, common)
+            except BaseException:
+                self._placement.tier.settle()  # what was copied counts as nothing, and its blocks may be used at once
+                raise
+
+    def _copying(self, copies: StepCopies) -> Started:
+        """A step without rows."""
+
+        def result() -> StepResult:
+            with self._placement.running():
+                copies.wait()
+            return StepResult(np.empty(0, np.int32), ())
+
+        return result
+
+    def _computing(self, batch: StepBatch, common: CommonSize | None) -> Started:
+        times = [time.perf_counter()]
+        wanted = len(batch.logit_rows)
+        model, extent = self._expansions.step(common or common_size([batch]))
+        samples = wanted and self._expansions.samples
+        sample, sampled = self._expansions.sample(extent.logit_rows) if samples else (None, extent)
+        times.append(time.perf_counter())
+        copies = self._placement.tier.begin(batch, model.cache_uses)
+        self._fill(batch, extent, sampled.logit_rows)
+        times.append(time.perf_counter())
+        for launch in copies.ordered(_needed(model, batch)):
+            launch()
+        times.append(time.perf_counter())
+        if sample is not None:
+            for launch in sample.launches:
                 launch()
-            times.append(time.perf_counter())
-            if sample is not None:
-                for launch in sample.launches:
-                    launch()
-            times.append(time.perf_counter())
-            asked = self._asked(batch)
-            read = None if sample is None else self._placement.read({name: sample.own(name) for name in _names(asked)})
-            times.append(time.perf_counter())
-        return self._started(batch, read, asked, times)
+        times.append(time.perf_counter())
+        asked = self._asked(batch)
+        read = None if sample is None else self._placement.read({name: sample.own(name) for name in _names(asked)})
+        times.append(time.perf_counter())
+        return self._started(batch, copies, read, asked, times)
 
     def logits_for(self, batch: StepBatch, common: CommonSize | None = None) -> NDArray[np.float32]:
         """Run the model over a batch without sampling: its logits, [logit rows, vocabulary]; none where another stage of a
         pipeline has them. `common` as for `start`."""
         with self._placement.running():
             model, extent = self._expansions.step(common or common_size([batch]))
+            copies = self._placement.tier.begin(batch, model.cache_uses)
             self._fill(batch, extent, extent.logit_rows)
-            for launch in model.launches:
+            for launch in copies.ordered(model.launches):
                 launch()
+            copies.wait()
             if not self._expansions.samples:
                 return np.empty((0, 0), np.float32)
             return model.array("logits").first(len(batch.logit_rows)).as_float()
@@ -235,14 +262,17 @@ class PlanExecutor:
         self._context.step += 1
         self._placement.inputs_filled()
 
-    def _started(self, batch: StepBatch, read: _Read | None, asked: IntArray | None, times: list[float]) -> Started:
+    def _started(
+        self, batch: StepBatch, copies: StepCopies, read: _Read | None, asked: IntArray | None, times: list[float]
+    ) -> Started:
         def result() -> StepResult:
             before = time.perf_counter()
             try:
-                if read is None:
+                if read is None and copies is NO_COPIES:
                     return StepResult(np.empty(0, np.int32), ())
                 with self._placement.running():
-                    return self._result(batch, read(), asked)
+                    copies.wait()
+                    return StepResult(np.empty(0, np.int32), ()) if read is None else self._result(batch, read(), asked)
             finally:
                 self._record(times, time.perf_counter() - before)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..plans.device_kernels import DEVICE
 from ..plans.device_library import COLLECTIVES, runs_in_library
 from ..plans.errors import PlanError
+from ..plans.kv_caches import is_cache
 from ..plans.program import NATIVE, Bucket, Call, Program, Repeat
 from ..plans.template import instantiate
 from .device.arrays import DeviceArray
@@ -42,13 +43,14 @@ class Unneeded:
 @dataclass(frozen=True)
 class Expansion:
     """Launches in order; `own` gives a view or buffer of the program by name, where the launches leave it; `array` a copy on the
-    host if that is on a device, after all work so far.
+    host if that is on a device, after all work so far. `cache_uses` says which KV caches a launch touches, on a device.
 
     `resize(rows, logit_rows)` fits the native launches to a smaller step; meaningful when the program `is_native`.
     """
 
     launches: tuple[Launch, ...]
     unneeded: Unneeded
+    cache_uses: Mapping[Launch, tuple[str, ...]]
     own: Callable[[str], Addressed]
     array: Callable[[str], HostArray]
     resize: Callable[[int, int], None]
@@ -99,6 +101,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     loose: set[Launch] = set()  # of libraries on a device, which no graph may hold
     unneeded = Unneeded()
     overlap, meetings = Overlap(), list[Meeting]()
+    uses: dict[Launch, tuple[str, ...]] = {}
     for call, index in calls(program, first_only):
         inputs, outputs = ([_named(name, index) for name in names] for names in (call.inputs, call.outputs))
         if overlap.is_open:
@@ -111,6 +114,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             continue
         if call.function.startswith(DEVICE):
             on_device = _on_device(call, index, arrays, around)
+            uses.update(dict.fromkeys(on_device, _caches(inputs, outputs)))
             if around.device is not None:
                 kernels = around.device.kernels
                 unneeded.of_decoding.update(on_device if kernels.decoding_only(call.function) else ())
@@ -121,6 +125,7 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
             launch = _in_library(call, index, arrays, around, around.device)
             if launch is not None and call.function not in COLLECTIVES:
                 loose.add(launch)
+                uses[launch] = _caches(inputs, outputs)
                 launches += overlap.finish()  # no graph ends in between
         else:
             launch = _bound(call, index, arrays, around.context)
@@ -135,7 +140,15 @@ def expand(program: Program, bucket: Bucket, extent: Extent, around: Surrounding
     if around.device is not None and around.device.graphs.holds(bucket):
         where = f"program {program.name}, bucket of {bucket.rows} rows"
         made = around.device.graphs.captured(made, loose, where)
-    return Expansion(made, unneeded, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
+        every = tuple(dict.fromkeys(name for names in uses.values() for name in names))
+        uses = {launch: uses.get(launch, every) for launch in made}
+    uses = {launch: names for launch, names in uses.items() if names}
+    return Expansion(made, unneeded, uses, arrays.own, lambda name: _on_host(arrays.own(name), around), native.resize)
+
+
+def _caches(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """The KV caches among a call's operands."""
+    return tuple(name for name in (*inputs, *outputs) if is_cache(name))
 
 
 def _on_device(call: Call, index: int | None, arrays: OperandArrays, around: Surroundings) -> tuple[Launch, ...]:

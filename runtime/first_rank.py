@@ -63,7 +63,7 @@ class FirstRank:
         self._collectives.agree(str(options["plan_id"]))
         if before_loading is not None:
             before_loading(self._collectives)
-        executor = load_executor(plan, weights, threads or place.threads, report, collectives=self._collectives)
+        executor = load_executor(plan, weights, threads or place.threads, report, collectives=self._collectives, host_tier=True)
         slots, meet = manifest.schedule.max_sequences, GROUPS in executor.axes
         self._ranked = RankedExecutor(executor, self._collectives, self._watch, slots, groups_meet=meet)
         self._collectives.meet()

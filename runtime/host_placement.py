@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from .block_tier import BlockTier, NoTier
 from .executor_interface import Report
 from .functions.context import Context
 from .host_arrays import HostArray, release_free_memory
+from .host_block_tier import host_block_tier
 from .mesh import Rank
 from .native.runtime import NativeRuntime
 from .operands import Addressed, Surroundings
@@ -26,8 +28,8 @@ Mode = Callable[[], AbstractContextManager[object]]
 class HostPlacement:
     """A `Placement`. Make one with `place_on_host`."""
 
-    def __init__(self, memory: StaticMemory, surroundings: Surroundings, mode: Mode) -> None:
-        self.memory, self.surroundings, self.running = memory, surroundings, mode
+    def __init__(self, memory: StaticMemory, surroundings: Surroundings, mode: Mode, tier: BlockTier) -> None:
+        self.memory, self.surroundings, self.running, self.tier = memory, surroundings, mode, tier
         self._native = surroundings.native
 
     @property
@@ -70,6 +72,7 @@ class HostPlacement:
     def close(self) -> None:
         if self._native is not None:
             self._native.close()
+        self.tier.close()
         del self.memory, self.surroundings
 
 
@@ -85,8 +88,11 @@ def place_on_host(
     exact_weights: bool,
     rank: Rank,
     groups: Mapping[str, ProcessGroup] | None,
+    with_tier: bool = False,
 ) -> HostPlacement:
     """Allocate and load; `native_only` says that programs call the plan's own kernels alone, so that no library is imported.
+    `with_tier`: with the plan's tier of KV blocks, which only scheduled steps use.
+
     `rank` is which of the plan's ranks this is, `groups` are its by mesh axis.
 
     Raises a TokenspeedError saying what does not fit.
@@ -100,7 +106,9 @@ def place_on_host(
         release_free_memory()  # loading went through arrays as large as the largest weight
         report("weights")
         inputs = {**memory.inputs, **memory.constants, **tensors}
-        return HostPlacement(memory, Surroundings(memory.arena, inputs, memory.state, Context(groups), native), mode)
+        around = Surroundings(memory.arena, inputs, memory.state, Context(groups), native)
+        tier = host_block_tier(plan.manifest, memory.state) if with_tier else NoTier()
+        return HostPlacement(memory, around, mode, tier)
 
 
 def _library_mode(threads: int | None) -> Mode:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from .block_tier import BlockTier
 from .host_arrays import HostArray
 from .operands import Addressed, Surroundings
 
@@ -25,6 +26,11 @@ class Placement(Protocol):
     @property
     def slots(self) -> Mapping[str, HostArray]:
         """The slot buffers, as the host writes them; what programs have written to them need not be seen here."""
+        ...
+
+    @property
+    def tier(self) -> BlockTier:
+        """KV blocks in host memory."""
         ...
 
     @property

@@ -76,7 +76,9 @@ def take_part(plan: Plan, weights: str | None, threads: int | None, place: Launc
             from .goldens import verify_goldens
 
             verify_goldens(plan, weights, lambda _what: None, collectives)
-        executor = load_executor(plan, weights, threads or place.threads, lambda _phase: None, collectives=collectives)
+        executor = load_executor(
+            plan, weights, threads or place.threads, lambda _phase: None, collectives=collectives, host_tier=True
+        )
         collectives.meet()
         follow(executor, collectives, watched.began)
     except Exception as error:

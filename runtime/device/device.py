@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,56 @@ _REACH_PEERS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _SHARED_SIZE_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 SHARED_WITHOUT_ASKING = 48 << 10
 
+_HOST_MEMORY, _DEVICE_MEMORY = 1, 2  # CU_MEMORYTYPE_*
+_TO_DEVICE, _TO_HOST = 1, 2  # hipMemcpyHostToDevice, hipMemcpyDeviceToHost
+MOST_PITCH = (1 << 31) - 1
+"""Bytes from one row to the next of a copy of rows: CU_DEVICE_ATTRIBUTE_MAX_PITCH of every device so far."""
+
 Launch = Callable[[], None]
 
 
+class Rows(NamedTuple):
+    """Rows of bytes in memory, `pitch` bytes from each to the next."""
+
+    address: int
+    pitch: int
+
+
+class RowCopy(ctypes.Structure):
+    """CUDA_MEMCPY2D. Where a side has a `*_host` and a `*_device` address, `*_memory` says which one counts."""
+
+    _fields_ = (
+        ("source_x", ctypes.c_size_t),
+        ("source_y", ctypes.c_size_t),
+        ("source_memory", ctypes.c_uint32),
+        ("source_host", ctypes.c_uint64),
+        ("source_device", ctypes.c_uint64),
+        ("source_array", ctypes.c_uint64),
+        ("source_pitch", ctypes.c_size_t),
+        ("target_x", ctypes.c_size_t),
+        ("target_y", ctypes.c_size_t),
+        ("target_memory", ctypes.c_uint32),
+        ("target_host", ctypes.c_uint64),
+        ("target_device", ctypes.c_uint64),
+        ("target_array", ctypes.c_uint64),
+        ("target_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    )
+
+    @classmethod
+    def of(cls, source: Rows, target: Rows, width: int, height: int, source_memory: int, target_memory: int) -> RowCopy:
+        """Each side's address is given for either kind of memory."""
+        return cls(
+            *(0, 0, source_memory, source.address, source.address, 0, source.pitch),
+            *(0, 0, target_memory, target.address, target.address, 0, target.pitch),
+            *(width, height),
+        )
+
+
 class Device:
-    """An open device; all but the upload of weights goes through one stream, in order. Use it `with` it current, from one
-    thread at a time; copies in streams of one's own may be made by other threads meanwhile.
+    """An open device; all but the upload of weights and copies of KV blocks goes through one stream, in order. Use it `with` it
+    current, from one thread at a time; copies in streams of one's own may be made by other threads meanwhile.
 
     The context is the device's primary one, which torch uses as well.
     """
@@ -114,6 +158,17 @@ class Device:
         if count:
             self.driver.call("copy_on_device", target, source, count, self.stream)
 
+    def copy_rows(self, target: Rows, source: Rows, width: int, count: int, stream: int, *, to_device: bool) -> None:
+        """Begin to copy `count` rows of `width` bytes between the device and page-locked memory, in whichever direction."""
+        if self.driver.has("copy_rows"):
+            sides = (_HOST_MEMORY, _DEVICE_MEMORY) if to_device else (_DEVICE_MEMORY, _HOST_MEMORY)
+            # the driver has read it when the call returns; it is the calling thread's own
+            self.driver.call("copy_rows", ctypes.byref(RowCopy.of(source, target, width, count, *sides)), stream)
+        else:
+            kind = _TO_DEVICE if to_device else _TO_HOST
+            where = (target.address, target.pitch, source.address, source.pitch)
+            self.driver.call("copy_rows_of_kind", *where, width, count, kind, stream)
+
     def synchronise(self, stream: int | None = None) -> None:
         """Wait for all work. A kernel's fault may show here: raises DeviceLost."""
         self.driver.call("synchronise_stream", stream or self.stream, where="waiting for the device")
@@ -146,6 +201,10 @@ class Device:
     def wait(self, event: int) -> None:
         """Wait on the host for an event; one that was never recorded has come to pass."""
         self.driver.call("synchronise_event", event)
+
+    def wait_in_stream(self, event: int, stream: int | None = None) -> None:
+        """What comes in that stream from now on waits for the event, as it was recorded last; the host does not."""
+        self.driver.call("wait_in_stream", stream or self.stream, event, 0)
 
     def seconds_between(self, start: int, end: int) -> float:
         """Of two timed events that came to pass."""

@@ -15,6 +15,7 @@ from ...plans.kv_caches import cache_names, state_arrays
 from ...plans.program import Program
 from ...plans.schema import Manifest
 from ...plans.units import format_bytes
+from ..block_tier import BlockTier, NoTier
 from ..dummy_weights import DUMMY
 from ..executor_interface import Report
 from ..functions.context import Context
@@ -23,6 +24,7 @@ from ..mesh import Rank
 from ..operands import Addressed, Surroundings
 from ..weights import Make, PlanSource, Wanted, load_weights, wanted_weights
 from .arrays import DeviceArena, DeviceArray
+from .block_tier import device_block_tier
 from .device import Device
 from .driver import Driver
 from .dummy_weights import dummy_weights
@@ -55,8 +57,18 @@ class DevicePlacement:
         report: Report,
     ) -> None:
         self.surroundings, self.scratch_bytes = surroundings, scratch_bytes
+        self.tier: BlockTier = NoTier()
         self._device, self._inputs, self._slots, self._runtime = device, inputs, slots, surroundings.device
         self._results, self._loading, self._report = results, loading, report
+
+    def open_tier(self, manifest: Manifest, *, alone: bool) -> None:
+        """Have the plan's tier of KV blocks; its memory comes while weights do. `alone`: there are no other ranks."""
+        caches = {name: array for name, array in self.surroundings.state.items() if isinstance(array, DeviceArray)}
+        try:
+            self.tier = device_block_tier(self._device, manifest, caches, alone=alone)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def slots(self) -> Mapping[str, HostArray]:
@@ -90,6 +102,7 @@ class DevicePlacement:
 
     def close(self) -> None:
         self._loading.settle()
+        self.tier.close()
         if self._runtime is not None and self._runtime.library is not None:
             self._runtime.library.close()
         self._device.close()
@@ -107,9 +120,11 @@ def place_on_device(
     rank: Rank,
     groups: Mapping[str, ProcessGroup] | None,
     share: Share | None = None,
+    with_tier: bool = False,
 ) -> DevicePlacement:
     """Allocate on the first device, load weights and kernels; `driver` is the vendor's own unless given, `rank` which of the
-    plan's ranks this is, `groups` are its by mesh axis, `share` tells the others along one.
+    plan's ranks this is, `groups` are its by mesh axis, `share` tells the others along one. `with_tier`: with the plan's tier of
+    KV blocks in host memory, which only scheduled steps use.
 
     Raises a TokenspeedError saying what does not fit.
     """
@@ -120,10 +135,13 @@ def place_on_device(
     device = Device(driver or Driver.open(wanted.vendor), 0)
     try:
         _check_device(device, plan.manifest, wanted)
-        return _placed(device, plan, wanted, programs, weights, report, needed, exact_weights, rank, groups or {}, share)
+        found = _placed(device, plan, wanted, programs, weights, report, needed, exact_weights, rank, groups or {}, share)
     except BaseException:
         device.close()
         raise
+    if with_tier:
+        found.open_tier(plan.manifest, alone=rank.count == 1)
+    return found
 
 
 def _placed(

@@ -1,7 +1,7 @@
 /* A driver library of CUDA and HIP in host memory, for tests: validates every call, logs it, runs a few built-in kernels.
 
-   Work is done when it is asked for, except while a stream is captured: then it is kept as the nodes of a graph. A module's image is
-   its ELF header; any built-in kernel can be found in it. Misuse gives error 1 and leaves its sentence in fake_problem(). */
+   Work is done when it is asked for, except while a stream is captured: then it is kept as the nodes of a graph. A test may have it
+   put off, of the first stream, of the others or of all: then it is done when something waits for it. A module's image is its ELF header; any built-in kernel can be found in it. Misuse gives error 1 and leaves its sentence in fake_problem(). */
 
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
@@ -20,10 +20,19 @@ typedef struct { const char *name; const char *kinds; void (*run)(void **); } Ke
 typedef struct { int live; uint32_t shared; const Kernel *kernel; int allowed; } Function;
 typedef struct { const Kernel *kernel; uint64_t values[32]; int copy; char *to, *from; size_t bytes; } Node;
 typedef struct { int live; int count; Node nodes[256]; } Graph;
+/* What waits in a stream: a node, a launch of a graph, a fill, rows of bytes, or a wait for a place in another stream. */
+typedef enum { NODE, GRAPH, FILL, ROWS, WAIT } Kind;
+typedef struct { Kind kind; Node node; Graph *graph; int value, stream, place; size_t to_pitch, from_pitch, rows; } Work;
+typedef struct { Work *work; int count, room, done; } Stream;
+typedef struct { int stream, place; } Event;
+enum { MOST_STREAMS = 512, MOST_EVENTS = 8192, STREAM = 100, EVENT = 1000 };
 
 static Allocation allocations[MOST];
 static Function functions[256];
 static Graph graphs[64];
+static Stream queues[MOST_STREAMS];
+static Event recorded[MOST_EVENTS];
+static int made_streams, made_events, put_off_first, put_off_others;
 static char log_text[LOG_BYTES], problem[512];
 static size_t log_used;
 static void *captured_stream;
@@ -76,6 +85,26 @@ static void argmax_f32(void **p) {
         if (slots[r] >= 0) last[slots[r]] = best;
     }
 }
+/* hidden rows into a cache of blocks: x, slots (int64, -1 writes nothing), cache, rows, width */
+static void write_cache_f32(void **p) {
+    float *x = *(float **)p[0], *cache = *(float **)p[2];
+    int64_t *slots = *(int64_t **)p[1];
+    int32_t width = *(int32_t *)p[4];
+    for (int r = 0; r < *(int32_t *)p[3]; r++)
+        if (slots[r] >= 0) memcpy(cache + slots[r] * width, x + (size_t)r * width, (size_t)width * 4);
+}
+/* adds to each row what the cache has of its sequence up to it: cache, tables, starts, lengths, counts, x, columns, block tokens, width */
+static void read_cache_f32(void **p) {
+    float *cache = *(float **)p[0], *x = *(float **)p[5];
+    int32_t *tables = *(int32_t **)p[1], *starts = *(int32_t **)p[2], *lengths = *(int32_t **)p[3], *counts = *(int32_t **)p[4];
+    int32_t columns = *(int32_t *)p[6], tokens = *(int32_t *)p[7], width = *(int32_t *)p[8];
+    for (int s = 0; s < counts[2]; s++)
+        for (int r = starts[s]; r < starts[s + 1]; r++)
+            for (int at = 0; at <= lengths[s] - (starts[s + 1] - r); at++) {
+                float *row = cache + ((size_t)tables[s * columns + at / tokens] * tokens + at % tokens) * width;
+                for (int c = 0; c < width; c++) x[r * width + c] += row[c];
+            }
+}
 static void fault(void **p) { (void)p; lost = ILLEGAL_ADDRESS; }
 
 static void nothing(void **p) { (void)p; }
@@ -92,6 +121,8 @@ static const Kernel kernels[] = {
     {"add_row_f32", "ppii", add_row_f32},
     {"take_rows_f32", "pppii", take_rows_f32},
     {"argmax_f32", "ppppii", argmax_f32},
+    {"write_cache_f32", "pppii", write_cache_f32},
+    {"read_cache_f32", "ppppppiii", read_cache_f32},
     {"fault", "p", fault},
 };
 
@@ -168,25 +199,73 @@ static int keep_node(Node node) {
     return 0;
 }
 
-static int copy(char *to, char *from, size_t bytes, int to_device, void *stream) {
-    CURRENT("copy");
-    if (!stream) return wrong("copy: the default stream");
-    Allocation *device = holding(to_device ? to : from, bytes);
-    if (!device || device->host) return wrong("copy: %zu bytes outside of device memory", bytes);
-    if (capturing && stream == captured_stream) return keep_node((Node){.copy = 1, .to = to, .from = from, .bytes = bytes});
-    memcpy(to, from, bytes);
+static void run(Work *work);
+
+/* Do what waits in a stream up to a place in it. */
+static void run_to(int stream, int place) {
+    Stream *queue = &queues[stream];
+    while (queue->done < place) run(&queue->work[queue->done++]);
+}
+static void run_everything(void) {
+    for (int i = 0; i < MOST_STREAMS; i++) run_to(i, queues[i].count);
+}
+static int number_of(void *stream) { return (int)(uintptr_t)stream - STREAM; }
+
+static int queued(void *stream, Work work) {
+    int number = number_of(stream);
+    if (number < 1 || number > made_streams || number >= MOST_STREAMS) return wrong("not a stream");
+    Stream *queue = &queues[number];
+    if (queue->count == queue->room) {
+        queue->room = queue->room ? 2 * queue->room : 64;
+        queue->work = realloc(queue->work, (size_t)queue->room * sizeof(Work));
+    }
+    queue->work[queue->count++] = work;
+    if (!(number == 1 ? put_off_first : put_off_others)) run_to(number, queue->count);
     return 0;
 }
 
-static int run(Node *node) {
+static int copy(char *to, char *from, size_t bytes, int to_device, void *stream) {
+    CURRENT("copy");
+    if (!stream) return wrong("copy: the default stream");
+    Allocation *device = holding(to_device ? to : from, bytes), *other = holding(to_device ? from : to, bytes);
+    if (!device || device->host) return wrong("copy: %zu bytes outside of device memory", bytes);
+    Node node = {.copy = 1, .to = to, .from = from, .bytes = bytes};
+    if (capturing && stream == captured_stream) return keep_node(node);
+    if (queued(stream, (Work){.kind = NODE, .node = node})) return INVALID;
+    if (!other) run_to(number_of(stream), queues[number_of(stream)].count); /* what is not page-locked may change at once */
+    return 0;
+}
+
+static int copy_rows(char *to, size_t to_pitch, char *from, size_t from_pitch, size_t width, size_t rows, int to_device, void *stream) {
+    CURRENT("copy rows");
+    if (!stream || capturing) return wrong("copy rows: not a stream that can do it now");
+    if (!rows || !width || width > to_pitch || width > from_pitch) return wrong("copy rows: of %zu bytes, %zu and %zu apart", width, to_pitch, from_pitch);
+    Allocation *target = holding(to, (rows - 1) * to_pitch + width), *source = holding(from, (rows - 1) * from_pitch + width);
+    if (!target || !source || target->host == to_device || source->host != to_device) return wrong("copy rows: outside of memory, or of the wrong kind");
+    Work work = {.kind = ROWS, .node = {.to = to, .from = from, .bytes = width}, .to_pitch = to_pitch, .from_pitch = from_pitch, .rows = rows};
+    return queued(stream, work);
+}
+
+static void run_node(Node *node) {
     if (node->copy) {
         memcpy(node->to, node->from, node->bytes);
-        return 0;
+        return;
     }
     void *params[32];
     for (int i = 0; i < 32; i++) params[i] = &node->values[i];
     node->kernel->run(params);
-    return 0;
+}
+
+static void run(Work *given) {
+    Work work = *given; /* the queue may move meanwhile */
+    Node *node = &work.node;
+    switch (work.kind) {
+        case NODE: run_node(node); break;
+        case GRAPH: for (int i = 0; i < work.graph->count; i++) run_node(&work.graph->nodes[i]); break;
+        case FILL: memset(node->to, work.value, node->bytes); break;
+        case ROWS: for (size_t r = 0; r < work.rows; r++) memcpy(node->to + r * work.to_pitch, node->from + r * work.from_pitch, node->bytes); break;
+        case WAIT: run_to(work.stream, work.place); break;
+    }
 }
 
 static int launch(Function *function, const uint32_t *grid, const uint32_t *block, uint32_t shared, void *stream, void **params) {
@@ -210,7 +289,7 @@ static int launch(Function *function, const uint32_t *grid, const uint32_t *bloc
             if (!found || found->host) return wrong("launch: parameter %d of %s is outside of device memory", i, function->kernel->name);
         }
     }
-    return capturing ? keep_node(node) : run(&node);
+    return capturing ? keep_node(node) : queued(stream, (Work){.kind = NODE, .node = node});
 }
 
 /* What tests tell it and ask of it. */
@@ -220,6 +299,10 @@ void fake_reset(void) {
     memset(allocations, 0, sizeof allocations);
     memset(functions, 0, sizeof functions);
     memset(graphs, 0, sizeof graphs);
+    for (int i = 0; i < MOST_STREAMS; i++) free(queues[i].work);
+    memset(queues, 0, sizeof queues);
+    memset(recorded, 0, sizeof recorded);
+    made_streams = made_events = put_off_first = put_off_others = 0;
     log_used = 0, log_text[0] = 0, problem[0] = 0;
     declared_count = 0;
     calls = fail_at = fail_code = lost = current = streams = events = modules = mapped = capturing = 0;
@@ -228,6 +311,13 @@ void fake_reset(void) {
 const char *fake_log(void) { return log_text; }
 const char *fake_problem(void) { return problem; }
 void fake_clear_log(void) { log_used = 0, log_text[0] = 0; }
+/* Whether work of the first stream, or of all others, is put off until something waits for it. */
+void fake_put_off(int first, int others) {
+    pthread_mutex_lock(&calling);
+    run_everything();
+    put_off_first = first, put_off_others = others;
+    pthread_mutex_unlock(&calling);
+}
 void fake_fail(int nth_from_now, int code) { fail_at = calls + nth_from_now, fail_code = code; }
 void fake_be(int elf_machine, int new_major, int new_minor, uint32_t shared, int64_t bytes) {
     machine = elf_machine, major = new_major, minor = new_minor, shared_limit = shared, memory_bytes = (size_t)bytes;
@@ -283,7 +373,7 @@ BOTH(cuMemGetInfo_v2, hipMemGetInfo, (size_t *free_bytes, size_t *total), (free_
     ENTER("memory information"); CURRENT("memory information"); *free_bytes = memory_bytes - (size_t)fake_device_bytes(); *total = memory_bytes; return 0;
 }
 BOTH(cuMemAlloc_v2, hipMalloc, (void **out, size_t bytes), (out, bytes)) { ENTER("allocate %zu", bytes); return allocate(out, bytes, 0); }
-BOTH(cuMemFree_v2, hipFree, (void *address), (address)) { ENTER("free"); return release(address, 0); }
+BOTH(cuMemFree_v2, hipFree, (void *address), (address)) { ENTER("free"); run_everything(); return release(address, 0); }
 /* Memory of another process: there is one alone, so that it is mapped where it lies. */
 typedef struct { char bytes[64]; } Handle;
 BOTH(cuIpcGetMemHandle, hipIpcGetMemHandle, (Handle *out, void *address), (out, address)) {
@@ -309,7 +399,7 @@ BOTH(cuIpcCloseMemHandle, hipIpcCloseMemHandle, (void *address), (address)) {
 BOTH(cuMemHostAlloc, hipHostMalloc, (void **out, size_t bytes, unsigned flags), (out, bytes, flags)) {
     ENTER("allocate host %zu, %u", bytes, flags); return allocate(out, bytes, 1);
 }
-BOTH(cuMemFreeHost, hipHostFree, (void *address), (address)) { ENTER("free host"); return release(address, 1); }
+BOTH(cuMemFreeHost, hipHostFree, (void *address), (address)) { ENTER("free host"); run_everything(); return release(address, 1); }
 BOTH(cuMemcpyHtoDAsync_v2, hipMemcpyHtoDAsync, (void *to, void *from, size_t bytes, void *stream), (to, from, bytes, stream)) {
     ENTER("copy %zu to device", bytes); return copy(to, from, bytes, 1, stream);
 }
@@ -326,22 +416,53 @@ BOTH(cuMemsetD8Async, hipMemsetD8Async, (void *to, unsigned char value, size_t b
     ENTER("fill %zu with %u", bytes, value);
     CURRENT("fill");
     if (capturing || !stream || !holding(to, bytes)) return wrong("fill: %zu bytes outside of device memory", bytes);
-    memset(to, value, bytes);
-    return 0;
+    return queued(stream, (Work){.kind = FILL, .node = {.to = to, .bytes = bytes}, .value = value});
+}
+/* As in cuda.h. */
+typedef struct {
+    size_t from_x, from_y; unsigned from_kind; char *from_host, *from_device; void *from_array; size_t from_pitch;
+    size_t to_x, to_y; unsigned to_kind; char *to_host, *to_device; void *to_array; size_t to_pitch;
+    size_t width, height;
+} RowCopy;
+int cuMemcpy2DAsync_v2(const RowCopy *c, void *stream) {
+    ENTER("copy %zu rows of %zu to %s", c->height, c->width, c->to_kind == 2 ? "device" : "host");
+    if (c->from_kind + c->to_kind != 3 || c->from_x || c->from_y || c->to_x || c->to_y) return wrong("copy rows: kinds %u and %u", c->from_kind, c->to_kind);
+    int to_device = c->to_kind == 2;
+    char *to = to_device ? c->to_device : c->to_host, *from = to_device ? c->from_host : c->from_device;
+    return copy_rows(to, c->to_pitch, from, c->from_pitch, c->width, c->height, to_device, stream);
+}
+int hipMemcpy2DAsync(char *to, size_t to_pitch, char *from, size_t from_pitch, size_t width, size_t height, int kind, void *stream) {
+    ENTER("copy %zu rows of %zu to %s", height, width, kind == 1 ? "device" : "host");
+    if (kind != 1 && kind != 2) return wrong("copy rows: kind %d", kind);
+    return copy_rows(to, to_pitch, from, from_pitch, width, height, kind == 1, stream);
 }
 BOTH(cuStreamCreate, hipStreamCreateWithFlags, (void **out, unsigned flags), (out, flags)) {
-    ENTER("create stream %u", flags); CURRENT("create stream"); *out = (void *)(uintptr_t)(100 + ++streams); return 0;
+    ENTER("create stream %u", flags); CURRENT("create stream"); streams++; *out = (void *)(uintptr_t)(STREAM + ++made_streams); return 0;
 }
-BOTH(cuStreamDestroy_v2, hipStreamDestroy, (void *stream), (stream)) { ENTER("destroy stream"); (void)stream; streams--; return 0; }
+BOTH(cuStreamDestroy_v2, hipStreamDestroy, (void *stream), (stream)) {
+    ENTER("destroy stream"); run_to(number_of(stream), queues[number_of(stream)].count); streams--; return 0;
+}
 BOTH(cuStreamSynchronize, hipStreamSynchronize, (void *stream), (stream)) {
-    ENTER("synchronise"); if (capturing && stream == captured_stream) return wrong("synchronise: the stream is being captured"); return 0;
+    ENTER("synchronise"); if (capturing && stream == captured_stream) return wrong("synchronise: the stream is being captured");
+    run_to(number_of(stream), queues[number_of(stream)].count);
+    return lost;
 }
 BOTH(cuEventCreate, hipEventCreateWithFlags, (void **out, unsigned flags), (out, flags)) {
-    ENTER("create event %u", flags); CURRENT("create event"); *out = (void *)(uintptr_t)(200 + ++events); return 0;
+    ENTER("create event %u", flags); CURRENT("create event"); events++; *out = (void *)(uintptr_t)(EVENT + ++made_events); return 0;
 }
 BOTH(cuEventDestroy_v2, hipEventDestroy, (void *event), (event)) { ENTER("destroy event"); (void)event; events--; return 0; }
-BOTH(cuEventRecord, hipEventRecord, (void *event, void *stream), (event, stream)) { ENTER("record event"); (void)event; (void)stream; return 0; }
-BOTH(cuEventSynchronize, hipEventSynchronize, (void *event), (event)) { ENTER("wait for event"); (void)event; return 0; }
+BOTH(cuEventRecord, hipEventRecord, (void *event, void *stream), (event, stream)) {
+    ENTER("record event"); recorded[(uintptr_t)event - EVENT] = (Event){number_of(stream), queues[number_of(stream)].count}; return 0;
+}
+BOTH(cuEventSynchronize, hipEventSynchronize, (void *event), (event)) {
+    ENTER("wait for event"); run_to(recorded[(uintptr_t)event - EVENT].stream, recorded[(uintptr_t)event - EVENT].place); return lost;
+}
+BOTH(cuStreamWaitEvent, hipStreamWaitEvent, (void *stream, void *event, unsigned flags), (stream, event, flags)) {
+    ENTER("wait in stream, %u", flags);
+    if (capturing || flags) return wrong("wait in stream: not now, or with flags");
+    Event *found = &recorded[(uintptr_t)event - EVENT];
+    return found->stream ? queued(stream, (Work){.kind = WAIT, .stream = found->stream, .place = found->place}) : 0;
+}
 BOTH(cuEventElapsedTime, hipEventElapsedTime, (float *out, void *start, void *end), (out, start, end)) {
     ENTER("elapsed time"); (void)start; (void)end; *out = 2.5f; return 0;
 }
@@ -435,8 +556,7 @@ BOTH(cuGraphLaunch, hipGraphLaunch, (Graph *graph, void *stream), (graph, stream
     ENTER("launch graph of %d nodes", graph->count);
     CURRENT("launch graph");
     if (!graph->live || !stream || capturing) return wrong("launch graph: not one that can run now");
-    for (int i = 0; i < graph->count; i++) run(&graph->nodes[i]);
-    return 0;
+    return queued(stream, (Work){.kind = GRAPH, .graph = graph});
 }
 static int destroy(Graph *graph) {
     if (!graph->live) return wrong("destroy graph: destroyed before");
@@ -444,4 +564,6 @@ static int destroy(Graph *graph) {
     return 0;
 }
 BOTH(cuGraphDestroy, hipGraphDestroy, (Graph *graph), (graph)) { ENTER("destroy graph"); return destroy(graph); }
-BOTH(cuGraphExecDestroy, hipGraphExecDestroy, (Graph *graph), (graph)) { ENTER("destroy executable graph"); return destroy(graph); }
+BOTH(cuGraphExecDestroy, hipGraphExecDestroy, (Graph *graph), (graph)) {
+    ENTER("destroy executable graph"); run_everything(); return destroy(graph);
+}

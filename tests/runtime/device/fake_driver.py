@@ -41,6 +41,10 @@ class FakeDriver:
         """The `nth` call from now gives that code."""
         self._library.fake_fail(nth, code)
 
+    def put_off(self, *, first: bool = False, others: bool = False) -> None:
+        """Whether work of the first stream, or of the others, is done once something waits for it; what waits now is done."""
+        self._library.fake_put_off(int(first), int(others))
+
     def declare(self, symbol: str, kinds: str) -> None:
         """A kernel that does nothing; kinds of its parameters: p pointer, i int32, l int64, f float."""
         self._library.fake_declare(symbol.encode(), kinds.encode())

@@ -1,0 +1,55 @@
+"""Page-locked host memory in pieces, made by a thread of its own: to lock many gigabytes takes longer than to load weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from ...plans.errors import TokenspeedError
+from .device import Device
+
+
+class PageLockedPieces:
+    """Pieces of these sizes, made in order. What making one raises is raised to who asks for it."""
+
+    def __init__(self, device: Device, sizes: Sequence[int], purpose: str) -> None:
+        self._device, self._purpose = device, purpose
+        self._addresses: list[int] = []
+        self._failed: TokenspeedError | None = None
+        self._changed, self._ends = threading.Condition(), False
+        self._thread = threading.Thread(target=self._make, args=(tuple(sizes),), name="page-locking", daemon=True)
+
+    def start(self) -> None:
+        """Begin to make them."""
+        self._thread.start()
+
+    def address(self, piece: int) -> int:
+        """Where that piece is; waits until it is made."""
+        addresses = self._addresses
+        if piece >= len(addresses):
+            with self._changed:
+                self._changed.wait_for(lambda: piece < len(addresses) or self._failed is not None)
+            if piece >= len(addresses) and self._failed is not None:
+                raise self._failed
+        return addresses[piece]
+
+    def close(self) -> None:
+        """Make no more; those that are made are given back with the device."""
+        self._ends = True
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _make(self, sizes: Sequence[int]) -> None:
+        try:
+            self._device.make_current()
+            for size in sizes:
+                if self._ends:
+                    return
+                address = self._device.allocate_host(size, self._purpose, zeroed=False).ctypes.data
+                with self._changed:
+                    self._addresses.append(address)
+                    self._changed.notify_all()
+        except TokenspeedError as error:
+            with self._changed:
+                self._failed = error
+                self._changed.notify_all()
