@@ -47,8 +47,8 @@ class HostTier:
 def host_tier_bytes(manifest: Manifest) -> int:
     """Host memory that the tier takes of a rank; of the stage that needs most where there are several."""
     kv = manifest.kv
-    per_block = [of_stage(manifest, number).kv.bytes_per_block for number in range(len(manifest.stages))]
-    return kv.host_blocks * max(per_block, default=kv.bytes_per_block)
+    per_block = [sum(of_stage(manifest, number).kv.pool_block_bytes) for number in range(len(manifest.stages))]
+    return kv.host_blocks * max(per_block, default=sum(kv.pool_block_bytes))
 
 
 def host_tier(manifest: Manifest) -> HostTier | None:

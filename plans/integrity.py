@@ -233,7 +233,7 @@ def _check_kv(manifest: Manifest) -> None:
         "0 with recurrent states, which are in no block",
         kv.host_blocks,
     )
-    require_number(kv.host_blocks * kv.bytes_per_block, "kv.host_blocks x kv.bytes_per_block")
+    require_number(kv.host_blocks * sum(kv.pool_block_bytes), "kv.host_blocks x bytes_per_block of all pools")
     require(kv.compatibility != "", "kv.compatibility", "a digest", "nothing")
     require_unique((group.name for group in kv.groups), "kv.groups")
     per_block = [0] * (1 + len(kv.windows))

@@ -129,8 +129,12 @@ NO_COPIES: StepCopies = _NoCopies()
 
 
 def groups_by_pool(kv: KvGeometry) -> dict[int, list[KvGroup]]:
-    """The groups whose blocks each pool hands out."""
-    return {0: list(kv.groups)}
+    """The groups whose blocks each pool hands out; of pools that have any."""
+    found: dict[int, list[KvGroup]] = {}
+    for group in kv.groups:
+        if group.layers:
+            found.setdefault(group.pool, []).append(group)
+    return found
 
 
 def caches_of(group: KvGroup) -> Iterator[tuple[int, str]]:

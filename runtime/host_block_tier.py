@@ -60,7 +60,7 @@ def host_block_tier(manifest: Manifest, caches: Mapping[str, HostArray]) -> Bloc
     pools = {}
     for pool, groups in groups_by_pool(kv).items():
         flat = [_as_bytes(caches[name]) for group in groups for name in cache_names(group)]
-        size = TierSize(blocks=len(flat[0]) if flat else 0, host_blocks=kv.host_blocks, piece=max(1, kv.host_blocks))
+        size = TierSize(blocks=kv.pool_blocks[pool], host_blocks=kv.host_blocks, piece=kv.host_blocks)
         pools[pool] = size, [(cache, _tier(kv.host_blocks, cache)) for cache in flat]
     return HostBlockTier(pools)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .executor_interface import StepResult
 from .protocol import SamplingParameters, TokenLogprob
-from .scheduling.step import CommonSize, GroupedStep, IntArray, Step, StepBatch, WindowPart
+from .scheduling.step import BlockCopies, CommonSize, GroupedStep, IntArray, Step, StepBatch, WindowPart
 
 
 class Admit(msgspec.Struct, frozen=True, tag=True):
@@ -34,6 +34,14 @@ class PoolPart(msgspec.Struct, frozen=True):
     block_tables: bytes
 
 
+class Copies(msgspec.Struct, frozen=True):
+    """`BlockCopies`, as bytes: every rank copies its own part of these blocks."""
+
+    device: bytes
+    host: bytes
+    pool: int
+
+
 class Part(msgspec.Struct, frozen=True):
     """A group's `StepBatch` without what only the scheduler reads; arrays as bytes. `pools` are pool 0 and those of windows."""
 
@@ -46,6 +54,8 @@ class Part(msgspec.Struct, frozen=True):
     logit_rows: bytes
     logit_slots: bytes
     pools: tuple[PoolPart, ...]
+    saves: tuple[Copies, ...] = ()
+    loads: tuple[Copies, ...] = ()
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
@@ -140,7 +150,17 @@ def _part(batch: StepBatch, known: PoolTables) -> Part:
     slots = batch.row_slots[batch.sequence_starts[:-1]]
     pools = (WindowPart(batch.block_tables, batch.slot_mapping), *batch.windows)
     told = tuple(_pool_part(part, slots, known[pool]) for pool, part in enumerate(pools))
-    return Part(batch.decode_rows, pools=told, **arrays)
+    return Part(batch.decode_rows, pools=told, saves=_told(batch.saves), loads=_told(batch.loads), **arrays)
+
+
+def _told(copies: tuple[BlockCopies, ...]) -> tuple[Copies, ...]:
+    return tuple(Copies(int32_bytes(item.device), int32_bytes(item.host), item.pool) for item in copies)
+
+
+def _copies(told: tuple[Copies, ...]) -> tuple[BlockCopies, ...]:
+    return tuple(
+        BlockCopies(np.frombuffer(item.device, np.int32), np.frombuffer(item.host, np.int32), item.pool) for item in told
+    )
 
 
 def _pool_part(part: WindowPart, slots: IntArray, known: BlockTables) -> PoolPart:
@@ -164,6 +184,8 @@ def step_batch(step_id: int, part: Part, known: PoolTables) -> StepBatch:
         logit_request_ids=names,
         admissions=(),
         windows=tuple(windows),
+        saves=_copies(part.saves),
+        loads=_copies(part.loads),
         **arrays,
     )
 

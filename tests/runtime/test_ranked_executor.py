@@ -24,7 +24,7 @@ from tokenspeed.runtime.ranked_executor import RankedExecutor, follow
 from tokenspeed.runtime.scheduling.groups import GroupedScheduler
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
-from tokenspeed.runtime.scheduling.step import CommonSize, IntArray, StepBatch
+from tokenspeed.runtime.scheduling.step import BlockCopies, CommonSize, IntArray, StepBatch
 
 from .fake_executor import EchoExecutor
 from .test_engine import LIMITS, ListChannel
@@ -64,14 +64,17 @@ def watch() -> Iterator[RankWatch]:
 
 
 def test_a_step_arrives_as_it_was_sent() -> None:
-    (part,) = RunMessages().of(BATCH).parts
+    saves, loads = (BlockCopies(np.array([at, 9], np.int32), np.array([3, at], np.int32), pool=at) for at in (0, 1))
+    (part,) = RunMessages().of(replace(BATCH, saves=(saves,), loads=(loads, saves))).parts
     assert part is not None
     found = step_batch(BATCH.step_id, part, no_tables())
-    unread = {"request_ids", "logit_request_ids", "admissions", "windows"}
+    unread = {"request_ids", "logit_request_ids", "admissions", "windows", "saves", "loads"}
     for field in fields(StepBatch):
         if field.name not in unread:
             np.testing.assert_array_equal(getattr(found, field.name), getattr(BATCH, field.name), field.name)
     assert len(found.logit_request_ids) == len(BATCH.logit_request_ids)
+    copied = [[(item.device.tolist(), item.host.tolist(), item.pool) for item in side] for side in (found.saves, found.loads)]
+    assert copied == [[([0, 9], [3, 0], 0)], [([1, 9], [3, 1], 1), ([0, 9], [3, 0], 0)]]
     (window,), (sent,) = found.windows, BATCH.windows
     assert window.block_tables.tolist() == sent.block_tables.tolist() == [[0, 2], [3, 0]]
     assert window.slot_mapping.tolist() == sent.slot_mapping.tolist() == [2 * 64 + 6, *range(3 * 64, 3 * 64 + 3)]
