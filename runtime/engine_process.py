@@ -124,14 +124,15 @@ def _loop(
     from .scheduling.ablation import POLICIES, without
     from .scheduling.building import scheduler_of
     from .scheduling.groups import GroupedScheduler
+    from .simulation.step_times import StepTimes
 
     policy = without(POLICIES[options.policy], options.without)
     scheduler = scheduler_of(plan.manifest, policy, options.tenant_weights)
-    ends, overlap = plan.manifest.model.end_tokens, options.overlap
+    ends, overlap, roofline = plan.manifest.model.end_tokens, options.overlap, StepTimes(plan.manifest).roofline
     if isinstance(scheduler, GroupedScheduler):
         assert isinstance(executor, FirstRank)
-        return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)
-    return EngineLoop(scheduler, executor, channel, ends, overlap=overlap)
+        return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline)
+    return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline)
 
 
 def _verify(plan: Plan, weights: str | None, report: Report, collectives: Collectives | None = None) -> None:

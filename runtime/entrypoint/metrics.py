@@ -22,6 +22,7 @@ _GAUGES = {
     "num_requests_running": ("running", "Sequences in the running batch."),
     "num_requests_waiting": ("waiting", "Sequences waiting to be scheduled."),
     "kv_cache_usage_perc": ("kv_usage", "Share of KV cache blocks in use; 1 is all of them."),
+    "host_kv_cache_usage_perc": ("host_usage", "Share of the host tier's KV blocks that hold a copy; 1 is all of them."),
 }
 _COUNTERS = {
     "engine_busy_seconds": ("busy_seconds", "Time with a step in flight."),
@@ -31,6 +32,9 @@ _COUNTERS = {
     "num_preemptions": ("preemptions", "Sequences set back to the queue for want of KV blocks."),
     "prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
     "prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
+    "prefix_cache_host_hits": ("host_hits", "Those of the hits that were brought back from the host."),
+    "offloaded_tokens": ("offloaded_tokens", "Tokens whose KV was copied to the host."),
+    "reloaded_tokens": ("reloaded_tokens", "Tokens whose KV was brought back from the host."),
     "recomputed_tokens": ("recomputed_tokens", "Tokens computed again after a preemption."),
 }
 

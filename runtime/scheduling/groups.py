@@ -165,12 +165,13 @@ class GroupedScheduler:
         return len(self._flights)
 
     def stats(self) -> SchedulerStats:
-        """Sums over the groups; `kv_usage` is of all their blocks together, `steps` are steps of all groups together."""
+        """Sums over the groups; shares are of all their blocks together, `steps` are steps of all groups together."""
         found = [scheduler.stats() for scheduler in self.groups]
         sums: dict[str, Any] = {
             field: sum(getattr(stats, field) for stats in found) for field in SchedulerStats.__struct_fields__
         }
-        sums |= {"kv_usage": sums["kv_usage"] / len(found), "steps": self._next_step, "last_step_rows": self._last_rows}
+        sums |= {name: sums[name] / len(found) for name in ("kv_usage", "host_usage")}
+        sums |= {"steps": self._next_step, "last_step_rows": self._last_rows}
         return SchedulerStats(**sums)
 
     def check_integrity(self) -> None:

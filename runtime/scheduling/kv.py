@@ -99,6 +99,12 @@ class KvManager:
         return 1 - self.available / self.blocks
 
     @property
+    def host_usage(self) -> float:
+        """Share of the host tier's blocks that hold a copy or are being filled with one, 0 to 1; 0 where there is no tier."""
+        tier = self.pool.tier
+        return 0.0 if tier is None else 1 - len(tier.free) / tier.blocks
+
+    @property
     def evictions(self) -> int:
         """Units that the device has given up."""
         return self.pool.evictions

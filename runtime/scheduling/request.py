@@ -91,7 +91,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 class SchedulerStats(msgspec.Struct, frozen=True):
-    """Gauges and exact running totals. Prefix queries and hits, recomputed and discarded count tokens.
+    """Gauges and exact running totals. `kv_usage` is the share of the pool that sequences use, `host_usage` that of the host tier
+    that holds copies. Prefix queries and hits, recomputed and discarded count tokens.
 
     `prefix_queries` and `prefix_hits` count the first time that a request has rows, and `host_hits` are those of the hits that
     were brought back from the host for it. `offloaded_tokens` and `reloaded_tokens` were copied to the host and back.
@@ -102,6 +103,7 @@ class SchedulerStats(msgspec.Struct, frozen=True):
     running: int
     waiting: int
     kv_usage: float
+    host_usage: float
     preemptions: int
     prefix_queries: int
     prefix_hits: int

@@ -178,6 +178,7 @@ class Scheduler:
             running=len(state.running),
             waiting=len(state.waiting),
             kv_usage=state.kv.usage,
+            host_usage=state.kv.host_usage,
             evictions=state.kv.evictions,
             offloaded_tokens=state.kv.offloaded_tokens,
             reloaded_tokens=state.kv.reloaded_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,15 @@ class StepTimes:
         works = [_Work.of(part) for part in groups if part is not None]
         rows = self._padded(max(work.rows for work in works))
         seconds = tuple(max(stage.seconds(work, rows) for work in works) for stage in self._stages)
-        lines = sum(stage.roofline(work) for work in works for stage in self._stages)
-        return StepTime(seconds, lines / len(self._stages) / len(groups))
+        return StepTime(seconds, self._roofline(works, len(groups)))
+
+    def roofline(self, step: Step) -> float:
+        """`StepTime.roofline` alone; a plan without a rate of its host link has it too."""
+        groups = step.parts if isinstance(step, GroupedStep) else (step,)
+        return self._roofline([_Work.of(part) for part in groups if part is not None], len(groups))
+
+    def _roofline(self, works: Sequence[_Work], groups: int) -> float:
+        return sum(stage.roofline(work) for work in works for stage in self._stages) / len(self._stages) / groups
 
     def _padded(self, rows: int) -> int:
         at = bisect_left(self._buckets, rows)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -48,11 +48,11 @@ def tiny_model(template: str = TEMPLATE) -> ServedModel:
 
 
 class EngineThread:
-    """The engine process's loop, in a thread; `kv_blocks` blocks of 4 tokens."""
+    """The engine process's loop, in a thread; `kv_blocks` blocks of 4 tokens, and `host_blocks` on the host."""
 
-    def __init__(self, sockets: Sockets, *, kv_blocks: int = 512, overlap: bool = True) -> None:
+    def __init__(self, sockets: Sockets, *, kv_blocks: int = 512, host_blocks: int = 0, overlap: bool = True) -> None:
         self.executor = EchoExecutor()
-        self.scheduler = Scheduler(LIMITS, KvManager(kv_blocks, 4, 8, "test"))
+        self.scheduler = Scheduler(LIMITS, KvManager(kv_blocks, 4, 8, "test", host_blocks=host_blocks))
         self._sockets, self._overlap = sockets, overlap
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -82,12 +82,14 @@ class LiveServer:
         named: tuple[TenantKey, ...] = (),
         body_limit: int = 1 << 20,
         overlap: bool = True,
+        kv_blocks: int = 512,
+        host_blocks: int = 0,
     ) -> None:
         self._socket = listen("127.0.0.1", 0)
         self.url = url(self._socket)
         self._keys, self._body_limit = ApiKeys(keys, named), body_limit
         self._sockets = Sockets()
-        self.engine = EngineThread(self._sockets, overlap=overlap)
+        self.engine = EngineThread(self._sockets, kv_blocks=kv_blocks, host_blocks=host_blocks, overlap=overlap)
         self.executor = self.engine.executor
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -126,10 +128,9 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(
-    *, keys: tuple[str, ...] = (), named: tuple[TenantKey, ...] = (), body_limit: int = 1 << 20, overlap: bool = True
-) -> Iterator[LiveServer]:
-    server = LiveServer(keys=keys, named=named, body_limit=body_limit, overlap=overlap)
+def live_server(**options: Any) -> Iterator[LiveServer]:
+    """`options` are those of `LiveServer`."""
+    server = LiveServer(**options)
     try:
         yield server
     finally:

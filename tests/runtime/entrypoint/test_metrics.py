@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from .live_server import NAME, live_server
+from .live_server import NAME, LiveServer, live_server
 
-GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
+GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "host_kv_cache_usage_perc"}
 COUNTERS = {
     "prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
-    "recomputed_tokens", "engine_busy_seconds", "engine_roofline_seconds",
+    "prefix_cache_host_hits", "offloaded_tokens", "reloaded_tokens", "recomputed_tokens", "engine_busy_seconds",
+    "engine_roofline_seconds",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
     "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens",
     "iteration_tokens_total",
 }  # fmt: skip
+
+
+def scraped(server: LiveServer) -> dict[str, float]:
+    """Gauges and totals by name."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if "le" not in sample.labels]
+    return {sample.name.removeprefix("tokenspeed:").removesuffix("_total"): sample.value for sample in samples}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_prompts_that_come_back_from_the_host_count_as_cached(overlap: bool) -> None:
+    prompts = [[token] * 80 for token in (5, 6, 7)]
+    with (
+        live_server(kv_blocks=32, host_blocks=256, overlap=overlap) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=20) as client,
+    ):
+        cached = []
+        for prompt in [*prompts, *prompts, prompts[-1]]:
+            usage = client.completions.create(model=NAME, prompt=prompt, max_tokens=12).usage
+            assert usage is not None and usage.prompt_tokens_details is not None
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+        values = scraped(server)
+        assert any(batch.loads for batch in server.executor.batches)
+    assert cached == [0, 0, 0, 72, 72, 72, 72]
+    assert values["prefix_cache_hits"] == sum(cached) and 72 * 2 <= values["prefix_cache_host_hits"] <= 72 * 3
+    assert values["reloaded_tokens"] == values["prefix_cache_host_hits"]
+    assert values["offloaded_tokens"] >= 80 * 2 and 0 < values["host_kv_cache_usage_perc"] <= 1
 
 
 def test_names_and_numbers() -> None:
