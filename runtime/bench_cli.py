@@ -14,6 +14,7 @@ import msgspec
 from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.reader import Plan
+from ..plans.units import printable
 from .host import check_host
 from .openmp import bound_spinning
 
@@ -28,6 +29,10 @@ Count = click.IntRange(1, MAX_COUNT)
 _plan_argument = click.argument("plan", type=click.Path(path_type=Path))
 _weights_option = click.option("--weights", metavar="DIR|FILE|dummy", help="Where the weights are. [default: in the plan]")
 _threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads to compute with. [default: all cores]")
+_key_option = click.option(
+    "--api-key", envvar="TOKENSPEED_API_KEY", metavar="KEY", help="Better in TOKENSPEED_API_KEY: other users see command lines."
+)
+_POSITIVE = click.FloatRange(0, min_open=True)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; errors are JSON too.")
 
 
@@ -167,9 +172,7 @@ def startup(plan: Path, repeats: int, prompt: str, evict: bool, weights: str | N
 @click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Generate all tokens in any case.")
 @click.option("--request-timeout", default=300.0, show_default=True, type=click.FloatRange(0.1, 86400), help="Seconds.")
 @click.option("--time-limit", default=600.0, show_default=True, type=click.FloatRange(0.1, 86400), help="Seconds for all of it.")
-@click.option(
-    "--api-key", envvar="TOKENSPEED_API_KEY", metavar="KEY", help="Better in TOKENSPEED_API_KEY: other users see command lines."
-)
+@_key_option
 @_json_option
 @run_command
 def serve(
@@ -213,6 +216,60 @@ def serve(
         raise UsageError(
             "No request succeeded.",
             where=url,
+            got="; ".join(report.errors) or "no answer in time",
+            fix="check the model name and the server's log, or give more --time-limit",
+        )
+
+
+@main.command()
+@click.option("--trace", required=True, help="A trace (docs/benchmarking.md), a folder of them, or synthetic:sessions=N,seed=N")
+@click.option("--trace-format", help="Of the trace. [default: as its files look]")
+@click.option("--url", required=True, help="The server, e.g. http://127.0.0.1:8000")
+@click.option("--server", "server_kind", help="tokenspeed, vllm, sglang, llamacpp, openai. [default: as GET /v1/models says]")
+@click.option("--model", help="Model name to ask for. [default: the first of GET /v1/models]")
+@click.option("--api", default="completions", show_default=True, type=click.Choice(["completions", "chat"]))
+@click.option("--text", is_flag=True, help="Send completions' prompts as text, also to a server that takes tokens.")
+@click.option("--agents", default=8, show_default=True, type=click.IntRange(1, 65536), help="Sessions at a time: a closed loop.")
+@click.option("--open-loop", is_flag=True, help="Turns at the trace's own times instead.")
+@click.option("--session-rate", type=_POSITIVE, help="Open loop: sessions/s that begin. [default: the trace's times]")
+@click.option("--time-scale", default=1.0, show_default=True, type=click.FloatRange(0), help="Times the clients' pauses.")
+@click.option("--most-gap", type=click.FloatRange(0), help="Seconds that a client waits at most, before scaling.")
+@click.option("--context-scale", default=1.0, show_default=True, type=_POSITIVE, help="Times all lengths, outputs included.")
+@click.option("--max-context", type=Count, help="End sessions before turns of more tokens. [default: the model's]")
+@click.option("--max-turns", type=Count, help="Turns of a session, at most.")
+@click.option("--sessions", type=Count, help="Sessions; more than there are come again with other tokens. [default: the trace's]")
+@click.option("--seed", type=click.IntRange(0, 2**31), help="Other tokens for each seed, against caches of earlier runs.")
+@click.option("--answers", default="given", show_default=True, type=click.Choice(["given", "traced"]), help="In later prompts.")
+@click.option("--priority", default=0, show_default=True, type=click.IntRange(-(2**31), 2**31 - 1), help="Lower is earlier.")
+@click.option("--hints/--no-hints", default=True, show_default=True, help="Tell ends of turns and sessions, where known.")
+@click.option("--session-header", default="", metavar="NAME", help="A header for the session's id, for routers.")
+@click.option("--field", "fields", multiple=True, metavar="NAME=JSON", help="A field more in each request's body.")
+@click.option("--token-ids", type=(Count, Count), default=(300, 700), show_default=True, help="First id and count, for prompts.")
+@click.option("--accelerators", default=1, show_default=True, type=Count, help="Of the server, for rates per accelerator.")
+@click.option("--request-timeout", default=600.0, show_default=True, type=click.FloatRange(0.1, 86400), help="Seconds.")
+@click.option(
+    "--time-limit", default=3600.0, show_default=True, type=click.FloatRange(0.1, 864000), help="Seconds for all of it."
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
+@click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write the report as a page with charts.")
+@_key_option
+@run_command
+def replay(json_file: str | None, html_file: Path | None, **chosen: Any) -> None:
+    """Play a trace of sessions to any OpenAI-compatible server: turns, the clients' pauses, growing prompts."""
+    from .benchmark import replay as measure
+    from .benchmark import replay_options
+    from .simulation.command import write_report
+
+    trace, options = replay_options.prepare(**chosen)
+    with _progress() as say:
+        report = measure.measure_replay(trace, options, chosen["url"], say)
+    write_report(report, json_file, html_file)
+    for error in report.errors:
+        click.echo(f"error: {printable(error)}", err=True)
+    if not report.all.ttft_seconds.count:
+        raise UsageError(
+            "No turn was answered.",
+            where=chosen["url"],
             got="; ".join(report.errors) or "no answer in time",
             fix="check the model name and the server's log, or give more --time-limit",
         )

@@ -89,7 +89,7 @@ def simulate(
     engine = EngineSettings(host_seconds, request_seconds, not no_overlap, closing=closing)
     loop = None if open_loop else agents or DEFAULT_AGENTS
     report = run(manifest, played, Scenario(loop, time_scale, policy, engine, {"id": plan_id, "path": str(plan)}))
-    _write(report, json_file, html_file)
+    write_report(report, json_file, html_file)
 
 
 def _machine(manifest: Manifest, rates: Path | None, host_kv: str | None) -> Manifest:
@@ -133,7 +133,8 @@ def _traffic(source: str, kind: str | None, sessions: int | None, most_gap: floa
     return trace
 
 
-def _write(report: TrafficReport, json_file: str | None, html_file: Path | None) -> None:
+def write_report(report: TrafficReport, json_file: str | None, html_file: Path | None) -> None:
+    """Where it was asked for; as a table unless it went to standard output as JSON ("-")."""
     from .page import page
     from .table import print_report
 

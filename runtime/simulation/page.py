@@ -94,6 +94,10 @@ def facts(report: TrafficReport) -> list[tuple[str, str]]:
         ("tokens", f"{report.all.input_tokens:,} in, {report.all.output_tokens:,} out"),
         ("refused, failed", f"{report.all.refused}, {report.all.failed}"),
     ]
+    if report.kind == "measured":
+        found.insert(0, ("server", ", ".join(f"{name} {value}" for name, value in report.plan.items())))
+    if traffic.get("unfinished"):
+        found.append(("unfinished", f"{traffic['unfinished']} turns when the time was up"))
     left = traffic.get("left_out_turns")
     if left:
         found.append(("left out", f"{left} turns, {traffic.get('left_out_sessions')} whole sessions"))

@@ -46,6 +46,11 @@ def renamed(contents: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return np.where(own, _mix(contents ^ np.uint64(seed)) & ~_SHARED, contents)
 
 
+def reseeded(contents: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Other contents throughout; what was equal stays equal, what was shared stays shared."""
+    return (_mix(contents ^ np.uint64(named("seed", seed))) & ~_SHARED) | (contents & _SHARED)
+
+
 def tokens_of(prompt: Prompt, vocabulary: Vocabulary, start_span: int = 0) -> NDArray[np.int32]:
     """The tokens (int32) from the first of span `start_span` on."""
     ends = prompt.ends[start_span:]

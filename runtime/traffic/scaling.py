@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .contents import named, renamed
+from .contents import named, renamed, reseeded
 from .session import Prompt, Session, Trace, Turn
 
 
@@ -53,6 +53,15 @@ def with_sessions(trace: Trace, count: int) -> Trace:
     length = max(session.turns[-1].arrival_seconds for session in given)
     sessions = [_again(given[n % len(given)], n // len(given), length) for n in range(count)]
     return replace(trace, sessions=tuple(sessions), left_out=left)
+
+
+def with_seed(trace: Trace, seed: int) -> Trace:
+    """The same traffic with other tokens, so that no cache knows them of an earlier run. Texts stay as they are."""
+
+    def changed(turn: Turn) -> Turn:
+        return replace(turn, prompt=Prompt(reseeded(turn.prompt.contents, seed), turn.prompt.ends, turn.prompt.text))
+
+    return _each_turn(trace, changed)
 
 
 def spread_arrivals(trace: Trace, sessions_per_second: float, seed: int = 0) -> Trace:

@@ -29,6 +29,7 @@ class StubServer(ThreadingHTTPServer):
         self.events: list[object] = [*({"choices": [{"text": word}]} for word in "abcde"), {"choices": [], "usage": USAGE}]
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.deleted: list[str] = []
         self.released = threading.Event()
 
     @property
@@ -73,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case manner:
                 self._stream(chunked=manner == "chunked")
+
+    def do_DELETE(self) -> None:
+        self.stub.deleted.append(self.path)
+        self._whole(200, {})
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""

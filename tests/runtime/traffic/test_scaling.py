@@ -56,3 +56,11 @@ def test_more_sessions_than_there_are() -> None:
     assert again.common_tokens(many[2].turns[0].prompt) == 94
     fewer = scaling.with_sessions(trace(), 1)
     assert len(fewer.sessions) == 1 and fewer.left_out == Left(1, 1, 10, 2)
+
+
+def test_another_seed() -> None:
+    first, second = scaling.with_seed(trace(), 1).sessions, scaling.with_seed(trace(), 2).sessions
+    assert first[0].turns[1].prompt.common_tokens(first[0].turns[0].prompt) == 94
+    assert second[0].turns[1].prompt.common_tokens(first[0].turns[1].prompt) == 0
+    again = scaling.with_sessions(scaling.with_seed(trace(), 1), 4).sessions
+    assert again[2].turns[0].prompt.common(again[0].turns[0].prompt) == 1
