@@ -7,14 +7,17 @@ of whole weights, one at a time where it takes memory.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..ir import module as modules
@@ -33,15 +36,16 @@ from ..plans.weight_layout import WEIGHT_BLOCKS
 from .route_margins import RouteWatcher
 
 COLUMNS = 96
-SLICE_ELEMENTS = 1 << 24
-KEPT_ELEMENTS = 1 << 22
+SLICE_ELEMENTS = 1 << 18  # of a weight are made and multiplied at a time: few enough for a core's cache
 _TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _RELATIVE_TOLERANCE = {"f32": 2e-4, "bf16": 6e-2, "f16": 1e-2}
 _OF_BLOCKS = 6e-2  # kernels round activations to 8 bits before they meet blocks
 
 _PATIENCE_SECONDS = 3600.0
-_BLOCKS_AT_ONCE = 128  # what is made of them stays in a core's cache
+_BLOCKS_AT_ONCE = 256  # what is made of them stays in a core's cache
 _CHOSEN_OTHERWISE = 3.0  # times the tolerance, where a choice of experts is so close that rounding may turn it
+
+Steps = Sequence[Sequence[tuple[int, int, int]]]
 
 # (key, first position, rows) for each step: packed prefill, decode beside a chunk, decode of two, decode of one
 _STEPS = (((0, 0, 9), (1, 0, 5)), ((1, 5, 1), (0, 9, 4)), ((0, 13, 1), (1, 6, 1)), ((0, 14, 1),))
@@ -56,7 +60,7 @@ class CounterWeights:
     """Counter-based weights rounded to the plan's element type, in float64, as the rank at `coordinates` has them; large ones are
     never whole in memory. Of those that make the logits (`head`) only rows for `columns` of these.
 
-    `turn` is held while a large weight is in memory; those of up to `kept_elements` stay there.
+    `turn` is held while weights are made, by as many ranks as there are cores.
     """
 
     def __init__(
@@ -66,14 +70,12 @@ class CounterWeights:
         head: Sequence[str],
         columns: Tensor,
         coordinates: Coordinates,
-        turn: threading.Lock,
-        kept_elements: int,
+        turn: threading.Semaphore,
     ) -> None:
         self.weights = {instantiate(weight.name, layer): weight for weight in weights for layer in weight.layers or (0,)}
         self.head, self.columns, self.turn = head, columns.numpy(), turn
         self._sources = {source.name: source for source in sources}
-        self._coordinates, self._kept_elements = coordinates, kept_elements
-        self._kept: dict[str, Tensor] = {}
+        self._coordinates = coordinates
         self._parts: dict[str, RankPart] = {}
 
     def full(self, name: str) -> Tensor:
@@ -84,14 +86,17 @@ class CounterWeights:
                 return self._rows(name, self._own_columns(name))
             return self._slice(name, 0, _rows_of(self.weights[name].shape))
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        with self.turn:
-            if name == self.head[0]:
+    def linear(self, x: Tensor, name: str, index: int | None = None) -> Tensor:
+        if name == self.head[0]:
+            with self.turn:
                 return x @ self._rows(name, self._own_columns(name)).T
-            rows, columns = self.weights[name].shape
-            step = max(1, SLICE_ELEMENTS // columns)
-            parts = [x @ self._slice(name, start, min(rows, start + step)).T for start in range(0, rows, step)]
-            return torch.cat(parts, dim=1)
+        rows, columns = self.weights[name].shape[-2:]
+        out, step = x.new_empty(len(x), rows), max(1, SLICE_ELEMENTS // columns)
+        for start in range(0, rows, step):
+            with self.turn:
+                stop = min(rows, start + step)
+                out[:, start:stop] = x @ self._slice(name, start, stop, index).T
+        return out
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         with self.turn:
@@ -109,15 +114,11 @@ class CounterWeights:
         """Rows of this rank's part of a weight that makes logits."""
         return torch.from_numpy(np.flatnonzero(np.isin(self._part(name).places[0], self.columns)))
 
-    def _slice(self, name: str, start: int, stop: int) -> Tensor:
-        weight = self.weights[name]
-        whole = (start, stop) == (0, _rows_of(weight.shape))
-        if whole and name in self._kept:
-            return self._kept[name]
-        values = _stored(torch.from_numpy(self._part(name).counter_rows(name, start, stop)), weight.dtype).double()
-        if whole and values.numel() <= self._kept_elements:
-            self._kept[name] = values
-        return values
+    def _slice(self, name: str, start: int, stop: int, index: int | None = None) -> Tensor:
+        """Rows [start, stop), of entry `index` if that is given."""
+        part = self._part(name)
+        values = part.counter_rows(name, start, stop) if index is None else part.counter_rows_of_entry(name, index, start, stop)
+        return _stored(torch.from_numpy(values), self.weights[name].dtype).double()
 
     def _part(self, name: str) -> RankPart:
         """All layers of a template are cut alike."""
@@ -138,7 +139,7 @@ def _stored(values: Tensor, dtype: str) -> Tensor:
     if not values.numel():
         return values
     if dtype not in WEIGHT_BLOCKS:
-        return values.to(_TORCH[dtype])
+        return values.to(_TORCH[dtype]).float()
     if dtype == "e4m3_128":
         return rounded_to_float8(values)
     from gguf import GGMLQuantizationType
@@ -155,7 +156,9 @@ def rounded_to_float8(values: Tensor) -> Tensor:
     for blocks, into in zip(values.reshape(-1, 128).split(few), rounded.split(few), strict=True):
         scales = blocks.abs().amax(1, keepdim=True) / 448.0
         codes = (blocks / torch.where(scales == 0, 1.0, scales)).to(torch.float8_e4m3fn)
-        torch.mul(codes.float(), scales, out=into)
+        # the bits are those of a float16 whose exponent is 8 too low; torch's own way back is many times slower
+        halves = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(-0x4001)
+        torch.mul(halves.view(torch.float16).float(), scales * 256.0, out=into)
     return rounded.reshape(values.shape)
 
 
@@ -185,12 +188,16 @@ def make_golden(program: Replayed, max_context: int) -> GoldenCase | None:
 
 
 def golden_of(
-    steps: Sequence[Sequence[tuple[int, int, int]]],
+    steps: Steps,
     name: str,
     program: Replayed,
     truncated: bool = True,
 ) -> GoldenCase:
-    """A golden case with these steps, of (key of a sequence, first position, rows), sequences of one row first."""
+    """A golden case with these steps, of (key of a sequence, first position, rows), sequences of one row first; each sequence
+    goes on where it was.
+
+    What is expected is computed of whole sequences: that pieces of them give the same is what a replay shows.
+    """
     generator = np.random.Generator(np.random.Philox(key=20261123))
     vocabulary, dtype = program.vocabulary, program.dtype
     columns = torch.from_numpy(np.sort(generator.choice(vocabulary, min(COLUMNS, vocabulary), replace=False)))
@@ -198,11 +205,11 @@ def golden_of(
     tokens = {
         key: generator.integers(0, vocabulary, max(16, *(end for of, end in ends if of == key))) for key in sorted(dict(ends))
     }
-    head, turn, kept = _head(program.stages[-1]), threading.Lock(), KEPT_ELEMENTS // _ranks(program)
+    head, turn = _head(program.stages[-1]), threading.Semaphore(os.cpu_count() or 1)
     meshes = [
         MeshInterpreter(
             [(axis.name, axis.size) for axis in program.mesh if axis.name != STAGES],
-            lambda rank: CounterWeights(program.weights, program.sources, head, columns, rank, turn, kept),
+            lambda rank: CounterWeights(program.weights, program.sources, head, columns, rank, turn),
             program.constants,
             instantiate,
             torch.float64,
@@ -211,17 +218,17 @@ def golden_of(
         )
         for _ in program.stages
     ]
-    every = StagesInterpreter(meshes)
-    made: list[GoldenStep] = []
-    largest = 0.0
-    with torch.no_grad():
-        for step in steps:
-            sequences = tuple(
-                GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step
-            )
-            logits = every.step(program.stages, _rows(sequences))[0]
-            largest = max(largest, float(logits.abs().max()))
-            made.append(GoldenStep(sequences, logits.numpy().astype("<f4").tobytes()))
+    with torch.no_grad(), _one_thread_each(_ranks(program)):
+        logits = StagesInterpreter(meshes).step(program.stages, _rows(steps, tokens))[0]
+    made, done = [], 0
+    for step in steps:
+        sequences = tuple(
+            GoldenSequence(key, start, tuple(map(int, tokens[key][start : start + rows]))) for key, start, rows in step
+        )
+        own = logits[done : done + len(step)]
+        made.append(GoldenStep(sequences, own.numpy().astype("<f4").tobytes()))
+        done += len(step)
+    largest = float(logits.abs().max())
     blocks = any(weight.dtype in WEIGHT_BLOCKS for weight in program.weights)
     relative = max(_RELATIVE_TOLERANCE[dtype], _OF_BLOCKS if blocks else 0.0)
     if any(isinstance(rank, RouteWatcher) and rank.may_turn(dtype) for stage in meshes for rank in stage.ranks):
@@ -253,12 +260,26 @@ def _head(module: ir.Module) -> list[str]:
     return [modules.text_attribute(modules.made_by(weight), "sym") for weight in list(head.operands)[1:]]
 
 
-def _rows(sequences: Sequence[GoldenSequence]) -> StepRows:
-    spans, last, row = [], [], 0
-    for sequence in sequences:
-        spans.append((sequence.key, row, row + len(sequence.tokens)))
-        row += len(sequence.tokens)
-        last.append(row - 1)
-    ids = [token for sequence in sequences for token in sequence.tokens]
-    positions = [sequence.start + at for sequence in sequences for at in range(len(sequence.tokens))]
-    return StepRows(torch.tensor(ids), torch.tensor(positions), spans, torch.tensor(last))
+def _rows(steps: Steps, tokens: Mapping[int, NDArray[np.int64]]) -> StepRows:
+    """All steps in one: each sequence whole, with the logits that the steps give, in their order. Weights are made once then."""
+    spans, first, row = [], {}, 0
+    for key in sorted(tokens):
+        end = max(start + rows for step in steps for of, start, rows in step if of == key)
+        spans.append((key, row, row + end))
+        first[key] = row
+        row += end
+    ids = np.concatenate([tokens[key][: stop - start] for key, start, stop in spans])
+    positions = torch.cat([torch.arange(stop - start) for _, start, stop in spans])
+    last = [first[key] + start + rows - 1 for step in steps for key, start, rows in step]
+    return StepRows(torch.from_numpy(ids), positions, spans, torch.tensor(last))
+
+
+@contextmanager
+def _one_thread_each(ranks: int) -> Iterator[None]:
+    """Ranks that are threads already have one of torch's each."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if ranks > 1 else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -95,11 +95,9 @@ class Compilation:
     steps: tuple[Program, ...] = ()
     """The step program of each stage."""
     halves: ir.Module | None = None
-    """What `halved` was made of; kernels are built from its operations."""
+    """What `halved` was made of: templates of its calls look at operations until their code is made."""
     halved: Program | None = None
     """The step program of large buckets, whose layers run in halves of the rows."""
-    halves: ir.Module | None = None
-    """What it was made of: templates of its calls look at operations until their code is made."""
     sample: Program | None = None
     slots: tuple[Buffer, ...] = ()
     ir_texts: dict[str, str] = field(default_factory=dict)

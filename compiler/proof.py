@@ -122,8 +122,8 @@ class _TensorWeights:
         made = [arranged(self.parameters[part], steps) for part in parts]
         return torch.cat(made) if len(made) > 1 else made[0]  # scalars cannot be joined
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.full(name).T
+    def linear(self, x: Tensor, name: str, index: int | None = None) -> Tensor:
+        return x @ (self.full(name) if index is None else self.part(name, index)).T
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         return self.full(name)[index]

@@ -141,11 +141,15 @@ def _finished(weights: Tensor, routing: Routing) -> Tensor:
 
 
 def experts(
-    operation: ir.Operation, operands: Sequence[Tensor], part: Callable[[int, int], Tensor], first: int | None = None
+    operation: ir.Operation,
+    operands: Sequence[Tensor],
+    linear: Callable[[int, int, Tensor], Tensor],
+    bias: Callable[[int, int], Tensor],
+    first: int | None = None,
 ) -> Tensor:
-    """`operands` are x, indices, weights; `part(operand, expert)` is one expert's part of a weight operand (3: gate_up, 4: down,
-    5 and 6 their biases). Only experts that are hit are asked for. `first` is the number of the first one, where there are others
-    elsewhere.
+    """`operands` are x, indices, weights; `linear(operand, expert, x)` multiplies by one expert's part of a weight operand (3:
+    gate_up, 4: down), `bias(operand, expert)` is its part of their biases (5 and 6). Only experts that are hit are asked for.
+    `first` is the number of the first one, where there are others elsewhere.
     """
     x, indices, weights = operands
     biased = len(operation.operands) > 6
@@ -155,12 +159,12 @@ def experts(
         if first is not None and not 0 <= expert < _size(operation.operands[4], 0):
             continue
         rows, place = torch.where(chosen == expert)
-        columns = x[rows] @ part(3, expert).T
+        columns = linear(3, expert, x[rows])
         if biased:
-            columns = columns + part(5, expert)
-        made = activated(operation, columns) @ part(4, expert).T
+            columns = columns + bias(5, expert)
+        made = linear(4, expert, activated(operation, columns))
         if biased:
-            made = made + part(6, expert)
+            made = made + bias(6, expert)
         out.index_add_(0, rows, made * weights[rows, place, None].to(x.dtype))
     return out
 

@@ -31,8 +31,8 @@ class Weights(Protocol):
 
     def full(self, name: str) -> Tensor: ...
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        """x[rows, k] times the transposed weight; may stream the weight."""
+    def linear(self, x: Tensor, name: str, index: int | None = None) -> Tensor:
+        """x[rows, k] times the transposed weight, or entry `index` of its first dimension; may stream the weight."""
         ...
 
     def rows(self, name: str, index: Tensor) -> Tensor:
@@ -128,7 +128,15 @@ class Interpreter:
         if name == "ts.moe_experts":
             numbered = mixture.numbers_of(operation) is not None
             first = int(self.weights.full(operands[-1])[0]) if numbered else None
-            return [mixture.experts(operation, operands[:3], lambda at, expert: self.weights.part(operands[at], expert), first)]
+            return [
+                mixture.experts(
+                    operation,
+                    operands[:3],
+                    lambda at, expert, x: self.weights.linear(x, operands[at], expert),
+                    lambda at, expert: self.weights.part(operands[at], expert),
+                    first,
+                )
+            ]
         operands = [self.weights.full(value) if isinstance(value, str) else value for value in operands]
         if name == "ts.recurrence":
             layer = int(self.instantiate(modules.text_attribute(operation, "layer"), index))

@@ -74,29 +74,52 @@ def counter_elements(name: str, shape: tuple[int, ...], places: Sequence[NDArray
     output = np.empty([len(own) for own in places], np.float32)
     if not output.size:
         return output
+    if len(shape) == 1:
+        for start, stop in _runs(places[0]):
+            output[start:stop] = counter_weight(name, shape, int(places[0][start]), int(places[0][stop - 1]) + 1)
+        return output
+    scale, base, target = weight_scale(shape), 0, output
+    while len(shape) > 2 and len(places[0]) == 1:  # within one entry of the first dimension
+        base += int(places[0][0]) * prod(shape[1:])
+        shape, places, target = shape[1:], places[1:], target[0]
     whole_rows = all(
         len(own) == size and bool((own == np.arange(size)).all()) for own, size in zip(places[1:], shape[1:], strict=True)
     )
     if whole_rows:
+        row = prod(shape[1:])
         for start, stop in _runs(places[0]):
-            output[start:stop] = counter_weight(name, shape, int(places[0][start]), int(places[0][stop - 1]) + 1)
-        return output
+            values = counter_values(name, base + int(places[0][start]) * row, (stop - start) * row, scale)
+            target[start:stop] = values.reshape(target[start:stop].shape)
+    else:
+        _fill(target, name, scale, base, shape, places)
+    return output
+
+
+def _fill(
+    target: FloatArray, name: str, scale: float, base: int, shape: tuple[int, ...], places: Sequence[NDArray[np.int64]]
+) -> None:
+    """Elements at `places` of two or more dimensions, element 0 of which is the stream's `base`."""
     seeds = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype="<u4")
-    step = np.float32(np.float32(weight_scale(shape)) * np.float32(2.0**-23))
+    step = np.float32(np.float32(scale) * np.float32(2.0**-23))
     columns = places[-1].astype(np.uint64)
+    lower_columns, last = columns.astype(np.uint32), columns.max()
     outer = np.zeros((), np.uint64)
     for own, size in zip(places[:-1], shape[:-1], strict=True):
         outer = outer[..., None] * np.uint64(size) + own.astype(np.uint64)
-    rows, target = outer.reshape(-1) * np.uint64(shape[-1]), output.reshape(-1, len(columns))
+    rows, flat = outer.reshape(-1) * np.uint64(shape[-1]) + np.uint64(base), target.reshape(-1, len(columns))
     some = max(1, _CHUNK // len(columns))
+    high = np.uint64(32)
+    scratch = np.empty((min(some, len(rows)), len(columns)), np.uint32)
     for start in range(0, len(rows), some):
-        index = rows[start : start + some, None] + columns
-        x = index.astype(np.uint32) ^ seeds[0]
-        upper = (index >> np.uint64(32)).astype(np.uint32)
-        x += upper * np.uint32(0x9E3779B9) + seeds[1]
-        _mix(x, upper)
-        _to_float(x, step, target[start : start + some])
-    return output
+        own = rows[start : start + some, None]
+        x = own.astype(np.uint32) + lower_columns
+        upper = own >> high
+        if (upper != own + last >> high).any():  # a row whose elements have two upper words
+            upper = own + columns >> high
+        np.bitwise_xor(x, seeds[0], out=x)
+        np.add(x, upper.astype(np.uint32) * np.uint32(0x9E3779B9) + seeds[1], out=x)
+        _mix(x, scratch[: len(x)])
+        _to_float(x, step, flat[start : start + some])
 
 
 def _runs(places: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -29,7 +29,14 @@ class RankPart:
         if not self.shape:
             whole = counter_weight(name, ())
             return whole if self.present else np.zeros_like(whole)
-        own = (self.places[0][start:stop], *self.places[1:])
+        return self._elements(name, (self.places[0][start:stop], *self.places[1:]))
+
+    def counter_rows_of_entry(self, name: str, index: int, start: int, stop: int) -> FloatArray:
+        """The same of entry `index` along the first dimension, of three or more."""
+        own = (self.places[0][index : index + 1], self.places[1][start:stop], *self.places[2:])
+        return self._elements(name, own)[0]
+
+    def _elements(self, name: str, own: tuple[Indices, ...]) -> FloatArray:
         if not self.present:
             return np.zeros([len(each) for each in own], np.float32)
         values = counter_elements(name, self.shape, [np.maximum(each, 0) for each in own])

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenspeed.compiler import device_section
 from tokenspeed.compiler.frontends.source import open_model
+from tokenspeed.compiler.goldens import rounded_to_float8
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import Compilation, compile_model
 from tokenspeed.ir.module import context
@@ -38,6 +40,15 @@ def compiled(source: Path, target: str, stop_after: str = "emit", **more: Any) -
 def steps_of(recipe: Recipe) -> set[str]:
     found = {type(recipe).__name__}
     return found.union(*(steps_of(part) for part in inputs_of(recipe)))
+
+
+def test_rounding_of_goldens_is_that_of_torch() -> None:
+    """Every code of 8 bits, and a block of zeros."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().nan_to_num(0.0)
+    values = torch.cat([codes.reshape(2, 128) * 0.37, torch.zeros(1, 128), torch.linspace(-1, 1, 128)[None] ** 9])
+    scales = values.abs().amax(1, keepdim=True) / 448.0
+    expected = (values / scales.where(scales > 0, 1.0)).to(torch.float8_e4m3fn).float() * scales
+    assert torch.equal(rounded_to_float8(values), expected)
 
 
 def test_of_a_configuration_alone(tmp_path: Path) -> None:

@@ -129,8 +129,8 @@ class Weights:
     def full(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.full(name).T
+    def linear(self, x: Tensor, name: str, index: int | None = None) -> Tensor:
+        return x @ (self.full(name) if index is None else self.part(name, index)).T
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         return self.full(name)[index]

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from tokenspeed.plans.counter_weights import counter_elements, counter_weight
-from tokenspeed.plans.rank_parts import is_cut, rank_part
+from tokenspeed.plans.rank_parts import RankPart, is_cut, rank_part
 from tokenspeed.plans.recipe import Addend, Cast, Concat, Part, Recipe, Source, Stack, Stretch, Transpose
 from tokenspeed.plans.recipe_shapes import lookup_in
 from tokenspeed.plans.schema import SourceTensor
@@ -76,6 +76,16 @@ def test_elements_beyond_32_bits_of_index() -> None:
     rows, columns = np.arange(61350, 61400), np.arange(5, 900)  # elements 2^32 are among them
     expected = counter_weight("w", (70000, 70000), 61350, 61400)[:, 5:900]
     np.testing.assert_array_equal(counter_elements("w", (70000, 70000), [rows, columns]), expected)
+
+
+def test_rows_of_one_entry() -> None:
+    shape = (3, 6, 8)
+    part = RankPart(shape, (np.array([0, 2]), np.array([1, 2, 5, -1]), np.arange(4, 8)))
+    found = part.counter_rows_of_entry("experts", 1, 1, 4)
+    np.testing.assert_array_equal(found, part.counter_rows("experts")[1, 1:4])
+    np.testing.assert_array_equal(found[:2], counter_weight("experts", shape)[2, [2, 5], 4:])
+    whole = RankPart(shape, tuple(map(np.arange, shape)))
+    np.testing.assert_array_equal(whole.counter_rows_of_entry("experts", 2, 0, 6), counter_weight("experts", shape)[2])
 
 
 def test_parts_that_differ_where_they_are_joined_are_refused() -> None:
