@@ -132,7 +132,8 @@ def test_loads_wait_for_a_step_in_flight_that_touches_their_place(fake: FakeDriv
         fake.put_off(first=first, others=others)
         running = executor.start(rows(1, 0, SECOND, [6, 7]))
         loading = executor.start(replace(rows(0, 4, FIRST[4:], [6, 7]), loads=copies([6, 7], [0, 1])))
-        running(), loading()
+        running()
+        loading()
         assert logits(executor, rows(0, 4, FIRST[4:], [6, 7])) == chunk
     fake.put_off()
 
@@ -143,7 +144,8 @@ def test_saves_wait_for_the_step_that_writes_what_they_read(fake: FakeDriver, ex
     fake.put_off(first=True)
     running = executor.start(rows(0, 0, FIRST, [1, 2]))
     saving = executor.start(replace(empty_step(0), saves=copies([1, 2], [0, 1])))
-    running(), saving()
+    running()
+    saving()
     assert logits(executor, replace(rows(0, 4, FIRST[4:], [6, 7]), loads=copies([6, 7], [0, 1]))) == chunk
     fake.put_off()
 
