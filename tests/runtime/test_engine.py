@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from tokenspeed.runtime.device.errors import DeviceLost
 from tokenspeed.runtime.engine import BusyTime, EngineLoop
@@ -26,6 +27,7 @@ from tokenspeed.runtime.protocol import (
     Submit,
     TokenEvent,
 )
+from tokenspeed.runtime.scheduling.batch import launch
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.prefix import PrefixChain
 from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
@@ -307,6 +309,29 @@ def test_requests_that_wait_for_time_to_pass_get_it_without_spinning(overlap: bo
     assert tokens(engine.events("r")["r"]) == [10, 20]
     engine.shut_down()
     assert time.monotonic() > engine.scheduler.wake and engine.scheduler.asked < 40
+
+
+class Copier(Scheduler):
+    """Whose every other step has no rows."""
+
+    steps = 0
+
+    def schedule(self) -> StepBatch | None:
+        self.steps += 1
+        if self.steps % 2 and self._state.requests:
+            return launch(self._state, np.empty(0, np.intp), [])
+        return super().schedule()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_steps_without_rows_are_run_and_bring_no_tokens(overlap: bool) -> None:
+    engine = Engine(overlap=overlap, kind=Copier)
+    engine.submit("r", (10, 20), max_tokens=4)
+    assert tokens(engine.events("r")["r"]) == [10, 20, 10, 20]
+    engine.shut_down()
+    rows = [batch.rows for batch in engine.executor.batches]
+    assert rows.count(0) >= 3 and engine.scheduler.stats().steps == len(rows)
+    engine.scheduler.check_integrity()
 
 
 class Diary(Scheduler):
