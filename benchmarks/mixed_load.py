@@ -1,6 +1,7 @@
 """Somebody waits for short turns while long prompts saturate the machine: what each policy of the server makes of it, over HTTP.
 
     python benchmarks/mixed_load.py PLAN [--weights dummy] [--arm fcfs --arm agentic] [--out result.json]
+    python benchmarks/mixed_load.py PLAN --simulated             # here, in virtual time, as the plan predicts
     python benchmarks/mixed_load.py --url http://127.0.0.1:8000 --max-context 32768
 
 One server after another, each with the same requests: sessions of short turns of high priority, and a batch of long prompts of
@@ -24,8 +25,11 @@ from typing import Any
 from gpu.acceptance.server import Server as ServerProcess
 from mixed.load import Load, Urgency, run_load
 from mixed.report import figures, table
+from mixed.simulated import simulate_load
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.http_stream import Server
+from tokenspeed.runtime.scheduling.ablation import POLICIES, without
+from tokenspeed.runtime.scheduling.policy import AGENTIC
 
 _BARE: dict[str, tuple[str, ...]] = {"fcfs": ("--policy", "plain"), "plain": ("--policy", "plain"), "agentic": ()}
 
@@ -34,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", nargs="?")
     parser.add_argument("--url", help="one server that runs already, instead of a plan")
+    parser.add_argument("--simulated", action="store_true", help="no server: the plan's scheduler and predicted times")
     parser.add_argument("--weights", default="dummy", help="as for tokenspeed-run")
     parser.add_argument(
         "--arm", action="append", help="fcfs, plain, agentic, without:FEATURE; repeated [default: the first three]"
@@ -45,7 +50,7 @@ def main() -> int:
     parser.add_argument("--output", type=int, default=100, help="tokens of a turn's answer")
     parser.add_argument("--think", type=float, default=1.0, help="seconds between turns")
     parser.add_argument("--deadline-ms", type=float, default=500.0, help="until the first token of a turn")
-    parser.add_argument("--inter-token-ms", type=float, default=20.0, help="between the tokens of a turn")
+    parser.add_argument("--inter-token-ms", type=float, default=16.0, help="between the tokens of a turn")
     parser.add_argument("--batch-requests", type=int, default=96)
     parser.add_argument("--batch-at-once", type=int, default=6)
     parser.add_argument("--batch-prompts", type=int, nargs=2, default=(8192, 30000), metavar=("LEAST", "MOST"))
@@ -110,6 +115,11 @@ def _measure(name: str, options: argparse.Namespace, load: Load) -> dict[str, An
     urgency = _urgency(name, options)
     if options.url:
         return figures(asyncio.run(run_load(Server.parse(options.url), load, urgency, options.seconds)))
+    if options.simulated:
+        policy = POLICIES["plain"] if _BARE.get(name) else AGENTIC
+        policy = policy if name in _BARE else without(AGENTIC, [name.removeprefix("without:")])
+        with Plan.open(options.plan) as opened:
+            return figures(simulate_load(opened.manifest, policy, load, urgency))
     arm = _BARE[name] if name in _BARE else ("--without", name.removeprefix("without:"))
     with ServerProcess([options.plan, "--weights", options.weights, *arm, *options.option], os.environ) as process:
         process.wait_ready()

@@ -112,9 +112,14 @@ async def _session(
         await asyncio.sleep(load.think_seconds)
 
 
+def batch_lengths(load: Load) -> list[int]:
+    """Tokens of the batch's prompts, in order."""
+    chosen = random.Random(f"{load.seed} lengths")
+    return [chosen.randint(load.least, load.most) for _ in range(load.requests)]
+
+
 async def _batch(server: Server, load: Load, urgency: Urgency, seen: Seen) -> None:
-    chosen = random.Random(f"{load.seed} batch")
-    lengths = iter([chosen.randint(load.least, load.most) for _ in range(load.requests)])
+    chosen, lengths = random.Random(f"{load.seed} batch"), iter(batch_lengths(load))
 
     async def worker() -> None:
         for length in lengths:

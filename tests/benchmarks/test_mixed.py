@@ -7,14 +7,32 @@ from dataclasses import replace
 
 from tokenspeed.benchmarks.mixed.load import Load, Urgency, run_load
 from tokenspeed.benchmarks.mixed.report import figures, table
+from tokenspeed.benchmarks.mixed.simulated import simulate_load
 from tokenspeed.runtime.benchmark.http_stream import Server
+from tokenspeed.runtime.scheduling.policy import PLAIN
 
 from ..runtime.entrypoint.live_server import MAX_CONTEXT, live_server
+from ..runtime.simulation.tiny import tiny_manifest
 
 LOAD = Load(
     sessions=2, context=24, turn_tokens=8, output=4, think_seconds=0.01, requests=6, at_once=2, least=40, most=80, batch_output=3,
     max_context=MAX_CONTEXT, vocabulary=300,
 )  # fmt: skip
+
+
+def test_the_same_in_virtual_time() -> None:
+    load = replace(LOAD, think_seconds=0.1, max_context=512)
+    urgency = Urgency({"service_tier": "priority", "deadline_ms": 500.0}, {"service_tier": "flex"})
+    manifest = tiny_manifest(blocks=128)
+    seen, again = (simulate_load(manifest, PLAIN, load, urgency) for _ in range(2))
+    found = figures(seen)
+    assert (found["errors"], found["batch_requests"], len(seen.alone)) == (0, 6, 2)
+    assert [reply.prompt_tokens for reply in seen.alone] == [24 + 4 + 8] * 2
+    assert found["interactive_turns"] >= 4 and found["interactive_hit_rate"] > 0.1
+    assert 0 < found["speed_of_light_share"] < found["busy_share"] <= 1
+    assert figures(again) == found
+    alike = figures(simulate_load(manifest, PLAIN, load, Urgency()))
+    assert alike["first_token_seconds"]["p50"] > found["first_token_seconds"]["p50"]
 
 
 def test_two_classes_on_one_server() -> None:
