@@ -80,6 +80,7 @@ class Options:
     sessions: float
     most_gap: float
     host_seconds: float
+    pool: float = 1.0
 
 
 def traffic(options: Options, manifest: Manifest, agents: int) -> Trace:
@@ -87,6 +88,12 @@ def traffic(options: Options, manifest: Manifest, agents: int) -> Trace:
     trace = cut_at_context(read_trace(options.traces), manifest.model.max_context)
     trace = with_sessions(trace, max(len(trace.sessions), round(agents * options.sessions)))
     return cap_gaps(trace, options.most_gap)
+
+
+def with_pool(manifest: Manifest, share: float) -> Manifest:
+    """The plan with so much of its KV pool."""
+    blocks = round(manifest.kv.blocks * share)
+    return msgspec.structs.replace(manifest, kv=msgspec.structs.replace(manifest.kv, blocks=blocks))
 
 
 def with_host_tokens(manifest: Manifest, tokens: int) -> Manifest:
@@ -102,7 +109,7 @@ def run(options: Options, arm: Arm) -> tuple[Arm, TrafficReport | None, str]:
     start = time.process_time()
     try:
         with Plan.open(options.plan) as plan:
-            manifest, plan_id = plan.manifest, plan.plan_id
+            manifest, plan_id = with_pool(plan.manifest, options.pool), plan.plan_id
         scenario = Scenario(
             arm.agents, 1.0, arm.policy, EngineSettings(host_seconds=options.host_seconds), {"id": plan_id, "arm": arm.label}
         )
@@ -193,9 +200,10 @@ def main() -> int:
     parser.add_argument("--sessions", type=float, default=1.5, help="Sessions for each agent, at least all of the trace.")
     parser.add_argument("--most-gap", type=float, default=60.0, help="Seconds.")
     parser.add_argument("--host-seconds", type=float, default=0.5e-3, help="Host time of a step.")
+    parser.add_argument("--pool", type=float, default=1.0, help="Share of the KV pool, with fewer agents: for a quick look.")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
-    options = Options(given.plan, given.traces, given.out, given.sessions, given.most_gap, given.host_seconds)
+    options = Options(given.plan, given.traces, given.out, given.sessions, given.most_gap, given.host_seconds, given.pool)
     names = ["agentic", "plain", *FEATURES] if given.arms == "all" else given.arms.split(",")
     arms = [
         Arm(name, int(agents), int(tokens))

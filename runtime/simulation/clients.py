@@ -1,4 +1,4 @@
-"""Who sends which turn when: agents that wait for answers (closed loop), or a trace's own arrival times (open loop)."""
+"""Who sends which turn when: agents that wait for answers (closed loop), or a trace's own times (open loop)."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ class Agents:
 
 
 class Arrivals:
-    """Turns when the trace had them, answered or not; times are `time_scale` times as long."""
+    """Turns when the trace had them, but none before the answer to the one before it in its session: it is part of the prompt.
+    Times are `time_scale` times as long."""
 
     def __init__(self, sessions: Sequence[Session], time_scale: float = 1.0) -> None:
-        self._queue = _Queue()
+        self._queue, self._scale = _Queue(), time_scale
         for session in sessions:
-            for number, turn in enumerate(session.turns):
-                self._queue.put(Arrival(turn.arrival_seconds * time_scale, session, number))
+            self._put(session, 0, 0.0)
 
     @property
     def next_seconds(self) -> float:
@@ -106,7 +106,11 @@ class Arrivals:
         return self._queue.take(until)
 
     def ended(self, session: Session, turn: int, seconds: float) -> None:
-        del session, turn, seconds
+        if turn + 1 < len(session.turns):
+            self._put(session, turn + 1, seconds)
+
+    def _put(self, session: Session, turn: int, earliest: float) -> None:
+        self._queue.put(Arrival(max(earliest, session.turns[turn].arrival_seconds * self._scale), session, turn))
 
 
 class Together:

@@ -30,7 +30,7 @@ _STANDARD_OUTPUT = "-"
 @click.option("--trace", required=True, help="Trace file, folder of them, or synthetic:sessions=N,seed=N.")
 @click.option("--trace-format", help="What the trace is: claude-code, mooncake, azure, texts. [default: by name and first line]")
 @click.option("--agents", type=click.IntRange(1, 100_000), help=f"Sessions at a time, a closed loop. [default: {DEFAULT_AGENTS}]")
-@click.option("--open-loop", is_flag=True, help="Turns arrive when the trace had them, answered or not.")
+@click.option("--open-loop", is_flag=True, help="Turns arrive when the trace had them, but none before the answer before it.")
 @click.option("--time-scale", default=1.0, show_default=True, type=float, help="Gaps and arrival times, so many times as long.")
 @click.option("--most-gap", type=float, metavar="SECONDS", help="No client waits longer than this between turns.")
 @click.option("--sessions", type=click.IntRange(1, 1_000_000), help="Play so many; those of a short trace come again as others.")

@@ -45,6 +45,9 @@ class StepTimes:
 
         Raises SimulationError when a step has copies and the plan has no rate of its host link.
         """
+        if isinstance(step, StepBatch) and len(self._stages) == 1:  # all that most plans ever need
+            work, stage = _Work.of(step), self._stages[0]
+            return StepTime((stage.seconds(work, self._padded(work.rows)),), stage.roofline(work))
         groups = step.parts if isinstance(step, GroupedStep) else (step,)
         works = [_Work.of(part) for part in groups if part is not None]
         rows = self._padded(max(work.rows for work in works))
@@ -76,8 +79,8 @@ class _Work:
     @classmethod
     def of(cls, part: StepBatch) -> _Work:
         rows, contexts = part.rows, part.context_lengths
-        context = int(contexts.sum(dtype=np.int64))
-        pairs = context if rows == len(contexts) else int(part.positions.sum(dtype=np.int64)) + rows
+        context = int(np.add.reduce(contexts, dtype=np.int64))
+        pairs = context if rows == len(contexts) else int(np.add.reduce(part.positions, dtype=np.int64)) + rows
         copied = max(_blocks(part.saves), _blocks(part.loads)) if part.saves or part.loads else 0
         return cls(rows, pairs, context, copied)
 
