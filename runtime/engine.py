@@ -204,7 +204,7 @@ class EngineLoop(Generic[StepKind]):
         sequence = EngineSequence(submit, self._end_tokens)
         request = Request(
             request_id=submit.request_id,
-            tokens=np.array(submit.tokens, dtype=np.int32),
+            tokens=np.frombuffer(submit.tokens, dtype=np.int32),
             max_tokens=submit.sampling.max_tokens,
             priority=submit.priority,
             salt=submit.salt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -33,12 +35,18 @@ class SamplingParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
 
 
+def packed(tokens: Sequence[int]) -> bytes:
+    """Token ids as messages carry them: int32, little-endian. A list of numbers takes the receiver ten times as long."""
+    return array("i", tokens).tobytes()
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """A new sequence. Lower `priority` is earlier. `salt` separates tenants in the prefix cache. `deadline_seconds` counts from
-    the arrival to the first token; it and the other fields without a word here are as in `scheduling.request.Request`."""
+    """A new sequence of `packed` prompt tokens. Lower `priority` is earlier. `salt` separates tenants in the prefix cache.
+    `deadline_seconds` counts from the arrival to the first token; it and the other fields without a word here are as in
+    `scheduling.request.Request`."""
 
     request_id: str
-    tokens: tuple[int, ...]
+    tokens: bytes
     sampling: SamplingParameters
     priority: int = 0
     salt: str = ""
@@ -47,6 +55,18 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     deadline_seconds: float | None = None
     inter_token_seconds: float | None = None
     retention_seconds: float | None = None
+
+    @property
+    def prompt(self) -> array[int]:
+        """Its tokens."""
+        found = array("i")
+        found.frombytes(self.tokens)
+        return found
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many."""
+        return len(self.tokens) // array("i").itemsize
 
 
 class EndTurn(msgspec.Struct, frozen=True, tag=True):

@@ -19,7 +19,7 @@ from ...plans.reader import Plan
 from ...plans.schema import Manifest
 from ..engine import EngineLoop
 from ..executor_interface import Executor, Started, StepResult
-from ..protocol import SamplingParameters, Submit
+from ..protocol import SamplingParameters, Submit, packed
 from ..scheduling.kv import manager_of
 from ..scheduling.prefix import PrefixChain
 from ..scheduling.request import Outcome, Request, SchedulerLimits
@@ -241,7 +241,8 @@ def _submits(name: str, manifest: Manifest, options: ThroughputOptions, count: i
     sampling = SamplingParameters(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
     for number in range(count):
         request_id = f"{name}-{number}"
-        yield Submit(request_id, (*prefix, *_tokens(manifest, request_id, options.prompt_tokens - common)), sampling)
+        prompt = (*prefix, *_tokens(manifest, request_id, options.prompt_tokens - common))
+        yield Submit(request_id, packed(prompt), sampling)
 
 
 def _tokens(manifest: Manifest, seed: str, count: int) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ class Choice:
         self.index, self.prompt, self.submit = index, prompt, submit
         self.completion_tokens = 0
         self.cached_tokens = 0
-        self._detokenizer = detokenizer(tokenizer, submit.tokens, skip_special_tokens=skip_special_tokens)
+        self._detokenizer = detokenizer(tokenizer, submit.prompt, skip_special_tokens=skip_special_tokens)
         self._stops = StopStrings(stops)
         self._characters = 0  # decoded so far, held back or not
         self._shown = 0

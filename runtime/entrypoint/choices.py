@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..protocol import Submit
+from ..protocol import Submit, packed
 from .api_error import invalid
 from .choice import Choice
 from .prompts import Prompt
@@ -37,12 +37,13 @@ def make_choices(
     choices = []
     for number, prompt in enumerate(prompts):
         sampling = sampling_parameters(request, model, len(prompt.tokens), max_tokens=max_tokens, logprobs=logprobs)
+        tokens = packed(prompt.tokens)
         for choice in range(count):
             index = number * count + choice
             seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, choice))
             submit = Submit(
                 f"{request_id}-{index}",
-                prompt.tokens,
+                tokens,
                 seeded,
                 priority=turn.priority,
                 salt=turn.salt,

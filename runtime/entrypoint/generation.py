@@ -87,7 +87,7 @@ class Generation:
         times = self._times[choice.submit.request_id]
         self._metrics.finished(reason)
         self._metrics.end_to_end.observe(time.monotonic() - times.arrival)
-        self._metrics.prompt_tokens.observe(len(choice.submit.tokens))
+        self._metrics.prompt_tokens.observe(choice.submit.prompt_tokens)
         self._metrics.generation_tokens.observe(choice.completion_tokens)
 
     def _end_all(self, reason: str) -> None:

@@ -26,6 +26,7 @@ from tokenspeed.runtime.protocol import (
     StepNews,
     Submit,
     TokenEvent,
+    packed,
 )
 from tokenspeed.runtime.scheduling.batch import launch
 from tokenspeed.runtime.scheduling.kv import KvManager
@@ -86,7 +87,7 @@ class Engine:
         sampling = SamplingParameters(
             max_tokens=max_tokens, ignore_eos=ignore_eos, stop_tokens=stop_tokens, min_tokens=min_tokens, logprobs=logprobs
         )
-        self.channel.commands.put(Submit(name, tokens, sampling))
+        self.channel.commands.put(Submit(name, packed(tokens), sampling))
 
     def events(self, *names: str) -> dict[str, list[TokenEvent]]:
         """Token events until all of these sequences have ended."""

@@ -17,7 +17,7 @@ from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor_interface import Started, StepResult
 from tokenspeed.runtime.fixed_batch import Rows, WindowPlaces, fixed_batch
 from tokenspeed.runtime.mesh import Rank
-from tokenspeed.runtime.protocol import Abort, SamplingParameters, Shutdown, StepNews, Submit, TokenEvent
+from tokenspeed.runtime.protocol import Abort, SamplingParameters, Shutdown, StepNews, Submit, TokenEvent, packed
 from tokenspeed.runtime.rank_messages import RunMessages, no_tables, step_batch
 from tokenspeed.runtime.rank_watch import RanksLost, RankWatch
 from tokenspeed.runtime.ranked_executor import RankedExecutor, follow
@@ -200,7 +200,7 @@ class Groups:
 
 
 def submit(name: str, prompt: tuple[int, ...], most: int, logprobs: int | None = None) -> Submit:
-    return Submit(name, prompt, SamplingParameters(max_tokens=most, logprobs=logprobs))
+    return Submit(name, packed(prompt), SamplingParameters(max_tokens=most, logprobs=logprobs))
 
 
 def said(events: list[TokenEvent]) -> list[int]:

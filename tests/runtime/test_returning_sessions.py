@@ -12,7 +12,7 @@ from tokenspeed.plans.host_tier import HOST_LINK
 from tokenspeed.plans.schema import Manifest, Rate
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor import load_executor
-from tokenspeed.runtime.protocol import EngineStats, SamplingParameters, Shutdown, StepNews, Submit
+from tokenspeed.runtime.protocol import EngineStats, SamplingParameters, Shutdown, StepNews, Submit, packed
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
@@ -47,7 +47,7 @@ class Served:
     def turn(self, name: str, session: str, prompt: list[int]) -> list[int]:
         """The tokens of one request, which has the machine for itself."""
         sampling = SamplingParameters(max_tokens=MADE, temperature=0.0)
-        self.channel.commands.put(Submit(name, tuple(prompt), sampling, session_id=session))
+        self.channel.commands.put(Submit(name, packed(prompt), sampling, session_id=session))
         made: list[int] = []
         while True:
             news = self.channel.news.get(timeout=60)

@@ -18,7 +18,7 @@ from tokenspeed.runtime.benchmark.closed_loop import ClosedLoop
 from tokenspeed.runtime.device.arrays import DeviceArray
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
-from tokenspeed.runtime.protocol import SamplingParameters, Submit
+from tokenspeed.runtime.protocol import SamplingParameters, Submit, packed
 from tokenspeed.runtime.scheduling.kv import manager_of
 from tokenspeed.runtime.scheduling.request import SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -61,7 +61,7 @@ def submits(manifest: Manifest, rounds: int, bad: set[str]) -> Iterator[Submit]:
         if number % 5 == 2 and number < most:
             tokens[length // 2] = POISON
             bad.add(name)
-        yield Submit(name, tuple(tokens.tolist()), sampling)
+        yield Submit(name, packed(tokens.tolist()), sampling)
 
 
 def main() -> None:

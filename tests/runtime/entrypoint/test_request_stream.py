@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenspeed.runtime.entrypoint.api_error import ApiError
 from tokenspeed.runtime.entrypoint.engine_client import RequestStream
-from tokenspeed.runtime.protocol import Accepted, SamplingParameters, Submit, TokenEvent
+from tokenspeed.runtime.protocol import Accepted, SamplingParameters, Submit, TokenEvent, packed
 
 
 class Client:
@@ -24,7 +24,7 @@ class Client:
 
 def stream_of(*names: str) -> tuple[RequestStream, Client]:
     client: Any = Client()
-    return RequestStream(client, [Submit(name, (1,), SamplingParameters(max_tokens=9)) for name in names]), client
+    return RequestStream(client, [Submit(name, packed((1,)), SamplingParameters(max_tokens=9)) for name in names]), client
 
 
 def test_news_that_nobody_took_are_joined_for_each_sequence() -> None:
