@@ -1,0 +1,137 @@
+"""Whom prompts are sent to: an engine loop in this process over the plan's own scheduler and executor, or a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+import time
+from typing import NamedTuple, Protocol
+
+from tokenspeed.plans.reader import Plan
+from tokenspeed.runtime.benchmark.http_stream import Server, events, request
+from tokenspeed.runtime.engine import EngineLoop
+from tokenspeed.runtime.executor import load_executor
+from tokenspeed.runtime.protocol import (
+    EngineCommand,
+    EngineFailed,
+    EngineNews,
+    Rejected,
+    SamplingParameters,
+    Shutdown,
+    StepNews,
+    Submit,
+)
+from tokenspeed.runtime.scheduling.building import scheduler_of
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+
+
+class Reply(NamedTuple):
+    """Seconds to the first token, tokens that were not computed, and those of them that came from the host."""
+
+    seconds: float
+    cached: int
+    from_host: int
+
+
+class Client(Protocol):
+    def first_token(self, prompt: list[int], salt: str) -> Reply:
+        """Ask for one token and wait for it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _Channel:
+    """The engine's end of two queues."""
+
+    def __init__(self) -> None:
+        self.commands: queue.SimpleQueue[EngineCommand] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[EngineNews] = queue.SimpleQueue()
+
+    def receive(self, timeout: float | None = 0.0) -> list[EngineCommand]:
+        try:
+            found = [self.commands.get(block=timeout != 0.0, timeout=timeout)]
+        except queue.Empty:
+            return []
+        while not self.commands.empty():
+            found.append(self.commands.get())
+        return found
+
+    def send(self, news: EngineNews) -> None:
+        self.news.put(news)
+
+
+class InProcess:
+    """A `Client` of an engine in this process: no HTTP, and no tokens on their way."""
+
+    def __init__(self, plan: Plan, weights: str | None) -> None:
+        scheduler = scheduler_of(plan.manifest)
+        if not isinstance(scheduler, Scheduler):
+            raise SystemExit("this measures plans for one rank")
+        started = time.perf_counter()
+        self.executor = load_executor(plan, weights, None, lambda _phase: None, host_tier=True)
+        self.load_seconds = time.perf_counter() - started
+        self._scheduler, self._channel, self._asked = scheduler, _Channel(), 0
+        loop = EngineLoop(scheduler, self.executor, self._channel, ())
+        self._thread = threading.Thread(target=loop.run, daemon=True)
+        self._thread.start()
+
+    def first_token(self, prompt: list[int], salt: str) -> Reply:
+        self._asked += 1
+        submit = Submit(str(self._asked), tuple(prompt), SamplingParameters(max_tokens=1, temperature=0.0), salt=salt)
+        reloaded = self._scheduler.stats().reloaded_tokens
+        started = time.perf_counter()
+        self._channel.commands.put(submit)
+        while True:
+            news = self._channel.news.get(timeout=300)
+            if isinstance(news, (Rejected, EngineFailed)):
+                raise SystemExit(f"the engine refused: {news.message}")
+            for event in news.events if isinstance(news, StepNews) else ():
+                if event.finish_reason == "error":
+                    raise SystemExit(f"the request failed: {event.error}")
+                if event.finish_reason is not None:
+                    seconds = time.perf_counter() - started
+                    return Reply(seconds, event.cached_tokens, self._scheduler.stats().reloaded_tokens - reloaded)
+
+    def close(self) -> None:
+        self._channel.commands.put(Shutdown())
+        self._thread.join(60)
+        self.executor.close()
+
+
+class OverHttp:
+    """A `Client` of a server that speaks OpenAI's API and tells cached tokens; what came from the host it does not tell."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self._server, self._model = Server.parse(url), model
+
+    def first_token(self, prompt: list[int], salt: str) -> Reply:
+        return asyncio.run(self._ask(prompt, salt))
+
+    def close(self) -> None:
+        pass
+
+    async def _ask(self, prompt: list[int], salt: str) -> Reply:
+        asked = {
+            "model": self._model,
+            "prompt": prompt,
+            "max_tokens": 1,
+            "temperature": 0,
+            "cache_salt": salt,
+            "ignore_eos": True,
+        }
+        body = json.dumps(asked | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+        started, seconds, cached = time.perf_counter(), 0.0, 0
+        async with request(self._server, "POST", "/v1/completions", body) as answer:
+            if answer.status != 200:
+                raise SystemExit(f"the server answered {answer.status}: {(await answer.whole())[:300]!r}")
+            async for event in events(answer.body):
+                if event == b"[DONE]":
+                    break
+                told = json.loads(event)
+                seconds = seconds or time.perf_counter() - started
+                usage = told.get("usage") or {}
+                cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", cached)
+        return Reply(seconds, cached, 0)
