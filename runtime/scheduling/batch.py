@@ -13,7 +13,7 @@ from .planning import Chunk
 from .service import attribute
 from .slots import PENDING, Phase
 from .state import SchedulerState
-from .step import BlockCopies, SlotAdmission, StepBatch, empty_step
+from .step import BlockCopies, IntArray, SlotAdmission, StepBatch, empty_step
 
 
 def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> StepBatch:
@@ -43,6 +43,7 @@ def _note_chunk(state: SchedulerState, chunk: Chunk) -> None:
     chunk.sequence.computed = max(chunk.sequence.computed, end)
     if end == chunk.sequence.length:
         state.slots.phase[chunk.sequence.slot] = Phase.DECODE
+        state.slots.names[chunk.sequence.slot] = chunk.sequence.request_id
         del state.prefilling[chunk.sequence.slot]
 
 
@@ -63,28 +64,29 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     if chunks:
         rows = _with_chunks(rows, chunks)
     row_slots = np.repeat(rows.sequence_slots, np.diff(rows.starts)) if chunks else decodes
-    blocks = slots.block_table[row_slots, rows.positions // block_tokens].astype(np.int64)
-    context = rows.positions[rows.starts[1:] - 1] + 1
-
-    names = [state.running[slot].request_id for slot in rows.sequence_slots.tolist()]
-    sampled_names = tuple(names) if len(rows.samples) == len(names) else tuple(names[i] for i in rows.samples.tolist())
+    blocks, offsets = np.divmod(rows.positions, block_tokens)
+    context = (rows.positions[rows.starts[1:] - 1] if chunks else rows.positions) + 1
+    names = tuple(slots.names[decodes].tolist() + [chunk.sequence.request_id for chunk in chunks])
+    sampled_names = names if len(rows.samples) == len(names) else tuple(names[i] for i in rows.samples.tolist())
     binding = slots.binding[rows.sequence_slots]
-    flight = Flight(state.next_step, rows.sequence_slots, binding, context, rows.samples, sampled_names)
+    flight = Flight(state.next_step, rows.sequence_slots, binding, context, rows.samples, sampled_names, slots.departures)
     flight.chunks, flight.chunk_rows = len(chunks), sum(chunk.rows for chunk in chunks)
-    saves, loads = _copies(state, len(row_slots), float(rows.positions.sum()), float(context.sum()))
+    saves, loads = _copies(state, rows.positions, context)
+    columns = -(-int(np.maximum.reduce(context)) // block_tokens)
+    slots_of_rows = row_slots.astype(np.int32)
     batch = StepBatch(
         step_id=state.next_step,
         token_ids=rows.token_ids,
         positions=rows.positions,
-        slot_mapping=blocks * block_tokens + rows.positions % block_tokens,
-        row_slots=row_slots.astype(np.int32),
+        slot_mapping=slots.block_table[row_slots, blocks].astype(np.int64) * block_tokens + offsets,
+        row_slots=slots_of_rows,
         sequence_starts=rows.starts,
         context_lengths=context.copy(),
-        block_tables=slots.block_table[rows.sequence_slots, : -(-int(context.max()) // block_tokens)],
-        logit_rows=rows.starts[1:][rows.samples] - 1,
-        logit_slots=rows.sequence_slots[rows.samples].astype(np.int32),
+        block_tables=slots.block_table[rows.sequence_slots, :columns],
+        logit_rows=rows.starts[1:][rows.samples] - 1 if chunks else rows.starts[:-1].copy(),
+        logit_slots=rows.sequence_slots[rows.samples].astype(np.int32) if chunks else slots_of_rows.copy(),
         decode_rows=len(decodes),
-        request_ids=tuple(names),
+        request_ids=names,
         logit_request_ids=sampled_names,
         admissions=tuple(SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted),
         saves=saves,
@@ -95,19 +97,20 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
 
 def _without_rows(state: SchedulerState) -> tuple[StepBatch, Flight]:
     """A step that copies and computes nothing."""
-    saves, loads = _copies(state, 0, 0.0, 0.0)
-    none = np.empty(0, np.int32)
-    flight = Flight(state.next_step, none.astype(np.intp), none.astype(np.int64), none, none.astype(np.intp), ())
+    none, slots = np.empty(0, np.int32), np.empty(0, np.intp)
+    saves, loads = _copies(state, none, none)
+    flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures)
     return replace(empty_step(state.next_step), saves=saves, loads=loads), flight
 
 
 def _copies(
-    state: SchedulerState, rows: int, token_pairs: float, context: float
+    state: SchedulerState, positions: IntArray, context: IntArray
 ) -> tuple[tuple[BlockCopies, ...], tuple[BlockCopies, ...]]:
-    """What the step saves and loads."""
+    """What a step with rows of these positions saves and loads."""
     if not state.kv.has_tier:
         return (), ()
-    saved = state.copied_blocks(rows, token_pairs, context) if rows else state.kv.blocks
+    rows = len(positions)
+    saved = state.copied_blocks(rows, float(positions.sum()), float(context.sum())) if rows else state.kv.blocks
     return state.kv.launch(state.next_step, saved)
 
 
@@ -124,8 +127,8 @@ class _Rows(NamedTuple):
 def _decode_rows(state: SchedulerState, decodes: NDArray[np.intp]) -> _Rows:
     """One row each, no Python object touched."""
     count, slots = len(decodes), state.slots
-    starts = np.arange(count + 1, dtype=np.int32)
-    return _Rows(decodes, starts, slots.computed[decodes], slots.last_token[decodes], np.arange(count))
+    starts, samples = slots.numbers[: count + 1].astype(np.int32), slots.numbers[:count]
+    return _Rows(decodes, starts, slots.computed[decodes], slots.last_token[decodes], samples)
 
 
 def _with_chunks(rows: _Rows, chunks: list[Chunk]) -> _Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,14 +16,26 @@ from .state import SchedulerState
 
 def complete(state: SchedulerState, flight: Flight, tokens: NDArray[np.int32]) -> list[Outcome]:
     """`tokens`[logit row]: what the step sampled. Rows of sequences that left their slot since the launch are dead."""
+    sampled = flight.slots if len(flight.samples) == len(flight.slots) else flight.slots[flight.samples]
+    if flight.departures == state.slots.departures:
+        _confirm(state, flight.slots, flight.computed)
+        outcomes = _append(state, sampled, flight.sampled_ids, tokens)
+    else:
+        outcomes = _complete_live(state, flight, sampled, tokens)
+    state.retire_step(flight)
+    return outcomes
+
+
+def _complete_live(state: SchedulerState, flight: Flight, sampled: NDArray[np.intp], tokens: NDArray[np.int32]) -> list[Outcome]:
+    """Some sequence has left its slot since the launch, perhaps one of this step."""
     live = state.slots.binding[flight.slots] == flight.bindings
     _confirm(state, flight.slots[live], flight.computed[live])
     sampling = live[flight.samples]
-    outcomes = _append(state, flight.slots[flight.samples][sampling], tokens[sampling])
+    names = [name for name, lives in zip(flight.sampled_ids, sampling.tolist(), strict=True) if lives]
+    outcomes = _append(state, sampled[sampling], names, tokens[sampling])
     if not sampling.all():
         dead = np.flatnonzero(~sampling)
-        outcomes += _late(state, flight, flight.slots[flight.samples][dead].tolist(), tokens[dead].tolist())
-    state.retire_step(flight)
+        outcomes += _late(state, flight, sampled[dead].tolist(), tokens[dead].tolist())
     return outcomes
 
 
@@ -51,8 +65,8 @@ def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: NDArray[n
     """The KV of the first `computed` tokens is written. Units are sealed before new tokens overwrite the recent ones."""
     table = state.slots
     table.confirmed[slots] = computed
-    full = slots[computed - table.sealed[slots] >= table.unit_tokens]
-    for slot in full.tolist():
+    full = (computed - table.sealed[slots] >= table.unit_tokens).nonzero()[0]
+    for slot in slots[full].tolist() if len(full) else ():
         sequence = state.running[slot]
         state.flush(sequence)
         _seal(state, sequence, int(table.confirmed[slot]) // table.unit_tokens)
@@ -68,26 +82,23 @@ def _seal(state: SchedulerState, sequence: Sequence, units: int) -> None:
     state.slots.sealed[sequence.slot] = units * state.slots.unit_tokens
 
 
-def _append(state: SchedulerState, slots: NDArray[np.intp], tokens: NDArray[np.int32]) -> list[Outcome]:
-    """One token more for each of these slots; no Python object is touched but for those that end."""
+def _append(state: SchedulerState, slots: NDArray[np.intp], names: Iterable[str], tokens: NDArray[np.int32]) -> list[Outcome]:
+    """One token more for each of these slots, of requests `names`; no Python object is touched but for those that end."""
     table = state.slots
     position = table.length[slots]
     table.recent[slots, position % table.unit_tokens] = tokens
     table.length[slots] = position + 1
     # With a further step in flight, the token it feeds on is this one; the one after it is still to come.
-    table.last_token[slots] = np.where(table.computed[slots] == position, tokens, PENDING)
+    alone = len(state.flights) == 1
+    table.last_token[slots] = tokens if alone else np.where(table.computed[slots] == position, tokens, PENDING)
     state.counters.generation_tokens += len(slots)
 
     values = tokens.tolist()
     ended = _ended(state, slots, position + 1, values)
     cached = table.cached[slots].tolist()
-    running = state.running
-    outcomes = [
-        Outcome(running[slot].request_id, token, None, None, hits)
-        for slot, token, hits in zip(slots.tolist(), values, cached, strict=True)
-    ]
+    outcomes = [Outcome(name, token, None, None, hits) for name, token, hits in zip(names, values, cached, strict=True)]
     for index, reason in ended.items():
-        sequence = running[int(slots[index])]
+        sequence = state.running[int(slots[index])]
         outcomes[index] = sequence.outcome(values[index], reason)
         state.finish(sequence)
     return outcomes
@@ -98,7 +109,7 @@ def _ended(
 ) -> dict[int, FinishReason]:
     """Which of the slots end with their new token, by index. A stop token at the limit is a stop."""
     ended: dict[int, FinishReason] = {}
-    for index in np.flatnonzero(length >= state.slots.limit[slots]).tolist():
+    for index in (length >= state.slots.limit[slots]).nonzero()[0].tolist():
         ended[index] = "length"
     if not state.stop_tokens.keys().isdisjoint(values):
         for index, token in enumerate(values):

@@ -15,8 +15,8 @@ class Flight:
     """Rows of a launched step by sequence, decode first.
 
     `computed`[sequence] is the tokens in its KV once the step is done. `samples` indexes the sequences that sample, in the
-    order of the step's logit rows; `chunks` of prompts have `chunk_rows` rows. `preempted` holds, by slot, those preempted since
-    the launch: their token still counts.
+    order of the step's logit rows; `departures` is the slot table's at the launch. `chunks` of prompts have `chunk_rows` rows.
+    `preempted` holds, by slot, those preempted since the launch: their token still counts.
     """
 
     step_id: int
@@ -25,6 +25,7 @@ class Flight:
     computed: NDArray[np.int32]
     samples: NDArray[np.intp]
     sampled_ids: tuple[str, ...]
+    departures: int
     chunks: int = 0
     chunk_rows: int = 0
     preempted: dict[int, Sequence] = field(default_factory=dict)

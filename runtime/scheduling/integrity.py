@@ -38,9 +38,9 @@ def _check_membership(state: SchedulerState) -> None:
     _check(occupied == set(state.running), "slot phases and running requests disagree")
     empty = slots.empty_slots()
     _check(sorted([*empty, *state.running]) == list(range(len(slots.phase))), "a slot is lost or listed twice")
-    for phase, listed in ((Phase.PREFILL, state.prefilling), (Phase.LOADING, state.loading)):
+    for name, phase, listed in (("PREFILL", Phase.PREFILL, state.prefilling), ("LOADING", Phase.LOADING, state.loading)):
         there = {slot for slot in state.running if slots.phase[slot] == phase}
-        _check(there == set(listed), f"requests listed as {phase.name} and slot phases disagree")
+        _check(there == set(listed), f"requests listed as {name} and slot phases disagree")
     _check(all(s.blocks is None for s in waiting), "a waiting request holds blocks")
     held = {id(s.blocks) for s in running}
     _check(held == {id(blocks) for blocks in state.kv.open_sequences()}, "blocks are held by no running request")

@@ -208,7 +208,7 @@ class KvManager:
         """Step `step_id` and all before it will touch no block any more, and what they copied is there."""
         self.completed_step = max(self.completed_step, step_id)
         self.pool.complete_step(step_id)
-        for step in sorted(step for step in self._retiring if step <= step_id):
+        for step in sorted(step for step in self._retiring if step <= step_id) if self._retiring else ():
             for blocks in self._retiring.pop(step):
                 self._give_back(blocks)
 

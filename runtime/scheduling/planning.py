@@ -43,12 +43,15 @@ class StepPlanner:
 
     def _plan_once(self) -> tuple[NDArray[np.intp], list[Chunk]]:
         state = self._state
+        preemptions = state.counters.preemptions
         decodes = self._decodes()
         state.kv.begin_step(self._load_blocks(decodes))
         state.wake()
         chunks = self._prefills(self._budget(decodes))
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
-        return decodes[state.slots.phase[decodes] == Phase.DECODE], chunks
+        if state.counters.preemptions != preemptions:
+            decodes = decodes[state.slots.phase[decodes] == Phase.DECODE]
+        return decodes, chunks
 
     def _decodes(self) -> NDArray[np.intp]:
         state, slots = self._state, self._state.slots
@@ -68,7 +71,7 @@ class StepPlanner:
 
     def _load_blocks(self, decodes: NDArray[np.intp]) -> int:
         """Blocks that the step may bring back from the host: as many as others' rows hide; all where no other is held up."""
-        if not len(decodes):
+        if not (len(decodes) and self._state.kv.has_tier):
             return self._state.kv.blocks
         context = float(self._state.slots.computed[decodes].sum())
         return self._state.copied_blocks(len(decodes), context, context)

@@ -239,7 +239,7 @@ def _sampled(flight: Flight, tokens: Mapping[str, int] | Sequence[int] | NDArray
             raise SchedulerMisuse(f"step {flight.step_id} sampled no token for {missing}")
         tokens = [tokens[name] for name in flight.sampled_ids]
     sampled = np.asarray(tokens, dtype=np.int32)
-    if sampled.shape != (len(flight.samples),) or (len(sampled) and int(sampled.min()) < 0):
+    if sampled.shape != (len(flight.samples),) or (len(sampled) and np.minimum.reduce(sampled) < 0):
         raise SchedulerMisuse(
             f"step {flight.step_id} has {len(flight.samples)} logit rows; wanted as many tokens >= 0, got shape {sampled.shape}"
         )
