@@ -41,6 +41,11 @@ def _check_membership(state: SchedulerState) -> None:
     for name, phase, listed in (("PREFILL", Phase.PREFILL, state.prefilling), ("LOADING", Phase.LOADING, state.loading)):
         there = {slot for slot in state.running if slots.phase[slot] == phase}
         _check(there == set(listed), f"requests listed as {name} and slot phases disagree")
+    if state.table is not None:
+        state.table.check_integrity()
+        _check(all(s.parked <= (not state.table.of(s).admitted) for s in waiting), "a parked request is of an admitted session")
+        _check(sum(session.running for session in state.table) == len(running), "sessions miscount their running requests")
+        _check(sum(len(session.requests) for session in state.table) == len(state.requests), "sessions miscount their requests")
     _check(all(s.blocks is None for s in waiting), "a waiting request holds blocks")
     held = {id(s.blocks) for s in running}
     _check(held == {id(blocks) for blocks in state.kv.open_sequences()}, "blocks are held by no running request")

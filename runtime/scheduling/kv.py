@@ -83,6 +83,12 @@ class KvManager:
         return self.blocks * self.block_tokens
 
     @property
+    def kept_tokens(self) -> int:
+        """How many tokens of prefixes can be kept, on the device and on the host together."""
+        tier = self.pool.tier
+        return self.tokens + (0 if tier is None else tier.blocks * self.block_tokens)
+
+    @property
     def available(self) -> int:
         """Blocks that can be written now: free ones and evictable ones."""
         return self.pool.available

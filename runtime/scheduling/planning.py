@@ -94,7 +94,7 @@ class StepPlanner:
         running = self._prefilling()
         launched, chunks = sum(flight.chunk_rows for flight in state.flights), sum(flight.chunks for flight in state.flights)
         wanted = sum(min(sequence.length - int(slots.computed[sequence.slot]), limits.prefill_chunk) for sequence in running)
-        first = state.waiting.first()
+        first = state.next_waiting()
         if first is not None:  # the others are taken to be as long
             wanted += min(first.length, limits.prefill_chunk) * len(state.waiting)
         every = slots.computed[slots.phase == Phase.DECODE]
@@ -126,7 +126,7 @@ class StepPlanner:
         running = policy.by_rank(self._prefilling())[::-1]
         admitting = True
         while budget > 0:
-            waiting = state.waiting.first() if admitting else None
+            waiting = state.next_waiting() if admitting else None
             if waiting is not None and (not running or waiting.rank < running[-1].rank):
                 admitting = self._try_to_admit(waiting)
                 if not admitting:

@@ -102,9 +102,17 @@ class Scheduler:
 
     def end_turn(self, session_id: str, end: TurnEnd) -> None:
         """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""
+        table = self._state.table
+        session = table.find(session_id) if table is not None else None
+        if table is not None and session is not None:
+            table.end_turn(session, end)
 
     def close_session(self, session_id: str) -> None:
         """Hint: the session has no further turn. Unknown sessions are ignored."""
+        table = self._state.table
+        session = table.find(session_id) if table is not None else None
+        if table is not None and session is not None:
+            table.close(session)
 
     def abort(self, request_id: str) -> Outcome | None:
         """End a request now, waiting or running; rows of it in launched steps are dropped. None when the id is unknown."""
@@ -146,7 +154,7 @@ class Scheduler:
     def next_wake(self) -> float | None:
         """After `schedule` gave None with no step in flight: the time (of `tick`) from which it may give a step without a further
         event. None: never."""
-        return None
+        return self._state.waiting.wake
 
     @property
     def free_slots(self) -> int:

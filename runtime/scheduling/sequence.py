@@ -30,6 +30,7 @@ class Sequence:
     ever had. `awaited_step`: the launched step that may still bring a token. `due` is policy rule 2's, `start_tag` its tenant's
     tag when it was first admitted; `service_seconds` of the machine it had while it held a slot, of `expected_seconds`.
     `reloaded_tokens`: how many of its cached tokens were brought back from the host when it was last admitted.
+    `parked`: its session is not admitted.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Sequence:
         "had_rows",
         "length",
         "limit",
+        "parked",
         "preempted_in_round",
         "prompt_length",
         "rank",
@@ -74,7 +76,7 @@ class Sequence:
         self.computed = 0
         self.preempted_in_round = self.awaited_step = -1
         self.reloaded_tokens = 0
-        self.had_rows = False
+        self.had_rows = self.parked = False
 
     @property
     def request_id(self) -> str:

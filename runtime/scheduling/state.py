@@ -11,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import policy
+from .admission import Admission
 from .costs import NOMINAL_ROW_SECONDS, StepCosts
 from .fairness import SessionService, TenantShares
 from .flight import Flight
 from .kv import Hits, KvManager
+from .losses import LossBudget
 from .pipeline import Pipeline
 from .policy import AGENTIC, Policy
 from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
+from .sessions import SessionTable
 from .slots import PENDING, Phase, SlotTable
 from .step import IntArray
-from .waiting import WaitingQueue
 
 LEAST_COPY_SECONDS = 0.005
 """A step may copy to and from the host for so long, however short it is."""
@@ -67,7 +69,9 @@ class SchedulerState:
         self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.sessions = SessionService()
         self.shares = TenantShares(weights) if rules.fair_tenants else None
-        self.waiting = WaitingQueue(self.shares, rules.aging_seconds, rules.patience_seconds)
+        self.losses = LossBudget(rules.preemption_budget)
+        self.table = SessionTable(kv.kept_tokens, self._recompute_seconds) if rules.session_admission else None
+        self.waiting = Admission(rules, self.shares, self.table, self.losses)
         self.flights: deque[Flight] = deque()
         self.stop_tokens: Counter[int] = Counter()
         self.counters = Counters()
@@ -86,7 +90,19 @@ class SchedulerState:
         self.stop_tokens.update(sequence.request.stop_tokens)
         if self.shares is not None:
             self.shares.enter(sequence.request.tenant)
+        if self.table is not None:
+            self.table.submit(sequence, self.clock or 0.0)
         self.waiting.push(sequence)
+
+    def next_waiting(self) -> Sequence | None:
+        """Who is to be admitted next."""
+        return self.waiting.first(self.clock, not self.running, self._shared_tokens)
+
+    def _shared_tokens(self, sequence: Sequence) -> int:
+        return len(self.find_hits(sequence).units) * self.kv.identity_tokens
+
+    def _recompute_seconds(self, tokens: int) -> float:
+        return self.prefill_seconds(tokens, 0)
 
     def may_return(self, sequence: Sequence) -> bool:
         """Policy rule 7: not in the round that preempted it, nor before its last token is in."""
@@ -125,6 +141,8 @@ class SchedulerState:
         sequence.reloaded_tokens = hits.reload_blocks * self.kv.block_tokens
         self.slots.cached[slot] = sequence.cached_tokens
         self.running[slot] = self.loading[slot] = sequence
+        if self.table is not None:
+            self.table.started(sequence)
         self.wake()
 
     def copied_blocks(self, rows: int, token_pairs: float, context: float) -> int:
@@ -177,13 +195,17 @@ class SchedulerState:
 
     def finish(self, sequence: Sequence) -> None:
         """Waiting or running -> finished."""
+        length = sequence.length
         if sequence.status is Status.RUNNING:
+            length = int(self.slots.length[sequence.slot])
             self._leave_slot(sequence)
             sequence.status = Status.FINISHED
         else:
             sequence.status = Status.FINISHED
             self.waiting.dropped(sequence)
         self._settle(sequence)
+        if self.table is not None:
+            self.table.finished(sequence, length, self.clock or 0.0)
         del self.requests[sequence.request_id]
         self.stop_tokens.subtract(sequence.request.stop_tokens)
         for token in sequence.request.stop_tokens:
@@ -223,6 +245,8 @@ class SchedulerState:
         self.kv.release(sequence.blocks, int(self.slots.last_step[slot]))
         self.slots.leave(slot, self.completed_step)
         del self.running[slot]
+        if self.table is not None:
+            self.table.stopped(sequence)
         self.prefilling.pop(slot, None)
         self.loading.pop(slot, None)
         if sequence in self.admitted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from .fairness import TenantShares
@@ -13,12 +13,14 @@ _COMPACT_FROM = 64
 
 
 class RankedHeap:
-    """Waiting sequences, lowest rank first. Who is no longer waiting is skipped when it comes to the top.
+    """Waiting sequences that are `parked`, or those that are not, lowest rank first. Who is no longer one of them is skipped when
+    it comes to the top.
 
     Dropped entries are swept out when they are more than half of the heap, so aborts cannot pile up behind a blocked head.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parked: bool) -> None:
+        self._parked = parked
         self._heap: list[tuple[tuple[float, int, int], int, Sequence]] = []
         self._numbers = count()
 
@@ -30,35 +32,38 @@ class RankedHeap:
         heapq.heappush(self._heap, (sequence.rank, next(self._numbers), sequence))
 
     def first(self) -> Sequence | None:
-        while self._heap and self._heap[0][2].status is not Status.WAITING:
+        while self._heap and not self._holds(self._heap[0][2]):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
     def sweep(self, waiting: int) -> None:
         """`waiting` sequences of it are left."""
         if len(self._heap) > max(_COMPACT_FROM, 2 * waiting):
-            self._heap = [*{id(entry[2]): entry for entry in self._heap if entry[2].status is Status.WAITING}.values()]
+            self._heap = [*{id(entry[2]): entry for entry in self._heap if self._holds(entry[2])}.values()]
             heapq.heapify(self._heap)
+
+    def _holds(self, sequence: Sequence) -> bool:
+        return sequence.status is Status.WAITING and sequence.parked == self._parked
 
 
 @dataclass(slots=True)
 class _Tenant:
+    heap: RankedHeap
     waiting: int = 0
-    heap: RankedHeap = field(default_factory=RankedHeap)
 
 
 class WaitingQueue:
-    """Whose turn it is: the tenant's of the lowest tag, of its requests the lowest rank; a step of priority is worth
-    `aging_seconds` of tag. A request that is due more than `patience_seconds` before the one found so goes first.
+    """Whose turn it is of the waiting requests that are `parked`, or of those that are not: the tenant's of the lowest tag, of
+    its requests the lowest rank; a step of priority is worth `aging_seconds` of tag. One that is due more than `patience_seconds`
+    before who was found so goes first.
 
     With `shares` None, or one tenant waiting, the order is that of ranks.
     """
 
-    def __init__(
-        self, shares: TenantShares | None = None, aging_seconds: float = 0.0, patience_seconds: float = float("inf")
-    ) -> None:
+    def __init__(self, parked: bool, shares: TenantShares | None, aging_seconds: float, patience_seconds: float) -> None:
+        self._parked = parked
         self._shares, self._aging, self._patience = shares, aging_seconds, patience_seconds
-        self._all = RankedHeap()
+        self._all = RankedHeap(parked)
         self._tenants: dict[str, _Tenant] = {}
         self._turns: list[tuple[float, int, str]] = []
         self._numbers = count()
@@ -71,7 +76,7 @@ class WaitingQueue:
         self._all.push(sequence)
         self._waiting += 1
         if self._shares is not None:
-            tenant = self._tenants.setdefault(sequence.request.tenant, _Tenant())
+            tenant = self._tenants.setdefault(sequence.request.tenant, _Tenant(RankedHeap(self._parked)))
             tenant.heap.push(sequence)
             tenant.waiting += 1
             self.refresh(sequence.request.tenant)

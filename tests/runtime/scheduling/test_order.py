@@ -237,6 +237,6 @@ def test_requests_do_not_pile_up_in_the_queue_of_tenants() -> None:
         scheduler.submit(Request(str(number), make_request("", [1]).tokens, 1, tenant=tenant))
         if number % 10:
             scheduler.abort(str(number))
-    queue = scheduler._state.waiting
+    queue = scheduler._state.waiting._ready
     assert len(queue) == 200 and len(queue._all) <= 2 * 200 + 1 and len(queue._turns) <= 64
     assert len(order(scheduler)) == 200

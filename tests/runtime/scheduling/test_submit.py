@@ -115,6 +115,6 @@ def test_dropped_entries_do_not_pile_up_in_the_queue():
     for number in range(1000):
         scheduler.submit(make_request(str(number), [1]))
         scheduler.abort(str(number))
-    queue: WaitingQueue = scheduler._state.waiting
+    queue: WaitingQueue = scheduler._state.waiting._ready
     assert len(queue) == 1 and len(queue._all) <= 66
     scheduler.check_integrity()
