@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,7 +226,7 @@ class CopyBudget:
 
     blocks: int
 
-    def __call__(self, *_work: object) -> int:
+    def __call__(self, *_work: object, **_more: object) -> int:
         return self.blocks
 
 
@@ -241,7 +241,7 @@ class Frozen:
         pickler.dump(world)
         self._bytes = written.getvalue()
 
-    def _share(self, item: object) -> tuple[object, tuple[int]]:
+    def _share(self, item: object) -> tuple[Callable[[int], object], tuple[int]]:
         self._shared.append(item)
         return _shared, (len(self._shared) - 1,)
 
