@@ -86,7 +86,7 @@ class Options:
 def traffic(options: Options, manifest: Manifest, agents: int) -> Trace:
     """The trace as far as the plan goes, with enough sessions for so many agents."""
     trace = cut_at_context(read_trace(options.traces), manifest.model.max_context)
-    trace = with_sessions(trace, max(len(trace.sessions), round(agents * options.sessions)))
+    trace = with_sessions(trace, round(agents * options.sessions))
     return cap_gaps(trace, options.most_gap)
 
 
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--agents", default="8,24,64")
     parser.add_argument("--host-tokens", default="0,1000000")
     parser.add_argument("--arms", default="agentic,plain", help=f"Of agentic, plain, {', '.join(FEATURES)}; or all.")
-    parser.add_argument("--sessions", type=float, default=1.5, help="Sessions for each agent, at least all of the trace.")
+    parser.add_argument("--sessions", type=float, default=1.5, help="Sessions for each agent.")
     parser.add_argument("--most-gap", type=float, default=60.0, help="Seconds.")
     parser.add_argument("--host-seconds", type=float, default=0.5e-3, help="Host time of a step.")
     parser.add_argument("--pool", type=float, default=1.0, help="Share of the KV pool, with fewer agents: for a quick look.")

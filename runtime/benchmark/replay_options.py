@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import msgspec
 
 from ...plans.errors import UsageError
-from ..traffic import scaling
 from ..traffic.contents import Vocabulary
 from ..traffic.reading import read_trace
 from ..traffic.session import Trace
+from ..traffic.shaping import Shape, shaped
 from .conversation import Answers, Fields
 from .exchange import Api
 from .http_stream import Server
@@ -57,27 +57,15 @@ def prepare(
         raise UsageError("This is not a header.", where="--session-header", expected="letters, digits, -", got=session_header)
     traffic = read_trace(trace, trace_format)
     served = asyncio.run(served_model(server, request_timeout, model))
-    if sessions is not None:
-        traffic = scaling.with_sessions(traffic, sessions)
-    if max_turns is not None:
-        traffic = scaling.cut_turns(traffic, max_turns)
-    traffic = scaling.scale_context(traffic, context_scale)
-    limit = max_context or served.max_model_len
-    if limit is not None:
-        traffic = scaling.cut_at_context(traffic, limit)
-    if not traffic.sessions:
-        raise UsageError(
-            "No turn of the trace fits the model's context.",
-            where=trace,
-            expected=f"prompts and outputs of at most {limit} tokens",
-            fix="make it smaller with --context-scale",
-        )
-    if seed is not None:
-        traffic = scaling.with_seed(traffic, seed)
-    if most_gap is not None:
-        traffic = scaling.cap_gaps(traffic, most_gap)
-    if session_rate is not None:
-        traffic = scaling.spread_arrivals(traffic, session_rate)
+    shape = Shape(
+        sessions=sessions,
+        max_turns=max_turns,
+        context_scale=context_scale,
+        seed=seed,
+        most_gap=most_gap,
+        session_rate=session_rate,
+    )
+    traffic = shaped(traffic, shape, max_context or served.max_model_len)
     return traffic, ReplayOptions(
         server=server,
         kind=named or kind_of(served.owned_by),

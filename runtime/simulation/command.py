@@ -15,9 +15,9 @@ from ...plans.reader import Plan
 
 if TYPE_CHECKING:
     from ...plans.schema import Manifest
-    from ..traffic.session import Trace
     from .report import TrafficReport
 
+_POSITIVE = click.FloatRange(0, min_open=True)
 DEFAULT_AGENTS = 8
 DEFAULT_HOST_SECONDS = 0.5e-3
 """Host time of a step: docs/simulation.md says where it was measured."""
@@ -32,8 +32,11 @@ _STANDARD_OUTPUT = "-"
 @click.option("--agents", type=click.IntRange(1, 100_000), help=f"Sessions at a time, a closed loop. [default: {DEFAULT_AGENTS}]")
 @click.option("--open-loop", is_flag=True, help="Turns arrive when the trace had them, but none before the answer before it.")
 @click.option("--time-scale", default=1.0, show_default=True, type=float, help="Gaps and arrival times, so many times as long.")
-@click.option("--most-gap", type=float, metavar="SECONDS", help="No client waits longer than this between turns.")
-@click.option("--sessions", type=click.IntRange(1, 1_000_000), help="Play so many; those of a short trace come again as others.")
+@click.option("--session-rate", type=_POSITIVE, help="Open loop: sessions/s that begin. [default: the trace's times]")
+@click.option("--most-gap", type=click.FloatRange(0), help="Seconds that a client waits at most, before scaling.")
+@click.option("--context-scale", default=1.0, show_default=True, type=_POSITIVE, help="Times all lengths, outputs included.")
+@click.option("--max-turns", type=click.IntRange(1), help="Turns of a session, at most.")
+@click.option("--sessions", type=click.IntRange(1, 1_000_000), help="Sessions; of a short trace they come again as others.")
 @click.option("--host-kv", metavar="BYTES", help="Host memory of each rank for KV blocks, e.g. 128GiB. [default: the plan's]")
 @click.option("--without", multiple=True, metavar="FEATURE", help="A feature of the policy to leave out (docs/scheduling.md).")
 @click.option("--plain", is_flag=True, help="First come first served, least recently used evicted first: no feature at all.")
@@ -52,7 +55,10 @@ def simulate(
     agents: int | None,
     open_loop: bool,
     time_scale: float,
+    session_rate: float | None,
     most_gap: float | None,
+    context_scale: float,
+    max_turns: int | None,
     sessions: int | None,
     host_kv: str | None,
     without: tuple[str, ...],
@@ -72,6 +78,8 @@ def simulate(
     """
     from ..scheduling.ablation import POLICIES
     from ..scheduling.ablation import without as leave_out
+    from ..traffic.reading import read_trace
+    from ..traffic.shaping import Shape, shaped
     from .simulate import Scenario
     from .simulate import simulate as run
     from .virtual_engine import EngineSettings
@@ -85,7 +93,10 @@ def simulate(
     with Plan.open(plan) as opened:
         manifest, plan_id = opened.manifest, opened.plan_id
     manifest = _machine(manifest, rates, host_kv)
-    played = _traffic(trace, trace_format, sessions, most_gap, _longest(manifest))
+    shape = Shape(
+        sessions=sessions, max_turns=max_turns, context_scale=context_scale, most_gap=most_gap, session_rate=session_rate
+    )
+    played = shaped(read_trace(trace, trace_format), shape, _longest(manifest))
     engine = EngineSettings(host_seconds, request_seconds, not no_overlap, closing=closing)
     loop = None if open_loop else agents or DEFAULT_AGENTS
     report = run(manifest, played, Scenario(loop, time_scale, policy, engine, {"id": plan_id, "path": str(plan)}))
@@ -111,26 +122,6 @@ def _machine(manifest: Manifest, rates: Path | None, host_kv: str | None) -> Man
 def _longest(manifest: Manifest) -> int:
     """Tokens of the longest turn that the plan takes."""
     return min(manifest.model.max_context, manifest.kv.blocks * manifest.kv.block_tokens)
-
-
-def _traffic(source: str, kind: str | None, sessions: int | None, most_gap: float | None, context: int) -> Trace:
-    from ..traffic.reading import read_trace
-    from ..traffic.scaling import cap_gaps, cut_at_context, with_sessions
-
-    trace = read_trace(source, kind)
-    if most_gap is not None:
-        trace = cap_gaps(trace, most_gap)
-    if sessions is not None:
-        trace = with_sessions(trace, sessions)
-    trace = cut_at_context(trace, context)
-    if not trace.sessions:
-        raise UsageError(
-            "no session of the trace fits the plan",
-            where=source,
-            expected=f"a first turn of at most {context} tokens, prompt and output",
-            fix="compile with a larger --max-context, or take another trace",
-        )
-    return trace
 
 
 def write_report(report: TrafficReport, json_file: str | None, html_file: Path | None) -> None:
