@@ -14,6 +14,9 @@ from ...plans.stages import performance_of
 NOMINAL_ROW_SECONDS = 1e-4
 """Of a row where nothing is predicted: then rows are counted, and only their ratios mean something."""
 
+_PATIENCE = 4.0
+"""A sequence's tokens may be so many times as far apart as the plan predicts for its traffic."""
+
 _CACHED_ROWS = 65536
 _LEAST_SECONDS = 1e-12
 """Of a row where the model says that more rows take no longer, so that rows count for something."""
@@ -25,12 +28,21 @@ class StepCosts:
     `buckets` are the row counts that steps are padded to, in ascending order (empty: none), `chunk` is rows of one prompt in one
     step, and `copy_rate` bytes per second between device and host (0: there is no link).
 
-    `row_seconds`, `token_seconds` of context and `pair_seconds` are what one more of each takes at most.
+    `inter_token_seconds` is how far a sequence's tokens may be apart where nobody says. `row_seconds`, `token_seconds` of context
+    and `pair_seconds` are what one more of each takes at most.
     """
 
-    def __init__(self, stages: Sequence[Performance], buckets: Sequence[int], chunk: int, copy_rate: float) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Performance],
+        buckets: Sequence[int],
+        chunk: int,
+        copy_rate: float = 0.0,
+        inter_token_seconds: float = inf,
+    ) -> None:
         self._stages = tuple((stage, lru_cache(_CACHED_ROWS)(_costs_of(stage))) for stage in stages)
         self._buckets, self._chunk, self._copy_rate = tuple(buckets), chunk, copy_rate
+        self.inter_token_seconds = inter_token_seconds
         few, many = stages[0].step_costs[0].rows, stages[0].step_costs[-1].rows
         grown = self.step_seconds(many, 0, 0) - self.step_seconds(few, 0, 0)
         self.row_seconds = max(grown / max(1, many - few), _LEAST_SECONDS)
@@ -44,7 +56,8 @@ class StepCosts:
         stages = [performance_of(manifest, stage) for stage in manifest.stages] or [performance]
         link = performance.rates.get("host_link")
         buckets = sorted(cost.rows for cost in performance.step_costs) if padded else ()
-        return cls(stages, buckets, manifest.schedule.prefill_chunk, link.value if link is not None else 0.0)
+        rate, usual = link.value if link is not None else 0.0, performance.predictions.get("tpot_seconds", inf)
+        return cls(stages, buckets, manifest.schedule.prefill_chunk, rate, _PATIENCE * usual)
 
     def padded_rows(self, rows: int) -> int:
         """The rows that a step of `rows` rows is run with."""

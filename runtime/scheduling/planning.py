@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import policy
+from .composing import StepTime
 from .kv import Hits
 from .sequence import Sequence, Status
 from .slots import Phase
@@ -47,7 +48,7 @@ class StepPlanner:
         decodes = self._decodes()
         state.kv.begin_step(self._load_blocks(decodes))
         state.wake()
-        chunks = self._prefills(self._budget(decodes))
+        chunks = self._prefills(self._budget(decodes), self._time(decodes))
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
         if state.counters.preemptions != preemptions:
             decodes = decodes[state.slots.phase[decodes] == Phase.DECODE]
@@ -103,6 +104,17 @@ class StepPlanner:
         prompts = len(running) + len(state.waiting) + chunks
         return pipeline.prefill_rows(most, own, usual, wanted, wanted + launched, prompts)
 
+    def _time(self, decodes: NDArray[np.intp]) -> StepTime | None:
+        """What bounds the rows of prompts by time (rule 10); None where nothing does."""
+        state, slots = self._state, self._state.slots
+        costs, rules = state.costs, state.rules
+        wanted = state.prefilling or state.loading or len(state.waiting)
+        if costs is None or not rules.chunk_by_cost or state.pipeline is not None or not len(decodes) or not wanted:
+            return None
+        target = costs.inter_token_seconds if rules.inter_token_seconds is None else rules.inter_token_seconds
+        target = min(target, float(state.inter_token[decodes].min()))
+        return StepTime(costs, len(decodes), float(slots.computed[decodes].sum()), target, rules.prefill_share)
+
     def _prefilling(self) -> list[Sequence]:
         """Running prefills that may have rows in this step."""
         state = self._state
@@ -120,8 +132,9 @@ class StepPlanner:
                 return False
         return True
 
-    def _prefills(self, budget: int) -> list[Chunk]:
-        """Running prefills and the waiting queue merged by rank; the first of the queue that does not fit closes it."""
+    def _prefills(self, budget: int, time: StepTime | None) -> list[Chunk]:
+        """Running prefills and the waiting queue merged by rank; the first of the queue that does not fit closes it. Where a
+        prompt has fewer rows than it could have for want of `time`, the step is full."""
         state, chunks = self._state, []
         running = policy.by_rank(self._prefilling())[::-1]
         admitting = True
@@ -137,13 +150,17 @@ class StepPlanner:
             else:
                 break
             if sequence.status is Status.RUNNING and state.slots.phase[sequence.slot] == Phase.PREFILL:
-                chunks.append(self._chunk(sequence, budget))
-                budget -= chunks[-1].rows
+                start = int(state.slots.computed[sequence.slot])
+                most = min(sequence.length - start, state.limits.prefill_chunk, budget)
+                rows = most if time is None else time.rows_within(start, most)
+                if rows:
+                    chunks.append(Chunk(sequence, start, rows))
+                    budget -= rows
+                if time is not None:
+                    if rows < most:
+                        break
+                    time.add(start, rows)
         return chunks
-
-    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
-        start = int(self._state.slots.computed[sequence.slot])
-        return Chunk(sequence, start, min(sequence.length - start, self._state.limits.prefill_chunk, budget))
 
     def _try_to_admit(self, sequence: Sequence) -> bool:
         state = self._state

@@ -14,6 +14,11 @@
 7. The preempted keep their rank and output, come back in a later round, and recompute what the cache no longer has.
 8. In a pipeline, where several steps are in flight, no sequence has rows in two of them. Each step takes an equal part of what
    there is to do, by predicted time (pipeline.py), and leaves a sequence for each further step that may be launched at once.
+9. Sessions are admitted, not requests, as many as their expected footprints fit the pool and its tier (admission.py): a session
+   keeps its place between its turns until it is closed, or others wait and it is away for longer than the place is worth. Turns
+   of admitted sessions go first, but not before those of parked ones that were due `hold_seconds` earlier.
+10. A step with decoding rows takes no longer than their tightest inter-token target, or than leaves prompts `prefill_share` of
+   the time, or than one row of a prompt takes beside them (composing.py): so long a prompt may stall decoding.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ class SchedulerState:
         self.loading: dict[int, Sequence] = {}
         self.admitted: list[Sequence] = []
         self.due: NDArray[np.float64] = np.zeros(limits.max_sequences)
+        self.inter_token: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.sessions = SessionService()
         self.shares = TenantShares(weights) if rules.fair_tenants else None
@@ -171,6 +172,8 @@ class SchedulerState:
         slots.last_token[slot] = PENDING
         slots.block_table[slot, : len(indices)] = indices
         self.priority[slot], self.due[slot], self.service[slot] = sequence.request.priority, sequence.due, 0.0
+        target = sequence.request.inter_token_seconds
+        self.inter_token[slot] = inf if target is None else target
 
     def grow(self, sequence: Sequence) -> None:
         """One more block for a running sequence."""
