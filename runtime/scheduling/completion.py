@@ -13,6 +13,8 @@ from .sequence import Sequence, Status
 from .slots import PENDING
 from .state import SchedulerState
 
+_PENDING = np.array(PENDING, np.int32)
+
 
 def complete(state: SchedulerState, flight: Flight, tokens: NDArray[np.int32]) -> list[Outcome]:
     """`tokens`[logit row]: what the step sampled. Rows of sequences that left their slot since the launch are dead."""
@@ -90,7 +92,7 @@ def _append(state: SchedulerState, slots: NDArray[np.intp], names: Iterable[str]
     table.length[slots] = position + 1
     # With a further step in flight, the token it feeds on is this one; the one after it is still to come.
     alone = len(state.flights) == 1
-    table.last_token[slots] = tokens if alone else np.where(table.computed[slots] == position, tokens, PENDING)
+    table.last_token[slots] = tokens if alone else np.where(table.computed[slots] == position, tokens, _PENDING)
     state.counters.generation_tokens += len(slots)
 
     values = tokens.tolist()

@@ -241,7 +241,7 @@ def _invalid(what: str, where: str, expected: str, got: str) -> InvalidRequest:
 
 
 def _sampled(flight: Flight, tokens: Mapping[str, int] | Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
-    if isinstance(tokens, Mapping):
+    if not isinstance(tokens, np.ndarray) and isinstance(tokens, Mapping):  # a mapping is slow to tell
         missing = [name for name in flight.sampled_ids if name not in tokens]
         if missing:
             raise SchedulerMisuse(f"step {flight.step_id} sampled no token for {missing}")
