@@ -9,6 +9,7 @@ import msgspec
 import tokenizers
 
 from ..plans.errors import PlanError
+from .segment_tokens import SegmentTokens, cuts_of
 
 
 class Tokenizer:
@@ -21,27 +22,36 @@ class Tokenizer:
     def __init__(self, data: bytes, begin_token: int | None = None) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(bytes(data).decode("utf-8"))
-            decoder = msgspec.json.decode(data, type=_TokenizerFile).decoder
+            file = msgspec.json.decode(data, type=_TokenizerFile)
+            cuts = cuts_of(file.added_tokens, file.normalizer, file.pre_tokenizer)
         except Exception as error:  # the library raises bare Exception on bad files
             raise PlanError("the plan's tokenizer cannot be read", where="tokenizer.json", got=str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.begin_token = begin_token
-        self.byte_level = _is_byte_level(decoder)
+        self.byte_level = _is_byte_level(file.decoder)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = frozenset(token for token, info in added.items() if info.special)
         self._bytes: dict[int, bytes] = {}
+        self._segments = SegmentTokens(self._encode, cuts) if cuts is not None else None
 
     @property
     def vocabulary(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, *, add_begin_token: bool) -> list[int]:
-        """Tokens of `text`; special tokens spelled in the text count as special tokens."""
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, add_begin_token: bool, scope: str | None = None) -> list[int]:
+        """Tokens of `text`; special tokens spelled in the text count as special tokens.
+
+        With a `scope` its parts are remembered, so that who sends it again with more behind it waits for the new part alone, if
+        in the same scope.
+        """
+        tokens = self._encode(text) if scope is None or self._segments is None else self._segments.encode(text, scope)
         if add_begin_token and self.begin_token is not None and tokens[:1] != [self.begin_token]:
             return [self.begin_token, *tokens]
         return tokens
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
@@ -72,11 +82,14 @@ class Tokenizer:
 
 class _TokenizerFile(msgspec.Struct):
     decoder: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    added_tokens: list[dict[str, Any]] = []
 
 
-def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
+def _is_byte_level(decoder: Any) -> bool:
     """Whether decoding is "concatenate the bytes of all tokens, then UTF-8", and nothing else."""
-    if decoder is None:
+    if not isinstance(decoder, dict):
         return False
     if decoder.get("type") == "Sequence":
         parts = decoder.get("decoders")

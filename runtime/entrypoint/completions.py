@@ -50,6 +50,7 @@ async def chat_completions(service: Service, request: Request, caller: Caller) -
             tools=None if body.tool_choice == "none" else tools,
             add_generation_prompt=body.add_generation_prompt is not False,
             arguments=body.chat_template_kwargs,
+            scope=turn.salt,
         )
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_completion_tokens or body.max_tokens
@@ -74,7 +75,7 @@ async def completions(service: Service, request: Request, caller: Caller) -> ASG
     with ExitStack() as resources:
         resources.enter_context(service.answering())
         turn = turn_of(body, request.headers, caller, service.tiers, arrival)
-        prompts = await completion_prompts(service.model, body.prompt, with_text=bool(body.echo))
+        prompts = await completion_prompts(service.model, body.prompt, with_text=bool(body.echo), scope=turn.salt)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_tokens or _COMPLETION_TOKENS
         choices = make_choices(body, service.model, prompts, request_id, turn, max_tokens=max_tokens, logprobs=body.logprobs)

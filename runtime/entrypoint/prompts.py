@@ -24,18 +24,22 @@ class Prompt:
 
 
 async def completion_prompts(
-    model: ServedModel, prompt: str | Sequence[str | int | list[int]], *, with_text: bool = False
+    model: ServedModel,
+    prompt: str | Sequence[str | int | list[int]],
+    *,
+    with_text: bool = False,
+    scope: str | None = None,
 ) -> list[Prompt]:
     """The prompts of a completion request: one text, one token list, or several of either. `with_text`: of tokens too, which
-    takes long for many of them. Raises ApiError (400)."""
+    takes long for many of them. `scope` as for `chat_prompt`. Raises ApiError (400)."""
     if isinstance(prompt, str):
-        return [await _text_prompt(model, prompt)]
+        return [await _text_prompt(model, prompt, scope)]
     if all(isinstance(item, int) for item in prompt):
         return [_token_prompt(model, [item for item in prompt if isinstance(item, int)], with_text)]
     if any(isinstance(item, int) for item in prompt):
         raise invalid("prompt", "`prompt` mixes tokens with texts or token lists")
     return [
-        await _text_prompt(model, item) if isinstance(item, str) else _token_prompt(model, item, with_text)
+        await _text_prompt(model, item, scope) if isinstance(item, str) else _token_prompt(model, item, with_text)
         for item in prompt
         if not isinstance(item, int)
     ]
@@ -48,8 +52,10 @@ async def chat_prompt(
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = True,
     arguments: Mapping[str, Any] | None = None,
+    scope: str | None = None,
 ) -> Prompt:
-    """The prompt the model's chat template makes of the messages. Raises ApiError (400)."""
+    """The prompt the model's chat template makes of the messages; what is sent again in the same `scope` is tokenized once.
+    Raises ApiError (400)."""
     template = model.chat_template
     tokenizer = _tokenizer(model, "messages")
     if template is None:
@@ -66,16 +72,19 @@ async def chat_prompt(
             )
         except ChatTemplateError as error:
             raise invalid("messages", str(error), code="chat_template_error") from None
-        return Prompt(_encode(tokenizer, text, add_begin_token=False), text)
+        return Prompt(tuple(tokenizer.encode(text, add_begin_token=False, scope=scope)), text)
 
     length = sum(len(str(message.get("content") or "")) for message in prepared) + sum(len(str(tool)) for tool in tools or ())
     return _checked(await _in_thread_if(length > _LONG_TEXT, render_and_encode), model, "messages")
 
 
-async def _text_prompt(model: ServedModel, text: str) -> Prompt:
+async def _text_prompt(model: ServedModel, text: str, scope: str | None) -> Prompt:
     tokenizer = _tokenizer(model, "prompt")
-    tokens = await _in_thread_if(len(text) > _LONG_TEXT, lambda: _encode(tokenizer, text, add_begin_token=True))
-    return _checked(Prompt(tokens, text), model, "prompt")
+
+    def encode() -> Prompt:
+        return Prompt(tuple(tokenizer.encode(text, add_begin_token=True, scope=scope)), text)
+
+    return _checked(await _in_thread_if(len(text) > _LONG_TEXT, encode), model, "prompt")
 
 
 def _token_prompt(model: ServedModel, tokens: list[int], with_text: bool) -> Prompt:
@@ -102,10 +111,6 @@ def _tokenizer(model: ServedModel, param: str) -> Tokenizer:
     if model.tokenizer is None:
         raise invalid(param, "this plan has no tokenizer: send `prompt` as a list of tokens to /v1/completions")
     return model.tokenizer
-
-
-def _encode(tokenizer: Tokenizer, text: str, *, add_begin_token: bool) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_begin_token=add_begin_token))
 
 
 async def _in_thread_if(long: bool, work: Callable[[], Value]) -> Value:

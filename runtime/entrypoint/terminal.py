@@ -83,7 +83,7 @@ async def converse(service: Service, options: TerminalOptions) -> None:
         async for line in lines:
             messages.append({"role": "user", "content": line})
             try:
-                completed = await _generate(service, await chat_prompt(service.model, messages), options)
+                completed = await _generate(service, await chat_prompt(service.model, messages, scope=""), options)
             except ApiError as error:
                 raise GenerationError(error.message) from None
             messages.append({"role": "assistant", "content": completed.text})
