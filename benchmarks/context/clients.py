@@ -22,6 +22,7 @@ from tokenspeed.runtime.protocol import (
     Shutdown,
     StepNews,
     Submit,
+    packed,
 )
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -80,7 +81,7 @@ class InProcess:
 
     def first_token(self, prompt: list[int], salt: str) -> Reply:
         self._asked += 1
-        submit = Submit(str(self._asked), tuple(prompt), SamplingParameters(max_tokens=1, temperature=0.0), salt=salt)
+        submit = Submit(str(self._asked), packed(prompt), SamplingParameters(max_tokens=1, temperature=0.0), salt=salt)
         reloaded = self._scheduler.stats().reloaded_tokens
         started = time.perf_counter()
         self._channel.commands.put(submit)
