@@ -160,7 +160,9 @@ def split(
     # has no tokens
     real = sequence < tl.load(counts + COUNT)
     length = tl.where(real, tl.load(lengths + sequence), 0)
-    first = tl.maximum(length - WINDOW, 0) // BLOCK_T * BLOCK_T if WINDOW > 0 else 0
+    # what lies in blocks of the cache before the window is another sequence's by now
+    page: tl.constexpr = min(TOKENS, BLOCK_T)
+    first = tl.maximum(length - WINDOW, 0) // page * page if WINDOW > 0 else 0
     blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
     start = first + share * blocks * BLOCK_T
     stop = tl.minimum(start + blocks * BLOCK_T, length)
@@ -169,7 +171,7 @@ def split(
     if AHEAD:
         # a share without keys may begin beyond the table
         last = tl.maximum(stop - 1, 0)
-        begin = tl.minimum(start, last // BLOCK_T * BLOCK_T)
+        begin = tl.minimum(start, last // page * page)
         at = _token_offsets(table, kv_head, begin, last, tl.arange(0, BLOCK_T), KV_HEADS, TOKENS, D, BLOCK_T)
         tokens = start + tl.arange(0, BLOCK_T)
         early = tl.where(stop < length, stop, 0)
@@ -282,6 +284,7 @@ def chunks(
     if DESCRIBED:
         keys = tl.make_tensor_descriptor(k_cache, [2147483647, D], [D, 1], [BLOCK_T, D])
         values = tl.make_tensor_descriptor(v_cache, [2147483647, D], [D, 1], [BLOCK_T, D])
+    page: tl.constexpr = min(TOKENS, BLOCK_T)
     for sequence in range(first_sequence, last_sequence):
         begin, end, length = tl.load(starts + sequence), tl.load(starts + sequence + 1), tl.load(lengths + sequence)
         table = tables + sequence * TABLE
@@ -293,7 +296,7 @@ def chunks(
         total = tl.zeros((BLOCK_Q * BLOCK_H,), tl.float32)
         sums = tl.zeros((BLOCK_Q * BLOCK_H, BLOCK_D), tl.float32)
         if WINDOW > 0:
-            low = tl.maximum(lowest - (WINDOW - 1), 0) // BLOCK_T * BLOCK_T
+            low = tl.maximum(lowest - (WINDOW - 1), 0) // page * page
             seen_by_all = low
         else:
             low = 0

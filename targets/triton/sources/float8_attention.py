@@ -99,7 +99,9 @@ def split(
     wait_for_inputs(DEPENDENT)
     real = sequence < tl.load(counts + COUNT)
     length = tl.where(real, tl.load(lengths + sequence), 0)
-    first = tl.maximum(length - WINDOW, 0) // BLOCK_T * BLOCK_T if WINDOW > 0 else 0
+    # what lies in blocks of the cache before the window is another sequence's by now
+    page: tl.constexpr = min(TOKENS, BLOCK_T)
+    first = tl.maximum(length - WINDOW, 0) // page * page if WINDOW > 0 else 0
     blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
     start = first + share * blocks * BLOCK_T
     stop = tl.minimum(start + blocks * BLOCK_T, length)
@@ -163,6 +165,7 @@ def chunks(
     wide = row.to(tl.int64)
     even, odd = _queries(q + wide * Q_ROW + head * Q_HEAD, usable, columns, D, dtype)
     keys, values = k_cache.to(tl.pointer_type(tl.int16)), v_cache.to(tl.pointer_type(tl.int16))
+    page: tl.constexpr = min(TOKENS, BLOCK_T)
     for sequence in range(first_sequence, last_sequence):
         begin, end, length = tl.load(starts + sequence), tl.load(starts + sequence + 1), tl.load(lengths + sequence)
         table = tables + sequence * TABLE
@@ -175,7 +178,7 @@ def chunks(
         evens = tl.zeros((BLOCK_Q * BLOCK_H, BLOCK_D // 2), tl.float32)
         odds = tl.zeros((BLOCK_Q * BLOCK_H, BLOCK_D // 2), tl.float32)
         if WINDOW > 0:
-            low = tl.maximum(lowest - (WINDOW - 1), 0) // BLOCK_T * BLOCK_T
+            low = tl.maximum(lowest - (WINDOW - 1), 0) // page * page
             seen_by_all = low
         else:
             low = 0

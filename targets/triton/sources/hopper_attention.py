@@ -53,15 +53,18 @@ def _tile(number, rows, decoding, sequences, starts, KV_HEADS: gl.constexpr, BLO
 
 
 @gluon.jit
-def _span(sequence, first_row, last_row, starts, lengths, WINDOW: gl.constexpr, BLOCK_T: gl.constexpr):
+def _span(
+    sequence, first_row, last_row, starts, lengths, WINDOW: gl.constexpr, BLOCK_T: gl.constexpr, PAGE: gl.constexpr
+):  # fmt: skip
     """Of a sequence in a tile: its rows [begin, end), its tokens, and the keys [low, stop) that its rows in the tile see; of them
-    all rows see those below `seen_by_all`. `low` and that are multiples of BLOCK_T."""
+    all rows see those below `seen_by_all`. Without a window both are multiples of BLOCK_T, else of a block of the cache as well:
+    what lies in blocks before the window is another sequence's by now."""
     begin, end, length = gl.load(starts + sequence), gl.load(starts + sequence + 1), gl.load(lengths + sequence)
     shift = length - end
     lowest = gl.maximum(first_row, begin) + shift
     stop = gl.minimum(last_row, end) + shift
     if WINDOW > 0:
-        low = gl.maximum(lowest - (WINDOW - 1), 0) // BLOCK_T * BLOCK_T
+        low = gl.maximum(lowest - (WINDOW - 1), 0) // PAGE * PAGE
         seen_by_all = low
     else:
         low = 0
@@ -94,7 +97,7 @@ def _copy_tiles(
             number, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
         for sequence in range(first_sequence, last_sequence):
-            _, _, length, low, _, stop = _span(sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T)
+            _, _, length, low, _, stop = _span(sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T, page)
             table = tables + sequence * TABLE
             place, parity = _turn(items, 2)
             mbarrier.wait(q_free.index(place), parity ^ 1)
@@ -198,7 +201,7 @@ def _step(
 def _attend(
     starts, lengths, counts, sinks, out,
     q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
-    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, TOKENS: gl.constexpr, D: gl.constexpr,
     SCALE: gl.constexpr, SOFTCAP: gl.constexpr, WINDOW: gl.constexpr, SEQUENCES: gl.constexpr,
     BLOCK_Q: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, UNITS: gl.constexpr,
     HALF: gl.constexpr,
@@ -226,7 +229,9 @@ def _attend(
         my_row = first_row + HALF * (BLOCK_Q // 2)
         flat = gl.arange(0, height, layout=of_rows)
         for sequence in range(first_sequence, last_sequence):
-            begin, end, length, low, seen_by_all, stop = _span(sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T)
+            begin, end, length, low, seen_by_all, stop = _span(
+                sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T, min(TOKENS, BLOCK_T)
+            )
             positions = my_row + flat // BLOCK_H + length - end
             best = gl.full([height], float("-inf"), gl.float32, of_rows)
             total = gl.zeros([height], gl.float32, of_rows)
@@ -345,12 +350,12 @@ def chunks(
         (_attend, (
             starts, lengths, counts, sinks, out,
             q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
-            HEADS, KV_HEADS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 0,
+            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 0,
         )),
         (_attend, (
             starts, lengths, counts, sinks, out,
             q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
-            HEADS, KV_HEADS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 1,
+            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 1,
         )),
         (_copy_tiles, (
             q, k_cache, v_cache, starts, lengths, tables, counts,

@@ -42,6 +42,11 @@ def _case(
     for at, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
         if length % tokens:  # what lies beyond a context may be anything
             cache[:, tables[at, count - 1], :, length % tokens :] = np.nan
+    nobody = numbers[-1]
+    cache[:, nobody] = np.nan
+    for at, (length, count) in enumerate(zip(lengths, rows_of, strict=True)):
+        if window:  # blocks before it are others' by now
+            tables[at, : max(0, length - count - window + 1) // tokens] = nobody
     starts = np.full(SETTING.max_sequences + 1, 10**6, np.int32)
     starts[: len(rows_of) + 1] = np.concatenate(([0], np.cumsum(rows_of)))
     contexts = np.full(SETTING.max_sequences, 10**6, np.int32)
