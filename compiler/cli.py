@@ -84,6 +84,12 @@ PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "split",
     show_default=True,
     help="Layers in two halves of a prompt's rows, one computing while sums of the other travel between ranks.",
 )
+@click.option(
+    "--window-pools/--no-window-pools",
+    default=False,
+    show_default=True,
+    help="Layers that see a window of tokens free KV blocks that are behind it.",
+)
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--memory", help="Device memory the plan may use, e.g. 8GiB, by default all of it; the KV pool takes what is left.")
 @click.option(

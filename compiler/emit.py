@@ -19,6 +19,7 @@ from ..plans.device_scratch import exchange_bytes, scratch_needed
 from ..plans.errors import ModelError, UsageError
 from ..plans.golden import encode_golden
 from ..plans.integrity import IDENTITY_TOKENS
+from ..plans.kv_caches import pool_block_bytes
 from ..plans.mesh import groups_of
 from ..plans.perf_model import predict_stages
 from ..plans.program import FUNCTIONS_VERSION, NATIVE, StepInput, step_inputs
@@ -31,6 +32,7 @@ from ..plans.schema import (
     Golden,
     KernelLibrary,
     KvGeometry,
+    KvGroup,
     Manifest,
     MemoryPlan,
     Model,
@@ -39,8 +41,10 @@ from ..plans.schema import (
     ProgramReference,
     Provenance,
     SourceTensor,
+    StateGroup,
     Target,
     TokenizerReference,
+    WindowPool,
 )
 from ..plans.template import instantiate
 from ..targets.accelerator import Accelerator
@@ -56,8 +60,9 @@ from .frontends.trace import TracedModel
 from .goldens import Replayed, make_golden
 from .identity import compiler_digest, library_versions
 from .kv_geometry import compatibility, kv_groups, ordered, state_groups
+from .kv_pools import Demand, Room, host_blocks, pool_blocks
 from .library_memory import library_memory
-from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, host_blocks, kv_blocks, with_kv
+from .memory import BLOCK_TOKENS, bytes_per_block, fixed_memory, with_kv
 from .mesh import ranks_of
 from .options import DEFAULT_CONTEXT, CompileOptions
 from .performance import attention_flops, cost_rows, rates_of
@@ -116,20 +121,27 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
     constants = _constants(state, entries)
     programs = state.programs
     kept = None if state.device is None else state.device.setting.kv_dtype
-    groups, states = ordered(kv_groups(state.module, kept), programs), state_groups(state.module, state.limits.max_sequences)
+    windows = state.windows
+    groups = ordered(kv_groups(state.module, kept, windows), programs)
+    states = state_groups(state.module, state.limits.max_sequences)
     bound = _sources(state, entries)
-    inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, -(-state.max_context // BLOCK_TOKENS))
+    columns = -(-state.max_context // BLOCK_TOKENS)
+    inputs = step_inputs(state.limits.max_rows, state.limits.max_sequences, columns, len(windows))
     native = all(program.is_native for program in programs)
     overhead = state.machine.native_overhead_bytes if native else state.machine.overhead_bytes
     memory = state.machine.memory_bytes if state.options.memory is None else state.options.memory
     device = _device(state, memory, bound, entries)
     parts = parts_of_stages(state.stages, programs, state.weights, groups, states)
     fixed = [_fixed(state, part, constants, inputs, overhead, device) for part in parts]
-    blocks = min(
-        kv_blocks(of_stage, bytes_per_block(part.groups), memory, state.limits, state.max_context, groups_of(state.mesh))
+    rooms = [
+        Room(of_stage, pool_block_bytes(part.groups, BLOCK_TOKENS, len(windows)))
         for of_stage, part in zip(fixed, parts, strict=True)
-    )
-    memories = [with_kv(of_stage, bytes_per_block(part.groups), blocks) for of_stage, part in zip(fixed, parts, strict=True)]
+    ]
+    demand = Demand(state.limits, state.max_context, windows, groups_of(state.mesh), len(parts))
+    blocks = pool_blocks(rooms, demand, memory)
+    memories = [
+        with_kv(room.fixed, sum(count * size for count, size in zip(blocks, room.block_bytes, strict=True))) for room in rooms
+    ]
     costs = [_costs(state, part) for part in parts]
     manifest = Manifest(
         format=(FORMAT_MAJOR, FORMAT_MINOR),
@@ -145,18 +157,7 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         sources=bound,
         weights=state.weights,
         constants=constants,
-        kv=KvGeometry(
-            identity_tokens=IDENTITY_TOKENS,
-            block_tokens=BLOCK_TOKENS,
-            blocks=blocks,
-            bytes_per_block=bytes_per_block(groups),
-            compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture, states),
-            groups=groups,
-            states=states,
-            host_blocks=host_blocks(
-                state.options.host_kv, max(bytes_per_block(part.groups) for part in parts), shares_prefixes=not states
-            ),
-        ),
+        kv=_geometry(state, groups, states, bound, blocks, host_blocks(state.options.host_kv, rooms, blocks, not states)),
         schedule=state.limits,
         memory=max(memories, key=lambda item: item.total),
         performance=_performance(state, costs),
@@ -176,6 +177,32 @@ def emit(state: Compilation) -> tuple[Manifest, dict[str, Any]]:
         entries["meshes.json"] = msgspec.json.encode(state.candidates)
     entries |= {f"ir/{number:02}-{name}.mlir": text.encode() for number, (name, text) in enumerate(state.ir_texts.items(), 1)}
     return manifest, entries
+
+
+def _geometry(
+    state: Compilation,
+    groups: tuple[KvGroup, ...],
+    states: tuple[StateGroup, ...],
+    bound: Sequence[SourceTensor],
+    blocks: Sequence[int],
+    on_host: Sequence[int],
+) -> KvGeometry:
+    """`blocks` and those `on_host` are of each pool."""
+    sizes = pool_block_bytes(groups, BLOCK_TOKENS, len(state.windows))
+    return KvGeometry(
+        identity_tokens=IDENTITY_TOKENS,
+        block_tokens=BLOCK_TOKENS,
+        blocks=blocks[0],
+        bytes_per_block=sizes[0],
+        compatibility=compatibility(groups, bound, state.traced.constants, state.traced.architecture, states),
+        groups=groups,
+        states=states,
+        host_blocks=on_host[0],
+        windows=tuple(
+            WindowPool(window=window, blocks=count, bytes_per_block=size, host_blocks=host)
+            for window, count, size, host in zip(state.windows, blocks[1:], sizes[1:], on_host[1:], strict=True)
+        ),
+    )
 
 
 def _fixed(

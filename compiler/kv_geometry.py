@@ -15,19 +15,19 @@ from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.recurrence import state_arguments
 from ..ir.types import dtype_of, shape_of
+from ..passes.window_pools import cache_layers
 from ..plans.digests import bound_compatibility
 from ..plans.errors import ModelError, UsageError
 from ..plans.kv_caches import cache_names, caches_of_libraries
 from ..plans.program import DType, Program
 from ..plans.schema import KvGroup, SourceTensor, StateGroup
-from ..plans.template import instantiate
 
 ATTENTION = {"ts.attention", "ts.cached_attention", "ts.latent_attention"}
 
 
-def kv_groups(module: ir.Module, kv_dtype: DType | None = None) -> tuple[KvGroup, ...]:
+def kv_groups(module: ir.Module, kv_dtype: DType | None = None, windows: Sequence[int] = ()) -> tuple[KvGroup, ...]:
     """Layers with equal geometry and window, in one group each, ordered by first layer; keys and values are kept as `kv_dtype`
-    (None: the attention's own type).
+    (None: the attention's own type). `windows` have a pool each, in that order.
 
     Raises UsageError where layers keep latents, which are of the model's type.
     """
@@ -35,7 +35,7 @@ def kv_groups(module: ir.Module, kv_dtype: DType | None = None) -> tuple[KvGroup
     for operation in modules.walk(modules.step_block(module)):
         if operation.name not in ATTENTION:
             continue
-        found.setdefault(_geometry(operation), set()).update(_layers(operation))  # one cache may be read by several
+        found.setdefault(_geometry(operation), set()).update(cache_layers(operation))  # one cache may be read by several
     if kv_dtype is not None and any(geometry.kind == "latent" for geometry in found):
         raise UsageError("latents are kept in the model's type", where="--kv-dtype", expected="auto", got=kv_dtype)
     groups = []
@@ -50,6 +50,7 @@ def kv_groups(module: ir.Module, kv_dtype: DType | None = None) -> tuple[KvGroup
                 head_dim=geometry.head_dim,
                 dtype=kv_dtype or geometry.dtype,  # pyright: ignore[reportArgumentType]
                 window=window or None,
+                pool=windows.index(window) + 1 if window in windows else 0,
             )
         )
     return tuple(groups)
@@ -65,7 +66,7 @@ def state_groups(module: ir.Module, slots: int) -> tuple[StateGroup, ...]:
         if operation.name == "ts.recurrence":
             states = state_arguments(operation)
             geometry = tuple((tuple(size or 0 for size in shape_of(state)[1:]), dtype_of(state)) for state in states)
-            found.setdefault(geometry, []).extend(_layers(operation))
+            found.setdefault(geometry, []).extend(cache_layers(operation))
     layers = [layer for group in found.values() for layer in group]
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
@@ -114,14 +115,6 @@ def _kv_heads(operation: ir.Operation) -> int:
     return modules.int_attribute(operation, "kv_heads")
 
 
-def _layers(operation: ir.Operation) -> list[int]:
-    template, parent = modules.text_attribute(operation, "layer"), operation.parent
-    if parent is None or parent.name != "ts.repeat":
-        return [int(template)]
-    first, count, stride = (modules.int_attribute(parent, name) for name in ("first", "count", "stride"))
-    return [int(instantiate(template, index)) for index in range(first, first + count * stride, stride)]
-
-
 def compatibility(
     groups: Sequence[KvGroup],
     sources: Sequence[SourceTensor],
@@ -131,7 +124,9 @@ def compatibility(
 ) -> str:
     """The seed of prefix hashes: what keys and values depend on, and nothing else. A recompile keeps it."""
     digest = hashlib.sha256(architecture.encode())
-    digest.update(msgspec.json.encode(tuple(groups)))
+    # which pool blocks are of changes nothing that is in them
+    plain = [{name: value for name, value in msgspec.to_builtins(group).items() if name != "pool"} for group in groups]
+    digest.update(msgspec.json.encode(plain))
     for group in states:
         digest.update(msgspec.json.encode((group.layers, group.shapes, group.dtypes)))
     for source in sorted(sources, key=lambda source: source.name):

@@ -8,11 +8,9 @@ from math import prod
 import msgspec
 
 from ..plans.container import ALIGNMENT
-from ..plans.errors import MemoryPlanError, UsageError
 from ..plans.kv_caches import block_bytes, state_bytes
 from ..plans.program import DTYPE_BYTES, Buffer, Program, StepInput, count_of
-from ..plans.schema import Constant, KvGroup, MemoryPlan, Schedule, StateGroup, Weight
-from ..plans.units import format_bytes
+from ..plans.schema import Constant, KvGroup, MemoryPlan, StateGroup, Weight
 from .function_scratch import function_scratch
 
 BLOCK_TOKENS = 64
@@ -24,7 +22,7 @@ LIBRARY_SCRATCH = 32 << 20
 
 
 def bytes_per_block(groups: Sequence[KvGroup]) -> int:
-    """Bytes of one KV block over all layers."""
+    """Bytes of as many tokens as a block has, over all layers, of whatever pool."""
     return sum(block_bytes(group, BLOCK_TOKENS) for group in groups)
 
 
@@ -90,57 +88,6 @@ def _largest_result(programs: Sequence[Program]) -> int:
     return largest
 
 
-def kv_blocks(
-    fixed: MemoryPlan, block_bytes: int, memory: int | None, limits: Schedule, max_context: int, groups: int = 1
-) -> int:
-    """Blocks of the pool: what fits in `memory`, or what a group's share of the traffic asks for when no memory is given.
-
-    Raises MemoryPlanError when not even one sequence of `max_context` tokens fits.
-    """
-    least = -(-max_context // BLOCK_TOKENS)
-    if memory is None:
-        traffic = limits.traffic
-        live = traffic["concurrency"] / groups * (traffic["prompt_tokens"] + traffic["output_tokens"])
-        return max(least, -(-int(2 * live) // BLOCK_TOKENS))
-    blocks = (memory - fixed.total) // block_bytes if block_bytes else least * limits.max_sequences
-    if blocks < least or fixed.total > memory:
-        needed = fixed.total + least * block_bytes
-        parts = {name: getattr(fixed, name) for name in fixed.__struct_fields__}
-        raise MemoryPlanError(
-            f"the plan does not fit: {format_bytes(needed - memory)} too much",
-            where="--memory",
-            expected=f"at least {format_bytes(needed)}: "
-            + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
-            + f", KV of one full context {format_bytes(least * block_bytes)}",
-            got=format_bytes(memory),
-            fix="give more --memory, or a smaller --max-context, --max-sequences or --prefill-chunk",
-        )
-    return int(blocks)
-
-
-def host_blocks(host_kv: int, block_bytes: int, *, shares_prefixes: bool) -> int:
-    """Blocks of the tier in a rank's host memory, for `host_kv` bytes at most.
-
-    Raises UsageError where there is nothing to keep, or not one block fits.
-    """
-    if not host_kv:
-        return 0
-    if not shares_prefixes or not block_bytes:
-        why = (
-            "recurrent states are kept by sequence, cached blocks do not hold them"
-            if block_bytes
-            else "the model has no KV cache"
-        )
-        raise UsageError(f"nothing could be reused from host memory: {why}", where="--host-kv", expected="0", got=str(host_kv))
-    if host_kv < block_bytes:
-        raise UsageError(
-            "not one KV block fits",
-            where="--host-kv",
-            expected=f"0, or at least {format_bytes(block_bytes)}",
-            got=format_bytes(host_kv),
-        )
-    return host_kv // block_bytes
-
-
-def with_kv(fixed: MemoryPlan, block_bytes: int, blocks: int) -> MemoryPlan:
-    return msgspec.structs.replace(fixed, kv=block_bytes * blocks)
+def with_kv(fixed: MemoryPlan, count: int) -> MemoryPlan:
+    """The plan with so many bytes of caches."""
+    return msgspec.structs.replace(fixed, kv=count)

@@ -31,6 +31,7 @@ class CompileOptions:
     kernels: Literal["auto", "library"] = "auto"
     collectives: Literal["auto", "library"] = "auto"
     overlap: Overlap = "auto"
+    window_pools: bool = False
     parallel: str = "auto"
     placement: tuple[Pin, ...] = ()
     traffic: TrafficProfile = field(default_factory=TrafficProfile)

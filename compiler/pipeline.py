@@ -37,7 +37,9 @@ from ..passes.store_weights import plan_weights, split_packed
 from ..passes.verify_spmd import verify_spmd
 from ..passes.verify_stages import verify_stages
 from ..passes.when_to_halve import least_rows
+from ..passes.window_pools import window_pools
 from ..plans.errors import UsageError
+from ..plans.integrity import IDENTITY_TOKENS
 from ..plans.mesh import groups_of, stages_of
 from ..plans.program import Buffer, Program
 from ..plans.sampling import slot_buffers
@@ -114,6 +116,11 @@ class Compilation:
         """All of the plan's programs."""
         more = (self.halved, self.sample)
         return (*self.steps, *(program for program in more if program is not None))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The windows that have pools of KV blocks of their own."""
+        return window_pools(self.module, self.max_context, IDENTITY_TOKENS) if self.options.window_pools else ()
 
     @property
     def bucket_sizes(self) -> tuple[BucketSize, ...]:
@@ -215,13 +222,13 @@ def make_instructions(state: Compilation) -> None:
     inner = ranks_of(state.mesh) // len(state.stages)
     names = [f"step.stage{number}" for number in range(len(state.stages))] if len(state.stages) > 1 else ["step"]
     state.steps = tuple(
-        lower(stage, state.machine, native, state.device, name, number * inner)
+        lower(stage, state.machine, native, state.device, name, number * inner, state.windows)
         for number, (stage, name) in enumerate(zip(state.stages, names, strict=True))
     )
     least = _least_rows_halved(state)
     if least is not None:
         state.halves = halve_rows(state.module)
-        state.halved = lower(state.halves, state.machine, native, state.device, "step.halved")
+        state.halved = lower(state.halves, state.machine, native, state.device, "step.halved", windows=state.windows)
     vocabulary = emit.vocabulary(state.traced)
     logits_dtype: Any = state.dtype
     sequences = state.limits.max_sequences

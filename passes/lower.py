@@ -19,7 +19,7 @@ from ..ir.types import dtype_of, shape_of
 from ..plans.aten_functions import function_of
 from ..plans.device_kernels import DEVICE
 from ..plans.kv_caches import state_name
-from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, RowCount, View, base_of
+from ..plans.program import NATIVE, Attribute, Buffer, Call, Dimension, Program, Repeat, RowCount, View, base_of, in_pool
 from ..plans.recurrence_body import RECURRENCE_INPUTS, encode_body
 from ..targets.machine import Machine
 from ..targets.triton.elementwise import copy
@@ -28,6 +28,7 @@ from ..targets.triton.rows import take_last_tokens
 from .lower_device import DeviceCalls, operands_of
 from .lower_recurrence import body_of_recurrence
 from .select import kernel_named
+from .window_pools import cache_layers, pools_of_layers
 
 LOGITS = "logits"
 IN_PLACE = {"add", "mul", "scale", "softcap"}
@@ -53,18 +54,20 @@ def lower(
     device: DeviceCalls | None = None,
     name: str = "step",
     rank: int = 0,
+    windows: Sequence[int] = (),
 ) -> Program:
     """The step program `name` of a rank, without buckets yet (allocate adds them). `native`: what is added here is native too.
 
-    `device` makes the calls for an accelerator.
+    `device` makes the calls for an accelerator. `windows` have pools of KV blocks of their own, in that order.
     """
-    program = _Lowering(machine, NATIVE if native else "", device).run(modules.step_block(module))
+    lowering = _Lowering(machine, NATIVE if native else "", device, pools_of_layers(module, windows))
+    program = lowering.run(modules.step_block(module))
     return msgspec.structs.replace(program, name=name, rank=rank)
 
 
 class _Lowering:
-    def __init__(self, machine: Machine, prefix: str, device: DeviceCalls | None) -> None:
-        self.machine, self.device = machine, device
+    def __init__(self, machine: Machine, prefix: str, device: DeviceCalls | None, pools: dict[int, int]) -> None:
+        self.machine, self.device, self.pools = machine, device, pools
         self.copy, self.take_last_tokens = f"{prefix}copy", f"{prefix}take_last_tokens"
         self.buffers: dict[str, Buffer] = {}
         self.views: dict[str, View] = {}
@@ -136,7 +139,9 @@ class _Lowering:
         if operation.name == "ts.recurrence":
             states = range(len(state_arguments(operation)))
             outputs = [*outputs, *(state_name(layer, number) for number in states)]
-        return build(function, inputs, outputs, _attributes(operation), layer, label)
+        calls = build(function, inputs, outputs, _attributes(operation), layer, label)
+        pool = self.pools.get(cache_layers(operation)[0], 0)
+        return [_told_by_pool(call, pool) for call in calls] if pool else calls
 
     def _summed_in_place(self, operation: ir.Operation) -> _Place | None:
         """Where a sum over ranks takes the place of what is summed, which nothing else reads."""
@@ -393,6 +398,12 @@ def _aten_function(operation: ir.Operation) -> str:
     name = function_of(modules.text_attribute(operation, "target"))
     assert name is not None
     return name
+
+
+def _told_by_pool(call: Call, pool: int) -> Call:
+    """The call with what a window pool's steps say of blocks."""
+    inputs = tuple(in_pool(name, pool) if name in {"block_tables", "slot_mapping"} else name for name in call.inputs)
+    return msgspec.structs.replace(call, inputs=inputs)
 
 
 _SEQUENCES = ("sequence_starts", "context_lengths", "block_tables", "counts")

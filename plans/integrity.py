@@ -241,6 +241,7 @@ def _check_kv(manifest: Manifest) -> None:
     for number, pool in enumerate(kv.windows, 1):
         for field in ("window", "blocks"):
             require_number(getattr(pool, field), f"kv.windows, {number}: {field}", 1)
+        require_number(pool.host_blocks, f"kv.windows, {number}: host_blocks")
     require_unique((str(pool.window) for pool in kv.windows), "kv.windows")
     for group in kv.groups:
         where = f"kv.groups, {group.name}"

@@ -137,11 +137,12 @@ class KvGroup(_Part, frozen=True, kw_only=True):
 
 class WindowPool(_Part, frozen=True, kw_only=True):
     """Blocks, of `block_tokens` tokens as all, for layers that see the last `window` tokens alone: a block that no row still to
-    come can see is free again. `bytes_per_block` are those of all layers of the pool's groups."""
+    come can see is free again. `bytes_per_block` are those of all layers of the pool's groups, `host_blocks` as of pool 0."""
 
     window: int
     blocks: int
     bytes_per_block: int
+    host_blocks: int = 0
 
 
 class StateGroup(_Part, frozen=True, kw_only=True):

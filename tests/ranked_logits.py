@@ -12,7 +12,7 @@ import torch
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.collectives import Collectives
 from tokenspeed.runtime.executor import load_executor
-from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.fixed_batch import Rows, equal_places, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.mesh import Rank
 
@@ -47,8 +47,10 @@ def main(job: Job) -> None:
 def logits(plan: Plan, weights: str, job: Job, collectives: Collectives) -> Sequence[np.ndarray]:
     executor = load_executor(plan, weights, 1, lambda _phase: None, collectives=collectives)
     block_tokens = plan.manifest.kv.block_tokens
+    windows = equal_places(plan.manifest.kv, 1 + max(part[0] for step in job.steps for part in step))
     batches = (
-        fixed_batch([Rows(*part) for part in step], job.blocks_per_sequence, block_tokens, all_logits=True) for step in job.steps
+        fixed_batch([Rows(*part) for part in step], job.blocks_per_sequence, block_tokens, all_logits=True, windows=windows)
+        for step in job.steps
     )
     made = [executor.logits_for(batch).copy() for batch in batches]
     collectives.meet()  # what this rank sent has arrived

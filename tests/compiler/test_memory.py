@@ -7,17 +7,17 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenspeed.compiler.kv_pools import Demand, Room, host_blocks, pool_blocks
 from tokenspeed.compiler.memory import (
     ATTENTION_SCRATCH,
     BLOCK_TOKENS,
     LIBRARY_SCRATCH,
     bytes_per_block,
     fixed_memory,
-    kv_blocks,
     with_kv,
 )
 from tokenspeed.passes.schedule import TrafficProfile, schedule
-from tokenspeed.plans.errors import MemoryPlanError
+from tokenspeed.plans.errors import MemoryPlanError, UsageError
 from tokenspeed.plans.program import Bucket, Buffer, Call, Program, StepInput
 from tokenspeed.plans.recipe import Source
 from tokenspeed.plans.schema import Constant, KvGroup, MemoryPlan, Weight
@@ -65,8 +65,8 @@ def test_memory_is_filled_and_never_exceeded(block_bytes: int, spare: int, max_c
     plan = fixed()
     least = -(-max_context // BLOCK_TOKENS)
     memory = plan.total + least * block_bytes + spare
-    blocks = kv_blocks(plan, block_bytes, memory, LIMITS, max_context)
-    total = with_kv(plan, block_bytes, blocks).total
+    (blocks,) = pool_blocks([Room(plan, (block_bytes,))], Demand(LIMITS, max_context), memory)
+    total = with_kv(plan, block_bytes * blocks).total
     assert blocks >= least and total <= memory < total + block_bytes
 
 
@@ -75,14 +75,65 @@ def test_what_is_missing_is_said(block_bytes: int, missing: int) -> None:
     plan = fixed()
     memory = plan.total + 16 * block_bytes - missing
     with pytest.raises(MemoryPlanError, match="does not fit") as refused:
-        kv_blocks(plan, block_bytes, memory, LIMITS, 1000)
+        pool_blocks([Room(plan, (block_bytes,))], Demand(LIMITS, 1000), memory)
     error = refused.value
     assert re.search(r"\d.* too much", error.what) and "KV of one full context" in error.expected and "--memory" in error.fix
 
 
 def test_without_a_limit_the_pool_is_twice_the_live_tokens_of_the_traffic() -> None:
     limits = schedule(TrafficProfile(prompt_tokens=640, output_tokens=64, concurrency=3), 1000, 4, 64)
-    plan = fixed()
-    assert kv_blocks(plan, 1, None, limits, 1000) == 2 * 3 * 11
-    assert kv_blocks(plan, 1, None, limits, 100, groups=3) == 2 * 11, "a group's share"
-    assert kv_blocks(plan, 1, None, limits, 100_000) == 1563, "one full context at least"
+    rooms = [Room(fixed(), (1,))]
+    assert pool_blocks(rooms, Demand(limits, 1000), None) == (2 * 3 * 11,)
+    assert pool_blocks(rooms, Demand(limits, 100, groups=3), None) == (2 * 11,), "a group's share"
+    assert pool_blocks(rooms, Demand(limits, 100_000), None) == (1563,), "one full context at least"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 20), st.integers(0, 1 << 20)), min_size=1, max_size=3),
+    st.integers(0, 1 << 32),
+    st.integers(700, 1 << 16),
+)
+def test_pools_of_windows_share_the_memory(stages: list[tuple[int, ...]], spare: int, max_context: int) -> None:
+    """Each pool holds what one sequence needs, no stage's memory is exceeded, and what windows cannot need is pool 0's."""
+    plan, demand = fixed(), Demand(LIMITS, max_context, windows=(100, 500), stages=len(stages))
+    rooms = [Room(plan, sizes) for sizes in stages]
+    floors = (demand.least, *demand.floors)
+    memory = max(plan.total + sum(a * b for a, b in zip(floors, sizes, strict=True)) for sizes in stages) + spare
+    blocks = pool_blocks(rooms, demand, memory)
+    assert all(count >= floor for count, floor in zip(blocks, floors, strict=True))
+    totals = [plan.total + sum(a * b for a, b in zip(blocks, sizes, strict=True)) for sizes in stages]
+    assert max(totals) <= memory
+    if any(sizes[0] for sizes in stages):
+        most = [tail * LIMITS.max_sequences + demand.in_flight for tail in demand.tails]
+        assert all(count <= max(bound, floor) for count, bound, floor in zip(blocks[1:], most, demand.floors, strict=True))
+        assert min((memory - total) // sizes[0] for total, sizes in zip(totals, stages, strict=True) if sizes[0]) == 0
+
+
+def test_what_each_pool_gets() -> None:
+    """For windows what running sequences can need, if there is room; else as many of the expected length fit all pools."""
+    limits = schedule(TrafficProfile(prompt_tokens=6000, output_tokens=400), 100_000, 8, 512)
+    demand, room = Demand(limits, 100_000, windows=(1024,)), Room(fixed(), (10, 30))
+    tail, in_flight = 17, 2 * 520 // 64 + 1
+    assert demand.tails == (tail,) and demand.in_flight == in_flight
+    memory = room.fixed.total + 1_000_000
+    windows = 8 * tail + in_flight
+    assert pool_blocks([room], demand, memory) == ((1_000_000 - 30 * windows) // 10, windows)
+    tight = room.fixed.total + 20_000
+    blocks, windows = pool_blocks([room], demand, tight)
+    assert windows < 8 * tail + in_flight and blocks == (20_000 - 30 * windows) // 10 >= demand.least
+    expected = (20_000 - 30 * in_flight - 10 * demand.least) / (30 * tail), (20_000 - 30 * in_flight) / (10 * 100 + 30 * tail)
+    assert windows == in_flight + int(tail * min(expected))
+    assert pool_blocks([Room(fixed(), (0, 30))], demand, memory) == (
+        demand.least * 8,
+        in_flight + int(tail * (1_000_000 - 30 * in_flight) / (30 * tail)),
+    )
+    with pytest.raises(MemoryPlanError, match="does not fit"):
+        pool_blocks([room], demand, room.fixed.total + 10 * demand.least + 30 * demand.floors[0] - 1)
+
+
+def test_the_tier_on_the_host_has_the_same_shares() -> None:
+    rooms = [Room(fixed(), (10, 30))]
+    assert host_blocks(20_000, rooms, (100, 20), shares_prefixes=True) == (1250, 250)
+    assert host_blocks(0, rooms, (100, 20), shares_prefixes=False) == (0, 0)
+    with pytest.raises(UsageError, match="not one KV block"):
+        host_blocks(50, rooms, (100, 20), shares_prefixes=True)
