@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..passes.schedule import BucketSize
 from ..plans.device_kernels import DeviceFunction, DeviceKernel, DevicePlan, Exchange, Variant, Vendor
-from ..plans.errors import ModelError
 from ..plans.program import Program, symbols_of
 from ..targets.accelerator import Accelerator
 from ..targets.triton.build import build
+from ..targets.triton.build_many import build_many
 from ..targets.triton.kernel import FunctionTemplate, Launch, Variants
 from ..targets.triton.packing import BOUNDS
-
-Build = Callable[[Launch, Accelerator, str], tuple[DeviceKernel, bytes]]
 
 
 def device_section(
@@ -33,9 +31,11 @@ def device_section(
     Raises ModelError when code does not fit the device.
     """
     kernels = _Kernels(accelerator)
+    chosen = [(templates[name], *_launches(templates[name], _sizes(name, programs))) for name in sorted(templates)]
+    chosen += [(template, template.variants(BOUNDS), ()) for template in loading]
     with kernels:
-        functions = [_function(templates[name], _sizes(name, programs), kernels) for name in sorted(templates)]
-        functions += [_loading(template, kernels) for template in loading]
+        kernels.build(launch for _, *both in chosen for variants in both for _, launch in variants if launch is not None)
+    functions = [_function(template, others, decode, kernels) for template, others, decode in chosen]
     assert accelerator.kind in {"cuda", "hip"}
     vendor: Vendor = "hip" if accelerator.kind == "hip" else "cuda"
     plan = DevicePlan(
@@ -72,19 +72,27 @@ class _Kernels:
     def __exit__(self, *_: object) -> None:
         self._cache.cleanup()
 
+    def build(self, launches: Iterable[Launch]) -> None:
+        """Build launches, and what is launched instead of those that do not fit.
+
+        Raises ModelError where there is nothing else.
+        """
+        wanted = list({launch.key: launch for launch in launches if launch.key not in self.made}.values())
+        instead: list[Launch] = []
+        for launch, built in zip(wanted, build_many(wanted, self._accelerator, self._cache.name), strict=True):
+            if built is None and launch.otherwise is not None:
+                instead.append(launch.otherwise)
+                continue
+            kernel, binary = built or build(launch, self._accelerator, self._cache.name)  # which says why it cannot be
+            self.made[launch.key], self.entries[kernel.entry] = kernel, binary
+        if instead:
+            self.build(instead)
+
     def name(self, launch: Launch | None) -> str | None:
         """The name of a launch's kernel in the plan."""
-        if launch is None:
-            return None
-        if launch.key not in self.made:
-            try:
-                kernel, binary = build(launch, self._accelerator, self._cache.name)
-            except ModelError:
-                if launch.otherwise is None:
-                    raise
-                return self.name(launch.otherwise)
-            self.made[launch.key], self.entries[kernel.entry] = kernel, binary
-        return self.made[launch.key].name
+        while launch is not None and launch.key not in self.made:
+            launch = launch.otherwise
+        return None if launch is None else self.made[launch.key].name
 
 
 def _sizes(name: str, programs: Sequence[Program]) -> list[BucketSize]:
@@ -99,8 +107,7 @@ def _sizes(name: str, programs: Sequence[Program]) -> list[BucketSize]:
     return list(dict.fromkeys(found))
 
 
-def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: _Kernels) -> DeviceFunction:
-    of_others, of_decode = _launches(template, sizes)
+def _function(template: FunctionTemplate, of_others: Variants, of_decode: Variants, kernels: _Kernels) -> DeviceFunction:
     return DeviceFunction(
         name=template.name,
         inputs=template.inputs,
@@ -110,11 +117,6 @@ def _function(template: FunctionTemplate, sizes: Sequence[BucketSize], kernels: 
         by=template.by,
         decoding_only=template.decoding_only,
     )
-
-
-def _loading(template: FunctionTemplate, kernels: _Kernels) -> DeviceFunction:
-    variants = _variants(template.variants(BOUNDS), kernels)
-    return DeviceFunction(name=template.name, inputs=template.inputs, outputs=template.outputs, variants=variants)
 
 
 def _launches(template: FunctionTemplate, sizes: Sequence[BucketSize]) -> tuple[Variants, Variants]:

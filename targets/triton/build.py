@@ -118,6 +118,13 @@ def signature_of(launch: Launch, names: list[str]) -> tuple[dict[str, str], dict
     return types, promises
 
 
+def code_key(launch: Launch) -> str:
+    """Equal for launches of the same code: all but the grid and the numbers of parameters."""
+    maps = (sorted(launch.constants.items()), sorted(launch.options.items()))
+    parameters = [(_type(parameter), _divides(parameter)) for parameter in launch.parameters]
+    return repr((launch.source, maps, parameters, launch.warps, launch.stages, launch.dependent_launch))
+
+
 def compiled(launch: Launch, accelerator: Accelerator, cache: str) -> Any:
     """What Triton makes of a launch: its metadata, and by name each stage of the code."""
     require_triton()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,13 @@ from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.targets.accelerator import Accelerator
 from tokenspeed.targets.registry import ACCELERATORS
+from tokenspeed.targets.triton.build_many import Built
 from tokenspeed.targets.triton.kernel import FunctionTemplate, Launch
 
 from ..runtime.device.fake_driver import MACHINES, FakeDriver, build, elf_image, entry_name
 from ..tiny_models import FAMILIES
 
+Build = Callable[[Launch, Accelerator, str], tuple[DeviceKernel, bytes]]
 OPTIONS = {"dtype": "bf16", "memory": 1 << 30, "max_sequences": 6, "prefill_chunk": 100, "max_context": 256}
 
 
@@ -58,10 +60,26 @@ def headers_alone(launch: Launch, accelerator: Accelerator, _cache: str) -> tupl
     return kernel, binary
 
 
+def build_with(patch: pytest.MonkeyPatch, build: Build) -> None:
+    """Have kernels made by this."""
+
+    def many(launches: Sequence[Launch], accelerator: Accelerator, cache: str) -> list[Built]:
+        found: list[Built] = []
+        for launch in launches:
+            try:
+                found.append(build(launch, accelerator, cache))
+            except ModelError:
+                found.append(None)
+        return found
+
+    patch.setattr(device_section, "build", build)
+    patch.setattr(device_section, "build_many", many)
+
+
 @pytest.fixture(scope="module", params=["h200", "mi300x"])
 def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_section, "build", headers_alone)
+        build_with(patch, headers_alone)
         path = compiled(tmp_path_factory.mktemp("plan"), request.param)
     with Plan.open(path) as opened:
         opened.verify_all()
@@ -129,7 +147,7 @@ def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> No
 
 def test_keys_and_values_as_8_bit_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the bytes of a block, caches of that type in every call, and no such thing on CPUs."""
-    monkeypatch.setattr(device_section, "build", headers_alone)
+    build_with(monkeypatch, headers_alone)
     with Plan.open(compiled(tmp_path, "mi300x", kv_dtype="f8e4m3")) as plan:
         plan.verify_all()
         manifest = plan.manifest
@@ -159,7 +177,7 @@ def test_what_does_not_fit_is_done_otherwise(monkeypatch: pytest.MonkeyPatch) ->
             raise ModelError("too large")
         return headers_alone(launch, accelerator, cache)
 
-    monkeypatch.setattr(device_section, "build", only_small)
+    build_with(monkeypatch, only_small)
     small = Launch("norms.small", {}, (), (1, 1, 1), 4)
     bucket = Bucket(rows=8, logit_rows=1, arena_bytes=0, offsets=())
     program = Program("step", 0, (), (), (Call("device.norm", (), (), {}, ""),), (bucket,))
@@ -176,14 +194,14 @@ def test_what_does_not_fit_is_done_otherwise(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_section, "build", headers_alone)
+    build_with(monkeypatch, headers_alone)
     with pytest.raises(MemoryPlanError, match="does not fit"):
         compiled(tmp_path, "h200", memory=1 << 20)
 
 
 @pytest.mark.parametrize("weights", ["dummy", "counter"])
 def test_weights_in_blocks_are_packed_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
-    monkeypatch.setattr(device_section, "build", headers_alone)
+    build_with(monkeypatch, headers_alone)
     with Plan.open(compiled(tmp_path, "h200", quantize="int4")) as plan:
         plan.verify_all()
         manifest = plan.manifest

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenspeed.compiler import device_section
 from tokenspeed.compiler.memory import COMMUNICATION
 from tokenspeed.passes.placing.pins import Pin
 from tokenspeed.plans.device_scratch import exchange_bytes
@@ -25,7 +24,7 @@ from tokenspeed.runtime.mesh import Rank
 from tokenspeed.runtime.protocol import SamplingParameters
 
 from ..runtime.device.fake_driver import FakeDriver, build
-from .test_device_plan import compiled, headers_alone, kind_of
+from .test_device_plan import build_with, compiled, headers_alone, kind_of
 
 CUT = {"parallel": "tp=2", "placement": (Pin("*", "cut"),), "memory": 2400 << 20}
 
@@ -33,7 +32,7 @@ CUT = {"parallel": "tp=2", "placement": (Pin("*", "cut"),), "memory": 2400 << 20
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_section, "build", headers_alone)
+        build_with(patch, headers_alone)
         path = compiled(tmp_path_factory.mktemp("plan"), "h200", **CUT)
     with Plan.open(path) as opened:
         opened.verify_all()

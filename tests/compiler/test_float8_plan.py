@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenspeed.compiler import device_section
 from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.goldens import rounded_to_float8
 from tokenspeed.compiler.options import CompileOptions
@@ -24,7 +23,7 @@ from ..float8_checkpoints import SETTINGS, rounded
 from ..runtime.device.fake_driver import build
 from ..tiny_models import FAMILIES, save
 from ..tiny_models import build as model_of
-from .test_device_plan import OPTIONS, headers_alone, kind_of
+from .test_device_plan import OPTIONS, build_with, headers_alone, kind_of
 
 _SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 32}
 CONFIG: dict[str, Any] = FAMILIES["qwen3"] | _SIZES
@@ -68,7 +67,7 @@ def test_of_a_configuration_alone(tmp_path: Path) -> None:
 
 
 def test_blocks_are_packed_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_section, "build", headers_alone)
+    build_with(monkeypatch, headers_alone)
     stored = rounded(save(model_of(CONFIG), tmp_path / "model"), "block", BLOCK)
     state = compiled(stored, "h200")
     assert state.manifest is not None

@@ -12,7 +12,9 @@ from tokenspeed.plans.device_kernels import Computed, Constant, Parameter, Point
 from tokenspeed.plans.device_limits import LIMITS
 from tokenspeed.plans.errors import ModelError, UsageError
 from tokenspeed.targets.registry import ACCELERATORS
+from tokenspeed.targets.triton import build_many as build_many_module
 from tokenspeed.targets.triton.build import build, compiled, require_triton
+from tokenspeed.targets.triton.build_many import Built, build_many
 from tokenspeed.targets.triton.kernel import Constexpr, Launch
 from tokenspeed.targets.triton.linear import OF_FILES
 from tokenspeed.targets.triton.measured_tiles import LinearTiles, Way
@@ -107,3 +109,19 @@ def test_without_triton_the_command_that_installs_it_is_named(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(UsageError, match="pip install triton==3"):
         require_triton()
+
+
+def test_what_is_built_is_the_same_by_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, what does not fit left out; by this process alone where another one fails."""
+    deep = replace(product(), constants=dict(product().constants) | {"STAGES": 16}, stages=16)
+    launches = [product(), deep, replace(product(), grid=(4, 1, 1))]
+
+    def built(name: str, processes: int) -> list[Built]:
+        return build_many(launches, ACCELERATORS["a100"], str(tmp_path / name), processes)
+
+    alone = built("alone", 1)
+    assert [item is None for item in alone] == [False, True, False]
+    assert built("beside", 2) == alone
+    assert any((tmp_path / "beside").iterdir())
+    monkeypatch.setattr(build_many_module, "_WORKER", "raise SystemExit(3)")
+    assert built("alone", 3) == alone
