@@ -1,0 +1,206 @@
+"""The simulator against the live engine: the same plan, the same traffic; by how much the percentiles of the latencies differ.
+
+    python benchmarks/calibration.py run PLAN [--weights dummy] --out FOLDER [--trace synthetic:sessions=6,seed=1 --agents 3 ...]
+    python benchmarks/calibration.py compare SIMULATED.json MEASURED.json
+
+`run` measures the plan's steps (`tokenspeed-bench latency`) and fits the machine's rates to them, starts a server and plays the
+trace to it (`tokenspeed-bench replay`), simulates the same trace at those rates (`tokenspeed-plan simulate`), and compares. With
+--plan-rates it simulates at the plan's own rates. All reports stay in FOLDER. Exit code 1 when a percentile of TTFT or TPOT is
+further than the goal from what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from gpu.acceptance.server import Server
+from tokenspeed.plans.perf_model import chunk_token_pairs, prefill_chunks, step_seconds
+from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.schema import Manifest
+from tokenspeed.runtime.simulation.report import TrafficReport
+from tokenspeed.runtime.simulation.simulate import with_rates
+
+GOAL = 0.10
+_LATENCIES = ("ttft_seconds", "tpot_seconds", "inter_token_seconds", "turn_seconds")
+_WITH_GOAL = ("ttft_seconds", "tpot_seconds")
+_PERCENTILES = ("p50", "p90", "p99")
+_SHAPE = ("agents", "time_scale", "most_gap", "context_scale", "max_turns", "sessions")
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """`error` is (simulated - measured) / measured."""
+
+    latency: str
+    statistic: str
+    simulated: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        return self.simulated / self.measured - 1 if self.measured else 0.0
+
+    @property
+    def misses(self) -> bool:
+        return self.latency in _WITH_GOAL and abs(self.error) > GOAL
+
+
+def compare(simulated: TrafficReport, measured: TrafficReport) -> list[Difference]:
+    """Raises SystemExit when the reports are of different traffic."""
+    for name in ("turns", "input_tokens", "output_tokens"):
+        one, two = getattr(simulated.all, name), getattr(measured.all, name)
+        if abs(one - two) > 0.01 * two:
+            raise SystemExit(f"these are not reports of the same traffic: {one} and {two} {name}")
+    found = []
+    for latency in _LATENCIES:
+        ours, theirs = getattr(simulated.all, latency), getattr(measured.all, latency)
+        found += [Difference(latency, name, getattr(ours, name), getattr(theirs, name)) for name in ("mean", *_PERCENTILES)]
+    found.append(Difference("makespan_seconds", "", simulated.makespan_seconds, measured.makespan_seconds))
+    found.append(Difference("hit_rate", "", simulated.all.hit_rate, measured.all.hit_rate))
+    return found
+
+
+def table(differences: Sequence[Difference]) -> str:
+    """Markdown."""
+    lines = ["| | | simulated | measured | error |", "|---|---|---|---|---|"]
+    for item in differences:
+        mark = " MISSED" if item.misses else ""
+        lines.append(
+            f"| {item.latency} | {item.statistic} | {item.simulated:.4g} | {item.measured:.4g} | {item.error:+.1%}{mark} |"
+        )
+    return "\n".join(lines)
+
+
+class _Point(msgspec.Struct):
+    rows: int
+    context_tokens: int
+    seconds: dict[str, float]
+
+
+class _Latency(msgspec.Struct):
+    """What is read of `tokenspeed-bench latency --json`."""
+
+    prompt: _Point
+    decode: list[_Point]
+
+
+def fitted_rates(manifest: Manifest, latency: _Latency) -> dict[str, float]:
+    """Rates at which the cost model gives the measured medians: bandwidth by the decode step of fewest rows, then compute by the
+    prompt."""
+    few, prompt = min(latency.decode, key=lambda point: point.rows), latency.prompt
+    chunks = prefill_chunks(prompt.rows, 0, manifest.schedule.prefill_chunk)
+
+    def decode_at(bandwidth: float) -> float:
+        context = few.rows * few.context_tokens
+        return step_seconds(with_rates(manifest, {"bandwidth": bandwidth}, "").performance, few.rows, context, context)
+
+    bandwidth = _solved(decode_at, few.seconds["p50"])
+
+    def prompt_at(compute: float) -> float:
+        performance = with_rates(manifest, {"bandwidth": bandwidth, "compute": compute}, "").performance
+        return sum(step_seconds(performance, rows, chunk_token_pairs(at, rows), at + rows) for at, rows in chunks)
+
+    return {"bandwidth": bandwidth, "compute": _solved(prompt_at, prompt.seconds["p50"])}
+
+
+def _solved(seconds_at: Callable[[float], float], wanted: float) -> float:
+    """The rate, from 1e6 to 1e17, at which `seconds_at` (falling) comes nearest to `wanted`."""
+    low, high = 6.0, 17.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if seconds_at(10**middle) > wanted else (low, middle)
+    return 10**high
+
+
+def _run(given: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the reports are, simulated and measured."""
+    out: Path = given.out
+    out.mkdir(parents=True, exist_ok=True)
+    weights = ["--weights", given.weights] if given.weights else []
+    threads = ["--threads", str(given.threads)] if given.threads else []
+    shape = [word for name in _SHAPE if getattr(given, name) is not None for word in _option(name, getattr(given, name))]
+    rates: list[str] = []
+    if not given.plan_rates:
+        asked = ["--batch", "1", "--steps", str(given.steps), "--prompt-tokens", str(given.prompt_tokens), "--json"]
+        said = _command("bench", "latency", str(given.plan), *weights, *threads, *asked)
+        (out / "latency.json").write_text(said)
+        with Plan.open(given.plan) as plan:
+            fitted = fitted_rates(plan.manifest, msgspec.json.decode(said, type=_Latency))
+        (out / "rates.json").write_bytes(msgspec.json.encode(fitted))
+        rates = ["--rates", str(out / "rates.json")]
+        print("rates fitted to the measured steps:", {name: f"{value:.3g}" for name, value in fitted.items()}, file=sys.stderr)
+    simulated, measured = out / "simulated.json", out / "measured.json"
+    with Server([str(given.plan), *weights, *threads], os.environ) as server:
+        server.wait_ready()
+        for path in (out / "warm-up.json", measured):  # other tokens the first time, so that nothing is cached
+            seed = ["--seed", "1"] if path is not measured else []
+            _command(
+                "bench",
+                "replay",
+                "--url",
+                server.url,
+                "--trace",
+                given.trace,
+                *shape,
+                *seed,
+                "--answers",
+                "traced",
+                "--json",
+                str(path),
+            )
+    constants = ["--host-seconds", str(given.host_seconds), "--request-seconds", str(given.request_seconds)]
+    _command("plan", "simulate", str(given.plan), "--trace", given.trace, *shape, *rates, *constants, "--json", str(simulated))
+    return simulated, measured
+
+
+def _option(name: str, value: object) -> tuple[str, str]:
+    return f"--{name.replace('_', '-')}", str(value)
+
+
+def _command(tool: str, *arguments: str) -> str:
+    """What `tokenspeed-TOOL` prints. Raises SystemExit when it fails."""
+    script = f"from tokenspeed.runtime.{tool}_cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"tokenspeed-{tool} {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    pair = commands.add_parser("compare")
+    pair.add_argument("simulated", type=Path)
+    pair.add_argument("measured", type=Path)
+    live = commands.add_parser("run")
+    live.add_argument("plan", type=Path)
+    live.add_argument("--out", type=Path, required=True)
+    live.add_argument("--weights", help="as for tokenspeed-run")
+    live.add_argument("--threads", type=int)
+    live.add_argument("--trace", default="synthetic:sessions=6,seed=1")
+    live.add_argument("--agents", type=int, default=3)
+    live.add_argument("--sessions", type=int)
+    live.add_argument("--max-turns", type=int)
+    live.add_argument("--context-scale", type=float)
+    live.add_argument("--most-gap", type=float)
+    live.add_argument("--time-scale", type=float)
+    live.add_argument("--plan-rates", action="store_true", help="simulate at the plan's own rates")
+    live.add_argument("--steps", type=int, default=32, help="decode steps measured for the rates")
+    live.add_argument("--prompt-tokens", type=int, default=512, help="prompt measured for the rates")
+    live.add_argument("--host-seconds", type=float, default=0.5e-3, help="host time of a step")
+    live.add_argument("--request-seconds", type=float, default=3e-3, help="from a client's sending to the queue")
+    given = parser.parse_args()
+    paths = (given.simulated, given.measured) if given.command == "compare" else _run(given)
+    simulated, measured = (msgspec.json.decode(path.read_bytes(), type=TrafficReport) for path in paths)
+    differences = compare(simulated, measured)
+    print(table(differences))
+    return int(any(item.misses for item in differences))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
