@@ -13,7 +13,8 @@ from .api_error import invalid
 @dataclass(frozen=True)
 class ServiceTier:
     """`priority` is added to the request's own (lower is earlier); the first token is due `deadline_ms` after the request's
-    arrival, each further one `inter_token_ms` after the one before. None: no such time."""
+    arrival, each further one `inter_token_ms` after the one before. None: no deadline; tokens as far apart as is
+    usual with the plan."""
 
     priority: int = 0
     deadline_ms: float | None = None
@@ -23,7 +24,7 @@ class ServiceTier:
 DEFAULT_TIERS: Mapping[str, ServiceTier] = {
     "priority": ServiceTier(-10, 1000.0, 50.0),
     "default": ServiceTier(),
-    "flex": ServiceTier(10),
+    "flex": ServiceTier(10, None, 1000.0),
 }
 _DEFAULT_NAMES = ("auto", "scale", "standard_only")
 """What clients of other services send for "as usual"."""

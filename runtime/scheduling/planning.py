@@ -111,8 +111,7 @@ class StepPlanner:
         wanted = state.prefilling or state.loading or len(state.waiting)
         if costs is None or not rules.chunk_by_cost or state.pipeline is not None or not len(decodes) or not wanted:
             return None
-        target = costs.inter_token_seconds if rules.inter_token_seconds is None else rules.inter_token_seconds
-        target = min(target, float(state.inter_token[decodes].min()))
+        target = float(state.inter_token[decodes].min())
         return StepTime(costs, len(decodes), float(slots.computed[decodes].sum()), target, rules.prefill_share)
 
     def _prefilling(self) -> list[Sequence]:

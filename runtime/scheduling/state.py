@@ -67,6 +67,8 @@ class SchedulerState:
         self.admitted: list[Sequence] = []
         self.due: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.inter_token: NDArray[np.float64] = np.zeros(limits.max_sequences)
+        usual = inf if costs is None else costs.inter_token_seconds
+        self._usual_inter_token = usual if rules.inter_token_seconds is None else rules.inter_token_seconds
         self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.sessions = SessionService()
         self.shares = TenantShares(weights) if rules.fair_tenants else None
@@ -173,7 +175,7 @@ class SchedulerState:
         slots.block_table[slot, : len(indices)] = indices
         self.priority[slot], self.due[slot], self.service[slot] = sequence.request.priority, sequence.due, 0.0
         target = sequence.request.inter_token_seconds
-        self.inter_token[slot] = inf if target is None else target
+        self.inter_token[slot] = self._usual_inter_token if target is None else target
 
     def grow(self, sequence: Sequence) -> None:
         """One more block for a running sequence."""
