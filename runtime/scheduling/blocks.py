@@ -102,17 +102,34 @@ class Unit:
     `digest` covers the whole prefix up to and with `tokens` (int32, little-endian). `indices` are its blocks on the device,
     `host` those of its copy on the host; empty where it has none. `users` counts the sealed handles, that of a save among them.
     `arriving`: the device's blocks are still to be filled from the host. `leaving`: a launched step saves it. `spoilt`: filling
-    them failed, so that nobody may read them. `reuse` and `until` say when it is expected to be wanted again (order.py).
+    them failed, so that nobody may read them. `reuse`, `since` and `hint` (seconds) say when it is expected to be wanted again
+    (order.py); `session` computed it, and `shared` says whether others have used it.
     """
 
-    __slots__ = ("arriving", "digest", "host", "indices", "leaving", "parent", "reuse", "spoilt", "tokens", "until", "users")
+    __slots__ = (
+        "arriving",
+        "digest",
+        "hint",
+        "host",
+        "indices",
+        "leaving",
+        "parent",
+        "reuse",
+        "session",
+        "shared",
+        "since",
+        "spoilt",
+        "tokens",
+        "users",
+    )
 
     def __init__(self, digest: bytes, parent: bytes, tokens: bytes, indices: tuple[int, ...]) -> None:
         self.digest, self.parent, self.tokens, self.indices = digest, parent, tokens, indices
         self.host: tuple[int, ...] = ()
         self.users = 0
         self.arriving = self.leaving = self.spoilt = False
-        self.reuse, self.until = Reuse.IDLE, 0.0
+        self.reuse, self.since, self.hint = Reuse.IDLE, 0.0, 0.0
+        self.session, self.shared = "", False
 
     def matches(self, parent: bytes, tokens: bytes) -> bool:
         """Equal digests are not believed: the tokens are compared too, so that a collision is a miss."""

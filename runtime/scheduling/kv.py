@@ -7,25 +7,31 @@ from typing import NamedTuple
 
 from ...plans.errors import PlanError
 from ...plans.schema import KvGeometry
-from .blocks import Handle, SealedBlock, Unit, WritableBlock
+from .blocks import Handle, Reuse, SealedBlock, Unit, WritableBlock
 from .errors import OutOfBlocks
 from .order import Clock
 from .pool import BlockPool
 from .prefix import TOKEN_BYTES, chain_seed
+from .request import TurnEnd
+from .retention import Owner, Retention
 from .step import BlockCopies
+
+NOBODY = Owner("", False, ())
+"""Of blocks whose request nothing is known about."""
 
 
 class SequenceBlocks(Handle):
     """The blocks of one running sequence, in order: sealed units first, then blocks it may write.
 
-    `awaits` is the last place in the queue of loads that the sequence waits for (-1: none).
+    `awaits` is the last place in the queue of loads that the sequence waits for (-1: none); `owner` is whose they are;
+    `ended` says why they were released.
     """
 
-    __slots__ = ("awaits", "sealed", "writable")
+    __slots__ = ("awaits", "ended", "owner", "sealed", "writable")
 
-    def __init__(self, sealed: list[SealedBlock], awaits: int = -1) -> None:
+    def __init__(self, sealed: list[SealedBlock], owner: Owner) -> None:
         super().__init__()
-        self.sealed, self.awaits = sealed, awaits
+        self.sealed, self.owner, self.awaits, self.ended = sealed, owner, -1, False
         self.writable: list[WritableBlock] = []
 
     def indices(self) -> list[int]:
@@ -73,6 +79,7 @@ class KvManager:
         self.unit_blocks = identity_tokens // block_tokens
         self.compatibility, self.bytes_per_block = compatibility, bytes_per_block
         self.clock = Clock()
+        self.retention = Retention(self.clock, 4 * (blocks + host_blocks) // self.unit_blocks + 4)
         self.pool = BlockPool(0, blocks, self.unit_blocks, host_blocks, share, self.clock)
         self._open: set[SequenceBlocks] = set()
         self._retiring: dict[int, list[SequenceBlocks]] = {}
@@ -147,11 +154,14 @@ class KvManager:
                 idle += self.unit_blocks
         return Hits(units, idle, reload)
 
-    def open(self, hits: Hits) -> SequenceBlocks:
+    def open(self, hits: Hits, owner: Owner = NOBODY) -> SequenceBlocks:
         """Blocks for a new sequence that starts with `hits`, looked up since the last change of this manager."""
         held = [self.pool.hold(unit) for unit in hits.units]  # first, so that loads evict none of them
         sealed = [share or self.pool.load(unit) for share, unit in zip(held, hits.units, strict=True)]
-        blocks = SequenceBlocks(sealed)
+        for unit in hits.units:
+            self.retention.used(unit, owner)
+        self._leave([*self.retention.begin(owner)], owner.session)
+        blocks = SequenceBlocks(sealed, owner)
         if self.pool.tier is not None:
             blocks.awaits = max((self.pool.tier.place(unit) for unit in hits.units), default=-1)
             self.pool.tier.board()
@@ -181,10 +191,15 @@ class KvManager:
         sealed = self.pool.seal(blocks.writable[: self.unit_blocks], digest, parent, tokens)
         del blocks.writable[: self.unit_blocks]
         blocks.sealed.append(sealed)
+        self.retention.used(sealed.unit, blocks.owner)
 
-    def release(self, blocks: SequenceBlocks, last_step: int) -> None:
-        """The sequence gives all its blocks back; `last_step` is the last launched step that touches them (-1: none)."""
+    def release(self, blocks: SequenceBlocks, last_step: int, ended: bool = True) -> None:
+        """The sequence gives all its blocks back, because it ended or was preempted; `last_step` is the last launched step that
+        touches them (-1: none)."""
         blocks.consume()
+        blocks.ended = ended
+        if ended:
+            self.retention.end(blocks.owner)
         self._open.remove(blocks)
         if last_step > self.completed_step:
             self._retiring.setdefault(last_step, []).append(blocks)
@@ -243,7 +258,33 @@ class KvManager:
         """Tail first, so that of one sequence the tail is evicted before the head it hangs on."""
         self.pool.free_writable(reversed(blocks.writable))
         for block in reversed(blocks.sealed):
+            self.retention.expect(block.unit, blocks.owner, blocks.ended)
             self.pool.give_back(block)
+
+    def end_turn(self, session: str, end: TurnEnd) -> None:
+        """Hint: how a session's last turn ended. O(units of the turn)."""
+        for digest, reuse in self.retention.end_turn(session, end):
+            unit = self._own(digest, session)
+            if unit is not None and unit.reuse is not reuse:
+                unit.reuse, unit.since = reuse, self.clock.now
+                self.pool.regard(unit)
+
+    def close_session(self, session: str) -> None:
+        """Hint: a session has no further turn. O(units of its last turn)."""
+        self._leave([*self.retention.close(session)], session)
+
+    def _own(self, digest: bytes, session: str) -> Unit | None:
+        """A unit that this session alone has used, and nobody uses now."""
+        unit = self.pool.index.get(digest)
+        return unit if unit is not None and unit.session == session and not (unit.shared or unit.readers) else None
+
+    def _leave(self, digests: Sequence[bytes], session: str) -> None:
+        """Units of this session that will not be wanted again: they are evicted first."""
+        for digest in digests:
+            unit = self._own(digest, session)
+            if unit is not None and unit.reuse is not Reuse.GONE:
+                unit.reuse = Reuse.GONE
+                self.pool.regard(unit)
 
     def open_sequences(self) -> Collection[SequenceBlocks]:
         """Blocks of sequences that have not released, for checks."""

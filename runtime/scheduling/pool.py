@@ -77,6 +77,13 @@ class BlockPool:
             self.tier.sealed(sealed.unit)
         return sealed
 
+    def regard(self, unit: Unit) -> None:
+        """A unit's expected reuse has changed: give it its new place among those that nobody uses."""
+        if unit in self.cached:
+            self.cached.add(unit, self.cached.take(unit))
+        if self.tier is not None:
+            self.tier.regarded(unit)
+
     def free_writable(self, blocks: Iterable[WritableBlock]) -> None:
         self.free.extend(block.free() for block in blocks)
 

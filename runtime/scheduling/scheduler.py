@@ -99,9 +99,11 @@ class Scheduler:
     def tick(self, seconds: float) -> None:
         """It is `seconds` by the caller's clock, which never goes back; events that follow happen then."""
         self._state.clock = seconds if self._state.clock is None else max(self._state.clock, seconds)
+        self._state.kv.clock.now = self._state.clock
 
     def end_turn(self, session_id: str, end: TurnEnd) -> None:
         """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""
+        self._state.kv.end_turn(session_id, end)
         table = self._state.table
         session = table.find(session_id) if table is not None else None
         if table is not None and session is not None:
@@ -109,6 +111,7 @@ class Scheduler:
 
     def close_session(self, session_id: str) -> None:
         """Hint: the session has no further turn. Unknown sessions are ignored."""
+        self._state.kv.close_session(session_id)
         table = self._state.table
         session = table.find(session_id) if table is not None else None
         if table is not None and session is not None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .kv import SequenceBlocks
 from .prefix import PrefixChain, token_bytes
 from .request import FinishReason, Outcome, Request
+from .retention import LONGEST_HINT, Owner
 from .step import IntArray
 
 NO_SLOT = -1
@@ -29,8 +30,8 @@ class Sequence:
     `chain` covers the full units of the prompt, and of the output once it is hashed. `computed` is the most tokens whose KV it
     ever had. `awaited_step`: the launched step that may still bring a token. `due` is policy rule 2's, `start_tag` its tenant's
     tag when it was first admitted; `service_seconds` of the machine it had while it held a slot, of `expected_seconds`.
-    `reloaded_tokens`: how many of its cached tokens were brought back from the host when it was last admitted.
-    `parked`: its session is not admitted.
+    `reloaded_tokens`: how many of its cached tokens were brought back from the host when it was last admitted. `owner`: to whom
+    its blocks belong.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Sequence:
         "had_rows",
         "length",
         "limit",
+        "owner",
         "parked",
         "preempted_in_round",
         "prompt_length",
@@ -69,6 +71,8 @@ class Sequence:
         self._buffer = np.array(request.tokens, dtype=np.int32)
         self.length = self.prompt_length = len(self._buffer)
         self.chain = chain
+        session, hint = request.session_id or request.request_id, min(request.retention_seconds or 0.0, LONGEST_HINT)
+        self.owner = Owner(session, bool(request.session_id), chain.digests, hint)
         self.status = Status.WAITING
         self.slot = NO_SLOT
         self.blocks: SequenceBlocks | None = None

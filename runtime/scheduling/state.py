@@ -57,6 +57,7 @@ class SchedulerState:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.limits, self.kv, self.pipeline, self.rules, self.costs = limits, kv, pipeline, rules, costs
+        kv.retention.by_reuse, kv.retention.supersede = rules.retention, rules.supersede
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
         self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens)
         self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
@@ -132,7 +133,7 @@ class SchedulerState:
         slot = sequence.slot = self.slots.take()
         sequence.status = Status.RUNNING
         self.waiting.dropped(sequence)
-        blocks = sequence.blocks = self.kv.open(hits)
+        blocks = sequence.blocks = self.kv.open(hits, sequence.owner)
         indices = blocks.indices()
         indices += self.kv.grow(blocks, self.kv.blocks_for(sequence.length) - len(indices))
         cached = len(hits.units) * self.kv.identity_tokens
@@ -193,7 +194,7 @@ class SchedulerState:
         for flight in self.flights:
             if flight.step_id == sequence.awaited_step:
                 flight.preempted[slot] = sequence
-        self._leave_slot(sequence)
+        self._leave_slot(sequence, ended=False)
         sequence.status, sequence.preempted_in_round = Status.WAITING, self.round
         self.waiting.push(sequence)
         self.counters.preemptions += 1
@@ -242,12 +243,12 @@ class SchedulerState:
         self.kv.complete_step(flight.step_id)
         self.slots.complete_step(flight.step_id)
 
-    def _leave_slot(self, sequence: Sequence) -> None:
+    def _leave_slot(self, sequence: Sequence, ended: bool = True) -> None:
         assert sequence.blocks is not None
         slot, taken = sequence.slot, float(self.service[sequence.slot])
         sequence.service_seconds += taken
         self.sessions.add(sequence.request.session_id, taken, self.clock or 0.0)
-        self.kv.release(sequence.blocks, int(self.slots.last_step[slot]))
+        self.kv.release(sequence.blocks, int(self.slots.last_step[slot]), ended)
         self.slots.leave(slot, self.completed_step)
         del self.running[slot]
         if self.table is not None:

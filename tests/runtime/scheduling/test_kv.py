@@ -1,39 +1,14 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, OutOfBlocks
 from tokenspeed.runtime.scheduling.kv import Hits, KvManager, SequenceBlocks
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv
-from tokenspeed.runtime.scheduling.prefix import PrefixChain, token_bytes
+
+from .kv_helpers import chain_of, compute, find
 
 UNIT = 4
-
-
-def chain_of(kv: KvManager, tokens: list[int], salt: str = "") -> tuple[PrefixChain, bytes]:
-    encoded = token_bytes(np.array(tokens, dtype=np.int32))
-    chain = PrefixChain(kv.seed(salt), kv.identity_tokens)
-    chain.extend(encoded)
-    return chain, encoded
-
-
-def find(kv: KvManager, tokens: list[int], salt: str = "") -> Hits:
-    chain, encoded = chain_of(kv, tokens, salt)
-    return kv.lookup(chain.digests, encoded)
-
-
-def compute(kv: KvManager, tokens: list[int], salt: str = "") -> SequenceBlocks:
-    """A sequence with these tokens: takes its hits, writes and seals the rest."""
-    chain, encoded = chain_of(kv, tokens, salt)
-    blocks = kv.open(kv.lookup(chain.digests, encoded))
-    kv.grow(blocks, kv.blocks_for(len(tokens)) - len(blocks.indices()))
-    size = 4 * kv.identity_tokens
-    for unit in range(len(blocks.sealed), len(chain)):
-        parent, digest = chain.digests[unit : unit + 2]
-        kv.seal(blocks, digest, parent, encoded[unit * size : (unit + 1) * size])
-    check_kv(kv)
-    return blocks
 
 
 @pytest.mark.parametrize(("blocks", "block_tokens", "identity"), [(0, 4, 4), (4, 0, 4), (4, 3, 4), (4, 8, 4), (4, 4, 0)])

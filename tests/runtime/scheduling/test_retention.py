@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+from tokenspeed.runtime.scheduling import retention
+from tokenspeed.runtime.scheduling.blocks import Reuse, Unit
+from tokenspeed.runtime.scheduling.kv import Hits, KvManager
+from tokenspeed.runtime.scheduling.kv_integrity import check_kv
+from tokenspeed.runtime.scheduling.order import Clock, EvictionOrder
+
+from .kv_helpers import compute, find, turn
+
+
+def manager(blocks: int = 8, by_reuse: bool = True, supersede: bool = True, host_blocks: int = 0) -> KvManager:
+    kv = KvManager(blocks, 4, 4, "kv", host_blocks=host_blocks)
+    kv.retention.by_reuse, kv.retention.supersede = by_reuse, supersede
+    return kv
+
+
+def prompt(number: int, units: int = 2) -> list[int]:
+    return [100 * number + token for token in range(4 * units)]
+
+
+def evict(kv: KvManager, count: int) -> None:
+    """Take `count` blocks that have to be evicted, and give them back."""
+    blocks = kv.open(Hits([], 0))
+    kv.grow(blocks, len(kv.pool.free) + count)
+    kv.release(blocks, -1)
+    check_kv(kv)
+
+
+def left(kv: KvManager, *prompts: list[int]) -> list[int]:
+    return [len(find(kv, tokens).units) for tokens in prompts]
+
+
+def unit_of(reuse: Reuse, since: float = 0.0, hint: float = 0.0) -> Unit:
+    unit = Unit(bytes([reuse]), b"", b"", (0,))
+    unit.reuse, unit.since, unit.hint = reuse, since, hint
+    return unit
+
+
+def test_the_order_is_by_kind_then_by_age():
+    order = EvictionOrder[Unit](Clock())
+    units = [unit_of(reuse, hint=10.0) for reuse in (Reuse.SHARED, Reuse.TOOL, Reuse.GONE, Reuse.USER, Reuse.IDLE, Reuse.TOOL)]
+    for unit in units:
+        order.add(unit, unit)
+    front = unit_of(Reuse.IDLE)
+    order.add(front, front, first=True)
+    assert list(order) == [units[place] if place >= 0 else front for place in (2, -1, 4, 3, 1, 5, 0)]
+    assert order.lowest() is Reuse.GONE and order.first() is units[2] and len(order) == 7
+    assert order.take(units[3]) is units[3] and units[3] not in order
+    assert [order.pop() for _ in range(6)] == [units[place] if place >= 0 else front for place in (2, -1, 4, 1, 5, 0)]
+    assert order.first() is None and order.lowest() is None
+    with pytest.raises(KeyError):
+        order.pop()
+
+
+def test_expectations_fall_step_by_step():
+    clock = Clock()
+    order = EvictionOrder[Unit](clock)
+    tool, hinted, shared = unit_of(Reuse.TOOL), unit_of(Reuse.USER, hint=500.0), unit_of(Reuse.SHARED)
+    for unit in (tool, hinted, shared):
+        order.add(unit, unit)
+    for now, wanted in (
+        (59.0, [hinted, tool, shared]),
+        (60.0, [hinted, tool, shared]),  # the tool's unit is as one that waits for a person now
+        (300.0, [tool, hinted, shared]),
+        (500.0, [tool, hinted, shared]),
+        (900.0, [tool, hinted, shared]),
+    ):
+        clock.now = now
+        order.lowest()
+        assert list(order) == wanted, now
+    assert order.lowest() is Reuse.IDLE
+    late = unit_of(Reuse.TOOL)
+    order.add(late, late)  # what is added late has fallen already
+    assert list(order)[-1] is late
+
+
+def test_without_switches_it_is_least_recently_used():
+    kv = manager(by_reuse=False, supersede=False)
+    turn(kv, "one", prompt(1))
+    kv.end_turn("one", "tool_call")
+    turn(kv, "two", prompt(2))
+    turn(kv, "two", [*prompt(2, 1), 7, 7, 7, 7])
+    kv.close_session("two")
+    evict(kv, 2)
+    assert left(kv, prompt(1), prompt(2)) == [0, 2] and len(kv.retention) == 0
+
+
+def test_a_tool_at_work_keeps_longer_than_a_person_and_both_longer_than_none():
+    kv = manager()
+    turn(kv, "tool", prompt(1))
+    kv.end_turn("tool", "tool_call")
+    turn(kv, "user", prompt(2))
+    kv.end_turn("user", "end_of_turn")
+    turn(kv, "", prompt(3))
+    turn(kv, "", prompt(4), hint=300.0)
+    evict(kv, 2)
+    assert left(kv, prompt(1), prompt(2), prompt(3), prompt(4)) == [2, 2, 0, 2]
+    evict(kv, 2)
+    assert left(kv, prompt(1), prompt(2), prompt(4)) == [2, 2, 0]
+    evict(kv, 1)
+    assert left(kv, prompt(1), prompt(2)) == [2, 1]
+
+
+def test_hints_decay():
+    kv = manager(4)
+    turn(kv, "", prompt(1), hint=300.0)
+    kv.clock.now = 300.0
+    turn(kv, "", prompt(2))
+    kv.clock.now = 301.0
+    turn(kv, "", prompt(3))  # the hint has no effect any more, but its end was found only now: the more recent of the idle
+    assert left(kv, prompt(2), prompt(3)) == [0, 2]
+
+
+def test_what_a_turn_replaces_goes_first():
+    kv = manager()
+    first = [*prompt(1, 2), *prompt(2, 2)]
+    turn(kv, "one", first)
+    turn(kv, "two", prompt(5, 1))
+    turn(kv, "one", [*prompt(1, 2), *prompt(3, 1)])
+    evict(kv, 2)
+    assert left(kv, first, prompt(5, 1), [*prompt(1, 2), *prompt(3, 1)]) == [2, 1, 3]
+
+
+def test_another_conversation_of_a_session_replaces_nothing():
+    kv = manager(by_reuse=False)
+    turn(kv, "one", prompt(1, 4))
+    turn(kv, "one", [*prompt(1, 1), *prompt(3, 1)])
+    assert all(block.unit.reuse is Reuse.IDLE for block in kv.pool.cached)
+
+
+def test_what_is_shared_is_not_replaced_and_stays_longest():
+    kv = manager()
+    turn(kv, "one", prompt(1, 3))
+    turn(kv, "two", prompt(1, 3))
+    turn(kv, "two", prompt(1, 2))
+    kv.close_session("one")
+    kv.close_session("two")
+    turn(kv, "three", prompt(4, 2))
+    kv.end_turn("three", "tool_call")
+    evict(kv, 2)
+    assert left(kv, prompt(1, 3), prompt(4, 2)) == [3, 0]
+
+
+def test_a_closed_session_goes_first():
+    kv = manager()
+    turn(kv, "one", prompt(1))
+    turn(kv, "", prompt(2))
+    kv.close_session("one")
+    kv.close_session("unknown")
+    evict(kv, 2)
+    assert left(kv, prompt(1), prompt(2)) == [0, 2]
+
+
+def test_a_session_closed_while_it_runs_goes_first_at_its_end():
+    kv = manager()
+    turn(kv, "one", prompt(1))
+    blocks = compute(kv, prompt(1), owner=retention.Owner("one", True, ()))
+    kv.close_session("one")
+    kv.release(blocks, -1)
+    turn(kv, "", prompt(2))
+    evict(kv, 1)
+    assert left(kv, prompt(1), prompt(2)) == [1, 2]
+
+
+def test_the_preempted_are_expected_back():
+    kv = manager()
+    blocks = compute(kv, prompt(1))
+    kv.release(blocks, -1, ended=False)
+    assert {block.unit.reuse for block in kv.pool.cached} == {Reuse.TOOL}
+
+
+def test_sessions_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retention, "MOST_SESSIONS", 3)
+    kv = manager(2)
+    for number in range(10):
+        turn(kv, f"s{number}", prompt(number, 1))
+    assert len(kv.retention) == 3
+    for number in range(10):
+        turn(kv, f"t{number}", prompt(number, 2))
+    assert sum(len(session.digests) for session in kv.retention._sessions.values()) == kv.retention._digests <= 12
