@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 
 from ...ir import module as modules
 from ...ir.mlir import ir
-from ...plans.device_kernels import CeilDivide, Constant, Parameter, Pointer, Size
+from ...plans.device_kernels import CeilDivide, Computed, Constant, Parameter, Pointer, Product, Size
 from ...plans.program import DType
 from ..machine import Figure, Machine
-from .attention_tiles import Tiles, chunk_tiles, float8_chunk_tiles, hopper_chunk_tiles, split_tiles
+from .attention_tiles import (
+    Tiles,
+    chunk_shares,
+    chunk_tiles,
+    float8_chunk_tiles,
+    hopper_chunk_tiles,
+    most_rows_in_shares,
+    split_tiles,
+)
 from .kernel import (
     Constexpr,
     DeviceOperation,
@@ -30,6 +38,7 @@ from .templates import function_name, number
 from .tiles import float8_means, power_of_two_above, waits_for_inputs
 
 _PARTIAL, _WEIGHT = "partial", "weight"
+_CHUNK_PARTIAL, _CHUNK_WEIGHT = "chunk_partial", "chunk_weight"
 _SHARES_AT_ONCE = 32
 _AT_ONCE, _HELD = 2, 64
 """Programs that a unit runs at once, and elements of a block that one of their threads holds."""
@@ -107,15 +116,24 @@ class _Heads:
         q, k_cache, v_cache, starts, lengths, tables, counts = places
         more: tuple[Operand, ...] = () if sinks is None else (sinks,)
         split = DeviceStep(self.split(), (q, k_cache, v_cache, lengths, tables, counts, *more), (out, _PARTIAL, _WEIGHT))
-        merge = DeviceStep(self.merge(), (_PARTIAL, _WEIGHT, counts, *more), (out,))
-        chunks = DeviceStep(self.chunks(), (q, k_cache, v_cache, starts, lengths, tables, counts, *more), (out,))
-        return [split, merge, chunks]
+        merge = DeviceStep(self.merge(), (_PARTIAL, _WEIGHT, lengths, counts, *more), (out,))
+        everything = (q, k_cache, v_cache, starts, lengths, tables, counts, *more)
+        chunks = DeviceStep(self.chunks(), everything, (out, _CHUNK_PARTIAL, _CHUNK_WEIGHT))
+        merge_chunks = DeviceStep(self.merge_chunks(), (_CHUNK_PARTIAL, _CHUNK_WEIGHT, counts, *more), (out,))
+        return [split, merge, chunks, merge_chunks]
 
     def intermediates(self) -> tuple[Intermediate, ...]:
         """Room for the shares of the bucket that needs the most of it."""
-        most = max(rows * self.split_tiles(rows).shares for rows in range(1, self.setting.max_decode_rows + 1))
-        places = max(most, self.setting.max_decode_rows * self.split_tiles(None).shares) * (self.q.shape[1] or 1)
-        return Intermediate(_PARTIAL, "f32", (places * self.width,)), Intermediate(_WEIGHT, "f32", (places,))
+        heads, most_rows = self.q.shape[1] or 1, self.setting.max_decode_rows
+        places = max(rows * (self.split_tiles(rows).shares + 1) for rows in range(1, most_rows + 1))
+        places = max(places, most_rows * (self.split_tiles(None).shares + 1)) * heads
+        of_chunks = most_rows_in_shares(self.setting) * heads
+        return (
+            Intermediate(_PARTIAL, "f32", (places * self.width,)),
+            Intermediate(_WEIGHT, "f32", (places,)),
+            Intermediate(_CHUNK_PARTIAL, "f32", (of_chunks * self.width,)),
+            Intermediate(_CHUNK_WEIGHT, "f32", (of_chunks,)),
+        )
 
     def split_tiles(self, rows: int | None) -> SplitTiles:
         """For buckets of `rows` decoding sequences; None: of any number."""
@@ -129,18 +147,30 @@ class _Heads:
 
         def launch(rows: int | None) -> Launch:
             tiles = self.split_tiles(rows)
-            count = tiles.shares
             parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 3), *self._sink_pointers(6)]
             parameters += [self.out.pointer(first), *(Pointer(first + at, "f32", MOST_ALIGNMENT) for at in (1, 2))]
-            parameters.append(Constant("i32", count))
+            parameters.append(self._times(rows, tiles.shares))
             constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_H": max(16, self._padded_group)}
-            constants |= {"COUNT": _DECODE_ROWS if rows is None else _ROWS, "WHOLE": count == 1}
+            constants |= self._decoding(rows)
             if self.kept == self.q.dtype:
                 constants["AHEAD"] = rows is not None and self._all_at_once(rows, tiles)
-            sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
-            return self._launch("split", constants, parameters, (sequences, self.kv_heads, count), tiles)
+            # shares of one size need a place more for each sequence than there are shares by number
+            places = self._times(rows, tiles.shares + 1)
+            size = places.value if isinstance(places, Constant) else places.size
+            return self._launch("split", constants, parameters, (size, self.kv_heads, 1), tiles)
 
         return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch, decoding_only=True)
+
+    def _times(self, rows: int | None, count: int) -> Constant | Computed:
+        """So many for each sequence of a decode bucket of `rows`; None: for as many as may decode."""
+        if rows is None:
+            return Constant("i32", self.setting.max_decode_rows * count)
+        return Computed(Product(factors=("rows", count)))
+
+    def _decoding(self, rows: int | None) -> dict[str, Constexpr]:
+        """Where the number of decoding sequences is found, and how many there may be."""
+        most = power_of_two_above(max(2, self.setting.max_decode_rows))
+        return {"COUNT": _DECODE_ROWS if rows is None else _ROWS, "SEQUENCES": most}
 
     def _all_at_once(self, rows: int, tiles: SplitTiles) -> bool:
         """Whether no share waits for another to end, and registers hold a block of keys and of values."""
@@ -151,47 +181,79 @@ class _Heads:
         )
 
     def merge(self) -> FunctionTemplate:
-        inputs: tuple[DType, ...] = ("f32", "f32", "i32", *self._sink_types())
-        tiles = Tiles(0, 0, 4, 1)
+        inputs: tuple[DType, ...] = ("f32", "f32", "i32", "i32", *self._sink_types())
 
         def launch(rows: int | None) -> Launch | None:
-            count = self.split_tiles(rows).shares
-            if count == 1:
+            tiles = self.split_tiles(rows)
+            if rows == 1 and tiles.shares == 1:
                 return None
             parameters: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
-            parameters += [*self._integers(2, 1), *self._sink_pointers(3), self.out.pointer(len(inputs)), Constant("i32", count)]
-            constants: dict[str, Constexpr] = {"HEADS": self.q.shape[1], "D": self.width, "BLOCK_S": _SHARES_AT_ONCE}
-            constants |= {"BLOCK_D": power_of_two_above(self.width), "COUNT": _DECODE_ROWS if rows is None else _ROWS}
+            parameters += [*self._integers(2, 2), *self._sink_pointers(4), self.out.pointer(len(inputs))]
+            parameters.append(self._times(rows, tiles.shares))
+            constants = self._merging() | self._decoding(rows) | {"BLOCK_T": tiles.tokens, "WINDOW": self._window}
+            constants["PAGE"] = min(self.setting.block_tokens, tiles.tokens)
             sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
-            return self._launch("merge", constants, parameters, (sequences, self.q.shape[1] or 1, 1), tiles)
+            return self._launch("merge", constants, parameters, (sequences, self.q.shape[1] or 1, 1), Tiles(0, 0, 4, 1))
 
         return self._function("attention_merge", inputs, (self.q.dtype,), launch, decoding_only=True)
+
+    def _merging(self) -> dict[str, Constexpr]:
+        heads, columns = self.q.shape[1], power_of_two_above(self.width)
+        return {"HEADS": heads, "D": self.width, "BLOCK_S": _SHARES_AT_ONCE, "BLOCK_D": columns}
 
     def chunks(self) -> FunctionTemplate:
         inputs: tuple[DType, ...] = (*self._types(4), *self._sink_types())
         parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 4), *self._sink_pointers(7)]
-        parameters.append(self.out.pointer(len(inputs)))
-        aligned = self.q.alignment == MOST_ALIGNMENT
-        hopper = hopper_chunk_tiles(self.setting, self.q.dtype, self.width, self._padded_group, aligned)
+        first = len(inputs)
+        parameters += [self.out.pointer(first), *(Pointer(first + at, "f32", MOST_ALIGNMENT) for at in (1, 2))]
 
-        def launch(rows: int | None) -> Launch | None:
-            if rows is not None:
-                return None
+        def launch(rows: int) -> Launch:
+            count = self.chunk_shares(rows)
             if self.kept != self.q.dtype:
-                return self._float8_chunks(parameters)
-            made = self._plain_chunks(parameters)
-            for tiles in reversed(hopper):
-                made = replace(self._hopper_chunks(parameters, tiles), otherwise=made)
+                return self._float8_chunks(parameters[:-2])
+            made = self._plain_chunks([*parameters, Constant("i32", count)], count)
+            for tiles in reversed(self._hopper_tiles):
+                made = replace(self._hopper_chunks(parameters, tiles, count), otherwise=made)
             return made
 
-        return self._function("attention_chunks", inputs, (self.q.dtype,), launch)
+        return self._function_of_chunks("attention_chunks", inputs, (self.q.dtype, "f32", "f32"), launch)
 
-    def _plain_chunks(self, parameters: list[Parameter]) -> Launch:
-        tiles = chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+    def merge_chunks(self) -> FunctionTemplate:
+        inputs: tuple[DType, ...] = ("f32", "f32", "i32", *self._sink_types())
+
+        def launch(rows: int) -> Launch | None:
+            count = self.chunk_shares(rows)
+            if count == 1:
+                return None
+            parameters: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
+            parameters += [*self._integers(2, 1), *self._sink_pointers(3), self.out.pointer(len(inputs)), Constant("i32", count)]
+            constants = self._merging() | {"DECODING": False}
+            return self._launch("merge_rows", constants, parameters, ("rows", self.q.shape[1] or 1, 1), Tiles(0, 0, 4, 1))
+
+        return self._function_of_chunks("attention_merge_chunks", inputs, (self.q.dtype,), launch)
+
+    def chunk_shares(self, rows: int) -> int:
+        """Into how many shares the keys of a chunk's rows are cut in steps of `rows` rows."""
+        if self.kept != self.q.dtype:
+            return 1
+        tiles = self._hopper_tiles[0] if self._hopper_tiles else self._plain_tiles
+        return chunk_shares(self.setting, -(-rows // self._queries(tiles)) * self.kv_heads, rows)
+
+    @property
+    def _hopper_tiles(self) -> tuple[Tiles, ...]:
+        aligned = self.q.alignment == MOST_ALIGNMENT
+        return hopper_chunk_tiles(self.setting, self.q.dtype, self.width, self._padded_group, aligned)
+
+    @property
+    def _plain_tiles(self) -> Tiles:
+        return chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+
+    def _plain_chunks(self, parameters: list[Parameter], count: int) -> Launch:
+        tiles = self._plain_tiles
         in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
         described = tiles.described and in_one_block
-        constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described}
-        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, 1)
+        constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described, "WHOLE": count == 1}
+        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, count)
         return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
 
     def _float8_chunks(self, parameters: list[Parameter]) -> Launch:
@@ -203,10 +265,10 @@ class _Heads:
         least = replace(tiles, rows=16, tokens=min(tiles.tokens, 32), warps=4, stages=1)
         return replace(launch(tiles), otherwise=launch(least))
 
-    def _hopper_chunks(self, parameters: list[Parameter], tiles: Tiles) -> Launch:
+    def _hopper_chunks(self, parameters: list[Parameter], tiles: Tiles, count: int) -> Launch:
         """Programs that stay, with descriptors in scratch, which kernels that overlap would share: it waits for the one ahead."""
         units = self.setting.accelerator.units
-        sizes: dict[str, Constexpr] = {"BLOCK_T": tiles.tokens, "STAGES": tiles.stages, "UNITS": units}
+        sizes: dict[str, Constexpr] = {"BLOCK_T": tiles.tokens, "STAGES": tiles.stages, "UNITS": units, "SHARES": count}
         absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
         everything = self._of_chunks(tiles) | sizes | absent
         return Launch("hopper_attention.chunks", everything, tuple(parameters), (units, 1, 1), tiles.warps, tiles.stages)
@@ -239,6 +301,21 @@ class _Heads:
 
         return FunctionTemplate(name, inputs, outputs, general, "rows", decode, decoding_only)
 
+    def _function_of_chunks(
+        self, stem: str, inputs: tuple[DType, ...], outputs: tuple[DType, ...], launch: Callable[[int], Launch | None]
+    ) -> FunctionTemplate:
+        """`launch` is given the rows of a bucket; decode buckets have no chunks."""
+        depends = {"setting": repr(self.setting), "scores": repr(sorted(self._scores().items())), "out": repr(self.out)}
+        name = function_name(stem, self.q.dtype, [self.q.pointer(0)], depends)
+
+        def general(bounds: Sequence[int]) -> Variants:
+            return merged([(most, launch(most)) for most in bounds])
+
+        def decode(bounds: Sequence[int]) -> Variants:
+            return [(max(bounds), None)]
+
+        return FunctionTemplate(name, inputs, outputs, general, "rows", decode)
+
     def _launch(
         self,
         source: str,
@@ -253,7 +330,7 @@ class _Heads:
         absent: dict[str, Constexpr] = {} if self.sinks else {"sinks": None}
         everything = constants | absent | {"DEPENDENT": dependent}
         file = "attention"
-        if self.kept != self.q.dtype and source != "merge":
+        if self.kept != self.q.dtype and not source.startswith("merge"):
             file = "float8_attention"
             means = float8_means(self.setting.accelerator, self.q.dtype)
             everything |= {"MEANS": means, "FACTOR": 1.0 if means == "instruction" else 256.0}
@@ -274,8 +351,12 @@ class _Heads:
             "Q_HEAD": self.q.strides[1],
             "SCALE": number(self.operation, "scale"),
             "SOFTCAP": number(self.operation, "softcap"),
-            "WINDOW": modules.int_attribute(self.operation, "window"),
+            "WINDOW": self._window,
         }
+
+    @property
+    def _window(self) -> int:
+        return modules.int_attribute(self.operation, "window")
 
     def _tile_constants(self, tiles: Tiles | SplitTiles) -> dict[str, Constexpr]:
         constants: dict[str, Constexpr] = {"BLOCK_D": power_of_two_above(max(self.width, 16)), "BLOCK_T": tiles.tokens}

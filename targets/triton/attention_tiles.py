@@ -18,6 +18,10 @@ _LEAST_TOKENS = 64
 """Of a share, where contexts are as long as they may be."""
 
 
+_MOST_CHUNK_SHARES, _LEAST_CHUNK_TOKENS, _MOST_ROWS_IN_SHARES = 8, 512, 1536
+_SHARE_COST = 0.01
+"""Of a share beyond the first, in parts of what a unit takes for a tile with all keys."""
+
 _WIDTHS = (64, 128)
 _STAGES = ((128, 2), (64, 4))
 """Of Hopper's own chunks: tokens of a tile, and as many stages as shared memory holds beside the queries. 128 tokens want a few
@@ -95,6 +99,23 @@ def shares(setting: DeviceSetting, kv_heads: int, rows: int | None) -> int:
     expected = max(1, setting.max_decode_rows // 4) if rows is None else rows
     wanted = ceil(_PROGRAMS_PER_UNIT * setting.accelerator.units / (expected * kv_heads))
     return min(power_of_two_above(wanted), _MOST_SHARES, _most_shares(setting))
+
+
+def chunk_shares(setting: DeviceSetting, tiles: int, rows: int) -> int:
+    """Into how many shares the keys of chunks are cut, where a step of `rows` rows makes `tiles` tiles: a few rows behind a long
+    context would leave most units idle."""
+    most = max(1, min(_MOST_CHUNK_SHARES, setting.max_context // _LEAST_CHUNK_TOKENS, most_rows_in_shares(setting) // rows))
+
+    def rounds(count: int) -> float:
+        """How long all units take, in tiles of all keys; what shares cost besides is set, not measured."""
+        return ceil(tiles * count / setting.accelerator.units) / count + _SHARE_COST * (count - 1)
+
+    return min(range(1, most + 1), key=rounds)
+
+
+def most_rows_in_shares(setting: DeviceSetting) -> int:
+    """Rows times shares that there is room for."""
+    return min(_MOST_ROWS_IN_SHARES, _MOST_CHUNK_SHARES * setting.max_rows)
 
 
 def _most_shares(setting: DeviceSetting) -> int:

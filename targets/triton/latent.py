@@ -161,7 +161,7 @@ class _Latent:
 
     def _merge(self) -> FunctionTemplate:
         rank, dtype = self.widths[2], self.latent.dtype
-        constants: dict[str, Constexpr] = {"HEADS": self.heads, "D": rank, "COUNT": 0, "BLOCK_S": _SHARES_AT_ONCE}
+        constants: dict[str, Constexpr] = {"HEADS": self.heads, "D": rank, "DECODING": True, "BLOCK_S": _SHARES_AT_ONCE}
         constants |= {"BLOCK_D": power_of_two_above(rank), "sinks": None, "DEPENDENT": self.dependent}
         pointers: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
         pointers += [Pointer(2, "i32", MOST_ALIGNMENT), Pointer(3, dtype, MOST_ALIGNMENT)]
@@ -171,7 +171,7 @@ class _Latent:
             if count == 1:
                 return None
             parameters = (*pointers, Constant("i32", count))
-            return Launch("attention.merge", constants, parameters, ("rows", self.heads, 1), dependent_launch=self.dependent)
+            return Launch("attention.merge_rows", constants, parameters, ("rows", self.heads, 1), dependent_launch=self.dependent)
 
         return self._function("latent_merge", ("f32", "f32", "i32"), (dtype,), launch)
 

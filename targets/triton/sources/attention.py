@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .dependence import let_next_begin, wait_for_inputs
 from .elementary import tanh
+from .key_shares import places_of_sequence, share_of_place
 
 
 @triton.jit
@@ -138,34 +139,29 @@ def _with_sink(best, total, sums, sinks, heads, inside):
 
 @triton.jit
 def split(
-    q, k_cache, v_cache, lengths, tables, counts, sinks, out, partial, weight, splits,
+    q, k_cache, v_cache, lengths, tables, counts, sinks, out, partial, weight, goal,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, TABLE: tl.constexpr, D: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    COUNT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    COUNT: tl.constexpr, SEQUENCES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one row each, row and sequence counted alike: a share of a sequence's keys for each program.
 
-    There are counts[COUNT] of them. Results go to partial[R, HEADS, splits, D] and weight[R, HEADS, splits] (the power of two
-    that stands for the share); with WHOLE there is one share, and they go to out. Grid: sequences, kv heads, splits.
+    There are counts[COUNT] sequences, at most SEQUENCES, and about `goal` shares in all (key_shares.py). Results go to
+    partial[places, HEADS, D] and weight[places, HEADS] (the power of two that stands for the share), those of a sequence with one
+    share to out. Grid: places, kv heads.
 
     AHEAD: the first block of a share is asked for while the kernel ahead still runs, which writes the newest token alone; the
     share that this belongs to waits.
     """
-    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    place, kv_head = tl.program_id(0), tl.program_id(1)
     group: tl.constexpr = HEADS // KV_HEADS
     let_next_begin(DEPENDENT)
-    # no kernel writes the step's inputs. What does not depend on each other is asked for at once; a sequence that is not there
-    # has no tokens
-    real = sequence < tl.load(counts + COUNT)
-    length = tl.where(real, tl.load(lengths + sequence), 0)
-    # what lies in blocks of the cache before the window is another sequence's by now
-    page: tl.constexpr = min(TOKENS, BLOCK_T)
-    first = tl.maximum(length - WINDOW, 0) // page * page if WINDOW > 0 else 0
-    blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
-    start = first + share * blocks * BLOCK_T
-    stop = tl.minimum(start + blocks * BLOCK_T, length)
+    # no kernel writes the step's inputs
+    sequence, length, start, stop, shares = share_of_place(
+        place, lengths, tl.load(counts + COUNT), goal, WINDOW, min(TOKENS, BLOCK_T), BLOCK_T, SEQUENCES
+    )  # fmt: skip
     row = sequence.to(tl.int64)
     table = tables + row * TABLE
     if AHEAD:
@@ -182,8 +178,6 @@ def split(
     columns = tl.arange(0, BLOCK_D)
     mask = inside[:, None] & (columns < D)[None, :]
     query = tl.load(q + row * Q_ROW + heads[:, None] * Q_HEAD + columns[None, :], mask=mask, other=0.0)
-    inside = of_group < tl.where(real, group, 0)
-    mask = inside[:, None] & (columns < D)[None, :]
     positions = tl.zeros((BLOCK_H,), tl.int32) + (length - 1)
     best = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -200,65 +194,101 @@ def split(
             query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
             KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
-    if WHOLE:
+    if shares == 1:
         if sinks is not None:
             total, sums = _with_sink(best, total, sums, sinks, heads, inside)
         result = sums / total[:, None]
         tl.store(out + (row * HEADS + heads[:, None]) * D + columns[None, :], result.to(out.dtype.element_ty), mask=mask)
-    else:
-        place = (row * HEADS + heads) * splits + share
-        # a share without keys has weight 0 and no result
-        result = sums / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(partial + place[:, None] * D + columns[None, :], result, mask=mask)
-        tl.store(weight + place, best + tl.log2(total), mask=inside)
+    elif shares > 1:
+        at_place = place * HEADS + heads
+        tl.store(partial + at_place[:, None] * D + columns[None, :], sums / total[:, None], mask=mask)
+        tl.store(weight + at_place, best + tl.log2(total), mask=inside)
 
 
 @triton.jit
-def merge(
-    partial, weight, counts, sinks, out, splits,
-    HEADS: tl.constexpr, D: tl.constexpr, COUNT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+def _put_together(
+    partial, weight, out, sink, first, count, stride,
+    D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Put the shares of `split` together. Grid: sequences, heads."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """The result of a head from `count` shares, whose weights are `first`, `first` + `stride`, ...; to out[D]."""
     columns, of_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_S)
-    let_next_begin(DEPENDENT)
-    limit = tl.where(row < tl.load(counts + COUNT), D, 0)
-    wait_for_inputs(DEPENDENT)
     # a share without keys has power minus infinity, and so has none so far: the least finite number stands in
     best = -1e38
     total = 0.0
     sums = tl.zeros((BLOCK_D,), tl.float32)
-    if sinks is not None:
-        best = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+    if sink is not None:
+        best = tl.load(sink).to(tl.float32) * 1.4426950408889634
         total = 1.0
-    for start in range(0, splits, BLOCK_S):
-        inside = start + of_block < splits
-        place = (row * HEADS + head) * splits + start + of_block
+    for start in range(0, count, BLOCK_S):
+        inside = start + of_block < count
+        place = first + (start + of_block) * stride
         power = tl.load(weight + place, mask=inside, other=float("-inf"))
-        mask = inside[:, None] & (columns < D)[None, :]
+        # what a share without keys left may be no number
+        mask = (power > float("-inf"))[:, None] & (columns < D)[None, :]
         values = tl.load(partial + place[:, None] * D + columns[None, :], mask=mask, other=0.0)
         higher = tl.maximum(best, tl.max(power, axis=0))
         share, shrink = tl.exp2(power - higher), tl.exp2(best - higher)
         total = total * shrink + tl.sum(share, axis=0)
         sums = sums * shrink + tl.sum(values * share[:, None], axis=0)
         best = higher
-    tl.store(out + (row * HEADS + head) * D + columns, (sums / total).to(out.dtype.element_ty), mask=columns < limit)
+    tl.store(out + columns, (sums / total).to(out.dtype.element_ty), mask=columns < D)
+
+
+@triton.jit
+def merge(
+    partial, weight, lengths, counts, sinks, out, goal,
+    HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, COUNT: tl.constexpr, SEQUENCES: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Put the shares of `split` together, of sequences that have several. Grid: sequences, heads."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    let_next_begin(DEPENDENT)
+    first, count = places_of_sequence(row, lengths, tl.load(counts + COUNT), goal, WINDOW, PAGE, BLOCK_T, SEQUENCES)
+    wait_for_inputs(DEPENDENT)
+    if count > 1:
+        target = out + (row.to(tl.int64) * HEADS + head) * D
+        sink = None if sinks is None else sinks + head
+        _put_together(partial, weight, target, sink, first * HEADS + head, count, HEADS, D, BLOCK_S, BLOCK_D)
+
+
+@triton.jit
+def merge_rows(
+    partial, weight, counts, sinks, out, splits,
+    HEADS: tl.constexpr, D: tl.constexpr, DECODING: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Put partial[R, HEADS, splits, D] together by weight[R, HEADS, splits]: of all rows, or without DECODING of those of chunks.
+
+    Grid: rows, heads.
+    """
+    row, head = tl.program_id(0), tl.program_id(1)
+    let_next_begin(DEPENDENT)
+    there = row < tl.load(counts)
+    if not DECODING:
+        there = there & (row >= tl.load(counts + 1))
+    wait_for_inputs(DEPENDENT)
+    if there:
+        place = row.to(tl.int64) * HEADS + head
+        sink = None if sinks is None else sinks + head
+        _put_together(partial, weight, out + place * D, sink, place * splits, splits, 1, D, BLOCK_S, BLOCK_D)
 
 
 @triton.jit
 def chunks(
-    q, k_cache, v_cache, starts, lengths, tables, counts, sinks, out,
+    q, k_cache, v_cache, starts, lengths, tables, counts, sinks, out, partial, weight, splits,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, TABLE: tl.constexpr, D: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     SEQUENCES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, DESCRIBED: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, DESCRIBED: tl.constexpr, WHOLE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Sequences of several rows, those from counts[1] on: a program does BLOCK_Q rows of the step, whatever sequences they have.
 
-    Grid: blocks of rows, kv heads. SEQUENCES is a power of two that holds them all. DESCRIBED: keys and values are copied by
-    descriptors; then TOKENS is a multiple of BLOCK_T, and D is BLOCK_D.
+    Results of a share of the keys go to partial[R, HEADS, splits, D] and weight[R, HEADS, splits] (the power of two that stands
+    for the share); with WHOLE there is one share, and they go to out.
+
+    Grid: blocks of rows, kv heads, splits. SEQUENCES is a power of two that holds them all. DESCRIBED: keys and values are copied
+    by descriptors; then TOKENS is a multiple of BLOCK_T, and D is BLOCK_D.
     """
     # the last rows see the most keys: begin with them
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
@@ -302,6 +332,11 @@ def chunks(
             low = 0
             # rows of another sequence may come before this one's: what they get is not kept
             seen_by_all = (lowest + 1) // BLOCK_T * BLOCK_T
+        if not WHOLE:
+            size = tl.cdiv(tl.cdiv(stop - low, BLOCK_T), splits) * BLOCK_T
+            low += tl.program_id(2) * size
+            stop = tl.minimum(stop, low + size)
+            seen_by_all = tl.maximum(tl.minimum(seen_by_all, low + (stop - low) // BLOCK_T * BLOCK_T), low)
         if DESCRIBED:
             in_pairs = low + (seen_by_all - low) // (2 * BLOCK_T) * (2 * BLOCK_T)
             for token in tl.range(low, in_pairs, 2 * BLOCK_T, num_stages=STAGES):
@@ -331,9 +366,15 @@ def chunks(
                     query, k_cache, v_cache, table, kv_head, token, stop, positions, best, total, sums,
                     KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True,
                 )  # fmt: skip
-        if sinks is not None:
-            total, sums = _with_sink(best, total, sums, sinks, head, of_group < group)
-        result = (sums / total[:, None]).to(out.dtype.element_ty)
         mine = usable & (row >= begin) & (row < end)
-        target = out + ((wide * HEADS + head) * D)[:, None] + columns[None, :]
-        tl.store(target, result, mask=mine[:, None] & (columns < D)[None, :])
+        mask = mine[:, None] & (columns < D)[None, :]
+        if WHOLE:
+            if sinks is not None:
+                total, sums = _with_sink(best, total, sums, sinks, head, of_group < group)
+            result = (sums / total[:, None]).to(out.dtype.element_ty)
+            tl.store(out + ((wide * HEADS + head) * D)[:, None] + columns[None, :], result, mask=mask)
+        else:
+            place = (wide * HEADS + head) * splits + tl.program_id(2)
+            # a row may see no key of a share
+            tl.store(partial + place[:, None] * D + columns[None, :], sums / tl.where(total > 0, total, 1.0)[:, None], mask=mask)
+            tl.store(weight + place, best + tl.log2(total), mask=mine)

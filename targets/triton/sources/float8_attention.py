@@ -11,6 +11,7 @@ from .attention import _token_offsets
 from .dependence import let_next_begin, wait_for_inputs
 from .elementary import tanh
 from .float8 import float8_pairs
+from .key_shares import share_of_place
 
 
 @triton.jit
@@ -84,33 +85,27 @@ def _store(target, columns, even, odd, mask, D: tl.constexpr):
 
 @triton.jit
 def split(
-    q, k_cache, v_cache, lengths, tables, counts, sinks, out, partial, weight, splits,
+    q, k_cache, v_cache, lengths, tables, counts, sinks, out, partial, weight, goal,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TOKENS: tl.constexpr, TABLE: tl.constexpr, D: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    COUNT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    COUNT: tl.constexpr, SEQUENCES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr, MEANS: tl.constexpr, FACTOR: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """As attention.split."""
-    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    place, kv_head = tl.program_id(0), tl.program_id(1)
     group: tl.constexpr = HEADS // KV_HEADS
     dtype: tl.constexpr = q.dtype.element_ty if MEANS == "bits" else tl.float16
     let_next_begin(DEPENDENT)
+    sequence, length, start, stop, shares = share_of_place(
+        place, lengths, tl.load(counts + COUNT), goal, WINDOW, min(TOKENS, BLOCK_T), BLOCK_T, SEQUENCES
+    )  # fmt: skip
     wait_for_inputs(DEPENDENT)
-    real = sequence < tl.load(counts + COUNT)
-    length = tl.where(real, tl.load(lengths + sequence), 0)
-    # what lies in blocks of the cache before the window is another sequence's by now
-    page: tl.constexpr = min(TOKENS, BLOCK_T)
-    first = tl.maximum(length - WINDOW, 0) // page * page if WINDOW > 0 else 0
-    blocks = tl.cdiv(tl.cdiv(length - first, BLOCK_T), splits)
-    start = first + share * blocks * BLOCK_T
-    stop = tl.minimum(start + blocks * BLOCK_T, length)
     of_group = tl.arange(0, BLOCK_H)
     heads, inside = kv_head * group + of_group, of_group < group
     columns = tl.arange(0, BLOCK_D // 2)
     row = sequence.to(tl.int64)
     even, odd = _queries(q + row * Q_ROW + heads * Q_HEAD, inside, columns, D, dtype)
-    inside = of_group < tl.where(real, group, 0)
     positions = tl.zeros((BLOCK_H,), tl.int32) + (length - 1)
     best = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -123,16 +118,16 @@ def split(
             even, odd, keys, values, table, kv_head, token, stop, positions, best, total, evens, odds,
             KV_HEADS, TOKENS, D, BLOCK_D, BLOCK_T, SCALE, SOFTCAP, WINDOW, True, MEANS, FACTOR,
         )  # fmt: skip
-    if WHOLE:
+    if shares == 1:
         if sinks is not None:
             total, evens, odds = _with_sink(best, total, evens, odds, sinks, heads, inside)
         target = out + (row * HEADS + heads) * D
         _store(target, columns, evens * FACTOR / total[:, None], odds * FACTOR / total[:, None], inside, D)
-    else:
-        place = (row * HEADS + heads) * splits + share
-        over = FACTOR / tl.where(total > 0, total, 1.0)[:, None]
-        _store(partial + place * D, columns, evens * over, odds * over, inside, D)
-        tl.store(weight + place, best + tl.log2(total), mask=inside)
+    elif shares > 1:
+        at_place = place * HEADS + heads
+        over = FACTOR / total[:, None]
+        _store(partial + at_place * D, columns, evens * over, odds * over, inside, D)
+        tl.store(weight + at_place, best + tl.log2(total), mask=inside)
 
 
 @triton.jit

@@ -74,12 +74,23 @@ def _span(
 
 
 @gluon.jit
+def _share(share, low, stop, SHARES: gl.constexpr, BLOCK_T: gl.constexpr):
+    """Of the keys [low, stop) those of a share, and whether it has any; one without gets the last block, to see nothing of it."""
+    size = (stop - low + SHARES * BLOCK_T - 1) // (SHARES * BLOCK_T) * BLOCK_T
+    start = low + share * size
+    there = start < stop
+    start = gl.where(there, start, low + (stop - low - 1) // BLOCK_T * BLOCK_T)
+    return start, gl.minimum(start + size, stop), there
+
+
+@gluon.jit
 def _copy_tiles(
     q, k_cache, v_cache, starts, lengths, tables, counts,
     q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, TOKENS: gl.constexpr, TABLE: gl.constexpr, D: gl.constexpr,
     Q_ROW: gl.constexpr, Q_HEAD: gl.constexpr, WINDOW: gl.constexpr, SEQUENCES: gl.constexpr,
     BLOCK_Q: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, UNITS: gl.constexpr,
+    SHARES: gl.constexpr,
 ):  # fmt: skip
     """The warp that copies: queries of a tile, then its keys and values."""
     page: gl.constexpr = min(TOKENS, BLOCK_T)
@@ -91,13 +102,15 @@ def _copy_tiles(
     keys = tma.make_tensor_descriptor(k_cache, [2147483647, D], [D, 1], [page, D], layout)
     values = tma.make_tensor_descriptor(v_cache, [2147483647, D], [D, 1], [page, D], layout)
     items, copied = 0, 0
-    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS * SHARES, UNITS):
         number = _of_round(first, UNITS)
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
-            number, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
+            number // SHARES, rows, decoding, sequences, starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
         for sequence in range(first_sequence, last_sequence):
             _, _, length, low, _, stop = _span(sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T, page)
+            if SHARES > 1:
+                low, stop, _ = _share(number % SHARES, low, stop, SHARES, BLOCK_T)
             table = tables + sequence * TABLE
             place, parity = _turn(items, 2)
             mbarrier.wait(q_free.index(place), parity ^ 1)
@@ -199,12 +212,12 @@ def _step(
 
 @gluon.jit
 def _attend(
-    starts, lengths, counts, sinks, out,
+    starts, lengths, counts, sinks, out, partial, weight,
     q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, TOKENS: gl.constexpr, D: gl.constexpr,
     SCALE: gl.constexpr, SOFTCAP: gl.constexpr, WINDOW: gl.constexpr, SEQUENCES: gl.constexpr,
     BLOCK_Q: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, UNITS: gl.constexpr,
-    HALF: gl.constexpr,
+    SHARES: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """Four warps that do the first or second half of the rows of every tile."""
     group: gl.constexpr = HEADS // KV_HEADS
@@ -220,11 +233,11 @@ def _attend(
     items, used = 0, 0
     if HALF == 1:
         _pass_turn(HALF)
-    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS, UNITS):
+    for first in range(0, (rows + BLOCK_Q - 1) // BLOCK_Q * KV_HEADS * SHARES, UNITS):
         number = _of_round(first, UNITS)
         # read again rather than kept: registers are few
         first_row, last_row, kv_head, first_sequence, last_sequence = _tile(
-            number, gl.load(counts), gl.load(counts + 1), gl.load(counts + 2), starts, KV_HEADS, BLOCK_Q, SEQUENCES
+            number // SHARES, gl.load(counts), gl.load(counts + 1), gl.load(counts + 2), starts, KV_HEADS, BLOCK_Q, SEQUENCES
         )
         my_row = first_row + HALF * (BLOCK_Q // 2)
         flat = gl.arange(0, height, layout=of_rows)
@@ -233,6 +246,10 @@ def _attend(
                 sequence, first_row, last_row, starts, lengths, WINDOW, BLOCK_T, min(TOKENS, BLOCK_T)
             )
             positions = my_row + flat // BLOCK_H + length - end
+            if SHARES > 1:
+                low, stop, there = _share(number % SHARES, low, stop, SHARES, BLOCK_T)
+                seen_by_all = gl.minimum(seen_by_all, stop)
+                positions = gl.where(there, positions, -1)
             best = gl.full([height], float("-inf"), gl.float32, of_rows)
             total = gl.zeros([height], gl.float32, of_rows)
             sums = gl.zeros([height, D], gl.float32, sums_layout)
@@ -273,14 +290,20 @@ def _attend(
             sums, weights = warpgroup_mma_wait(0, deps=(sums, weights))
             mbarrier.arrive(v_free.index(tile), count=1)
             head = kv_head * group + flat % BLOCK_H
-            if sinks is not None:
+            if SHARES == 1 and sinks is not None:
                 sink = gl.load(sinks + head, mask=flat % BLOCK_H < group, other=float("-inf")).to(gl.float32) * 1.4426950408889634
                 higher = gl.maximum(best, sink)
                 shrink = gl.exp2(best - higher)
                 total = total * shrink + gl.exp2(sink - higher)
                 sums = sums * gl.convert_layout(shrink, gl.SliceLayout(1, sums_layout))[:, None]
+            if SHARES > 1:
+                rows_of = my_row + flat // BLOCK_H
+                mine = (rows_of >= begin) & (rows_of < end) & (flat % BLOCK_H < group)
+                place = (rows_of * HEADS + head) * SHARES + number % SHARES
+                gl.store(weight + place, best + gl.log2(total), mask=mine)
+                # a row may see no key of a share
+                total = gl.where(total > 0.0, total, 1.0)
             share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, sums_layout))
-            result = gl.convert_layout((sums * share[:, None]).to(dtype), out_layout)
             numbers = gl.arange(0, height, layout=gl.SliceLayout(1, out_layout))
             columns = gl.arange(0, D, layout=gl.SliceLayout(0, out_layout))
             of_query, of_group = numbers // BLOCK_H, numbers % BLOCK_H
@@ -288,8 +311,14 @@ def _attend(
             if group < BLOCK_H:
                 mine = mine & (of_group < group)
             # offsets within a tile are small: one wide number for all of its elements
-            corner = out + (my_row.to(gl.int64) * HEADS + kv_head * group) * D
-            gl.store(corner + ((of_query * HEADS + of_group) * D)[:, None] + columns[None, :], result, mask=mine[:, None])
+            corner = (my_row.to(gl.int64) * HEADS + kv_head * group) * (SHARES * D)
+            offsets = ((of_query * HEADS + of_group) * (SHARES * D))[:, None] + columns[None, :]
+            if SHARES == 1:
+                result = gl.convert_layout((sums * share[:, None]).to(dtype), out_layout)
+                gl.store(out + corner + offsets, result, mask=mine[:, None])
+            else:
+                result = gl.convert_layout(sums * share[:, None], out_layout)
+                gl.store(partial + corner + number % SHARES * D + offsets, result, mask=mine[:, None])
     if HALF == 0:
         _await_turn(HALF)  # what was passed last
 
@@ -316,17 +345,20 @@ def _clear(tile, kept, D: gl.constexpr, BLOCK_T: gl.constexpr):
 
 @gluon.jit
 def chunks(
-    q, k_cache, v_cache, starts, lengths, tables, counts, sinks, out,
+    q, k_cache, v_cache, starts, lengths, tables, counts, sinks, out, partial, weight,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, TOKENS: gl.constexpr, TABLE: gl.constexpr, D: gl.constexpr,
     Q_ROW: gl.constexpr, Q_HEAD: gl.constexpr,
     SCALE: gl.constexpr, SOFTCAP: gl.constexpr, WINDOW: gl.constexpr,
     SEQUENCES: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_T: gl.constexpr,
-    STAGES: gl.constexpr, UNITS: gl.constexpr,
+    STAGES: gl.constexpr, UNITS: gl.constexpr, SHARES: gl.constexpr,
 ):  # fmt: skip
     """Sequences of several rows, those from counts[1] on, in tiles of BLOCK_Q rows of the step, whatever sequences they have.
 
-    Grid: UNITS programs, which stay and do one of every UNITS tiles. SEQUENCES is a power of two that holds them all. TOKENS
-    is a multiple of BLOCK_T or a divisor of it.
+    With several SHARES of the keys, results of one go to partial[R, HEADS, SHARES, D] and weight[R, HEADS, SHARES] (the power of
+    two that stands for the share), else to out.
+
+    Grid: UNITS programs, which stay and do one of every UNITS tiles and shares. SEQUENCES is a power of two that holds them all.
+    TOKENS is a multiple of BLOCK_T or a divisor of it.
     """
     dtype: gl.constexpr = q.dtype.element_ty
     tiles_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_T, D], dtype)
@@ -348,19 +380,21 @@ def chunks(
     fence_async_shared()
     gl.warp_specialize([
         (_attend, (
-            starts, lengths, counts, sinks, out,
+            starts, lengths, counts, sinks, out, partial, weight,
             q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
-            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 0,
+            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS,
+            SHARES, 0,
         )),
         (_attend, (
-            starts, lengths, counts, sinks, out,
+            starts, lengths, counts, sinks, out, partial, weight,
             q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
-            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, 1,
+            HEADS, KV_HEADS, TOKENS, D, SCALE, SOFTCAP, WINDOW, SEQUENCES, BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS,
+            SHARES, 1,
         )),
         (_copy_tiles, (
             q, k_cache, v_cache, starts, lengths, tables, counts,
             q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
             HEADS, KV_HEADS, TOKENS, TABLE, D, Q_ROW, Q_HEAD, WINDOW, SEQUENCES,
-            BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS,
+            BLOCK_Q, BLOCK_H, BLOCK_T, STAGES, UNITS, SHARES,
         )),
     ], [4, 1], [240, 24])  # fmt: skip

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from tokenspeed.targets.rates import nominal
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton import attention
-from tokenspeed.targets.triton.attention_tiles import Tiles, hopper_chunk_tiles
+from tokenspeed.targets.triton.attention_tiles import Tiles, chunk_shares, hopper_chunk_tiles
 
 from .compared import SETTING, Array, Case, compare
 from .interpreter import Interpreter
@@ -87,6 +88,35 @@ def test_decoding_rows_whole(interpreter: Interpreter) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_chunks_and_decoding_rows(interpreter: Interpreter, style: tuple[int, float, bool]) -> None:
     compare(interpreter, _case([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8, style))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("count", [2, 5])
+def test_chunks_by_shares_of_their_keys(
+    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, style: tuple[int, float, bool], count: int
+) -> None:
+    """Some shares have no key, and some rows see none of a share."""
+    monkeypatch.setattr(attention, "chunk_shares", lambda *_: count)
+    compare(interpreter, _case([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8, style))
+
+
+@pytest.mark.parametrize("lengths", [[31, 1, 1, 1], [1, 1, 30, 2], [7, 7, 7, 7]])
+@pytest.mark.parametrize("count", [1, 3])
+def test_decoding_rows_of_unequal_contexts(
+    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, lengths: list[int], count: int
+) -> None:
+    tiles = attention.split_tiles(SETTING, "f32", KV_HEADS, 8, 4)
+    monkeypatch.setattr(attention, "split_tiles", lambda *_: structs.replace(tiles, shares=count))
+    compare(interpreter, _case([1, 1, 1, 1], lengths, 4, 4, (5, 0.0, True)))
+    compare(interpreter, _case([1, 1, 1, 1], lengths, 4, 4))
+
+
+def test_few_rows_are_cut_into_shares() -> None:
+    """Units that would have nothing to do are the reason; many rows are not cut."""
+    hopper = replace(SETTING, accelerator=ACCELERATORS["h200"], block_tokens=64, blocks_per_sequence=2048, max_rows=2048)
+    found = {rows: chunk_shares(hopper, rows // 4, rows) for rows in (64, 128, 256, 512, 768, 1024, 2048)}
+    assert found == {64: 8, 128: 4, 256: 2, 512: 1, 768: 2, 1024: 1, 2048: 1}
+    assert chunk_shares(replace(hopper, blocks_per_sequence=8), 16, 64) == 1
 
 
 def test_chunks_on_hopper_are_for_heads_that_its_copies_take() -> None:

@@ -73,13 +73,15 @@ def test_weights_are_asked_for_before_the_kernel_ahead_has_ended(way: Way, colum
     assert build(launch, ACCELERATORS["h200"], cache)[0].receipt.spills == 0
 
 
-def test_chunks_on_hopper_have_warps_with_roles_of_their_own(cache: str) -> None:
+@pytest.mark.parametrize("shares", [1, 4])
+def test_chunks_on_hopper_have_warps_with_roles_of_their_own(cache: str, shares: int) -> None:
     """Two groups of four that multiply, and one that copies; numbers are compared on a device."""
     sizes: dict[str, Constexpr] = {"HEADS": 4, "KV_HEADS": 1, "TOKENS": 64, "TABLE": 8, "D": 64, "Q_ROW": 384, "Q_HEAD": 64}
     scores: dict[str, Constexpr] = {"SCALE": 0.125, "SOFTCAP": 0.0, "WINDOW": 0, "sinks": None}
     tiles: dict[str, Constexpr] = {"SEQUENCES": 8, "BLOCK_Q": 32, "BLOCK_H": 4, "BLOCK_T": 64, "STAGES": 2, "UNITS": 132}
+    tiles["SHARES"] = shares
     parameters = (*(Pointer(at, "bf16", 16) for at in range(3)), *(Pointer(at, "i32", 16) for at in range(3, 7)))
-    parameters = (*parameters, Pointer(7, "bf16", 16))
+    parameters = (*parameters, Pointer(7, "bf16", 16), Pointer(8, "f32", 16), Pointer(9, "f32", 16))
     launch = Launch("hopper_attention.chunks", sizes | scores | tiles, parameters, (132, 1, 1), 4, 2)
     kernel, _ = build(launch, ACCELERATORS["h200"], cache)
     code: str = compiled(launch, ACCELERATORS["h200"], cache).asm["ptx"]
