@@ -9,6 +9,8 @@ from ..targets.triton.kernel import DeviceSetting
 from .schedule import BucketSize
 
 _LEAST_MIXED_ROWS = 64
+_TILE = 128
+"""Rows of a tile of products with many: sizes between powers of two are worth having where no tile is cut."""
 
 
 def device_setting(
@@ -40,7 +42,7 @@ def device_bucket_sizes(limits: Schedule) -> tuple[BucketSize, ...]:
     sizes = {(rows, rows) for rows in decode_rows(limits)}
     rows, mixed = _LEAST_MIXED_ROWS, {limits.max_rows}
     while rows < limits.max_rows:
-        mixed.add(rows)
+        mixed |= {rows, *(size for size in (rows * 5 // 4, rows * 3 // 2) if size % _TILE == 0 and size < limits.max_rows)}
         rows *= 2
     sizes |= {(rows, min(limits.max_sequences, rows - 1)) for rows in mixed}
     return tuple(BucketSize(rows, logit_rows) for rows, logit_rows in sorted(sizes))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tokenspeed.ir import module as modules
 from tokenspeed.ir.mlir import ir
+from tokenspeed.plans.device_kernels import Product
 from tokenspeed.targets.registry import ACCELERATORS
 from tokenspeed.targets.triton.attention import cached_attention
 from tokenspeed.targets.triton.attention import measured as measured_attention
@@ -77,6 +78,6 @@ def test_attention_takes_the_shares_of_its_row() -> None:
     for row in (item for item in table_of("sm_90a").attention if (item.kv_heads, item.width) == (8, 128)):
         ((_, launch),) = split.decode([row.rows])
         assert launch is not None
-        assert (launch.grid, launch.warps) == (("rows", 8, row.tiles.shares), row.tiles.warps)
+        assert (launch.grid, launch.warps) == ((Product(factors=("rows", row.tiles.shares + 1)), 8, 1), row.tiles.warps)
         figure = measured_attention(made, H200, row.rows)
         assert figure is not None and figure.share is None and str(row.tiles) in figure.receipt
