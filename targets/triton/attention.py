@@ -149,23 +149,25 @@ class _Heads:
             tiles = self.split_tiles(rows)
             parameters = [self.q.pointer(0), *self._caches(1), *self._integers(3, 3), *self._sink_pointers(6)]
             parameters += [self.out.pointer(first), *(Pointer(first + at, "f32", MOST_ALIGNMENT) for at in (1, 2))]
-            parameters.append(self._times(rows, tiles.shares))
+            parameters.append(self._goal(rows, tiles.shares))
             constants = self._scores() | self._tile_constants(tiles) | {"BLOCK_H": max(16, self._padded_group)}
             constants |= self._decoding(rows)
             if self.kept == self.q.dtype:
                 constants["AHEAD"] = rows is not None and self._all_at_once(rows, tiles)
-            # shares of one size need a place more for each sequence than there are shares by number
-            places = self._times(rows, tiles.shares + 1)
-            size = places.value if isinstance(places, Constant) else places.size
-            return self._launch("split", constants, parameters, (size, self.kv_heads, 1), tiles)
+            # a sequence's last share may be a part of one: a place more for each
+            grid = (self._places(rows, tiles.shares + 1), self.kv_heads, 1)
+            return self._launch("split", constants, parameters, grid, tiles)
 
         return self._function("attention_split", inputs, (self.q.dtype, "f32", "f32"), launch, decoding_only=True)
 
-    def _times(self, rows: int | None, count: int) -> Constant | Computed:
+    def _places(self, rows: int | None, count: int) -> Size:
         """So many for each sequence of a decode bucket of `rows`; None: for as many as may decode."""
-        if rows is None:
-            return Constant("i32", self.setting.max_decode_rows * count)
-        return Computed(Product(factors=("rows", count)))
+        return self.setting.max_decode_rows * count if rows is None else Product(factors=("rows", count))
+
+    def _goal(self, rows: int | None, count: int) -> Parameter:
+        """Shares of all sequences together, `count` for each."""
+        size = self._places(rows, count)
+        return Constant("i32", size) if isinstance(size, int) else Computed(size)
 
     def _decoding(self, rows: int | None) -> dict[str, Constexpr]:
         """Where the number of decoding sequences is found, and how many there may be."""
@@ -189,7 +191,7 @@ class _Heads:
                 return None
             parameters: list[Parameter] = [Pointer(at, "f32", MOST_ALIGNMENT) for at in (0, 1)]
             parameters += [*self._integers(2, 2), *self._sink_pointers(4), self.out.pointer(len(inputs))]
-            parameters.append(self._times(rows, tiles.shares))
+            parameters.append(self._goal(rows, tiles.shares))
             constants = self._merging() | self._decoding(rows) | {"BLOCK_T": tiles.tokens, "WINDOW": self._window}
             constants["PAGE"] = min(self.setting.block_tokens, tiles.tokens)
             sequences: Size = self.setting.max_decode_rows if rows is None else "rows"
