@@ -158,9 +158,10 @@ def split(
     place, kv_head = tl.program_id(0), tl.program_id(1)
     group: tl.constexpr = HEADS // KV_HEADS
     let_next_begin(DEPENDENT)
+    page: tl.constexpr = min(TOKENS, BLOCK_T)
     # no kernel writes the step's inputs
     sequence, length, start, stop, shares = share_of_place(
-        place, lengths, tl.load(counts + COUNT), goal, WINDOW, min(TOKENS, BLOCK_T), BLOCK_T, SEQUENCES
+        place, lengths, tl.load(counts + COUNT), goal, WINDOW, page, BLOCK_T, SEQUENCES
     )  # fmt: skip
     row = sequence.to(tl.int64)
     table = tables + row * TABLE

@@ -5,7 +5,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _shares_of_all(lengths, sequences, goal, WINDOW: tl.constexpr, PAGE: tl.constexpr, BLOCK_T: tl.constexpr, SEQUENCES: tl.constexpr):
+def _shares_of_all(
+    lengths, sequences, goal, WINDOW: tl.constexpr, PAGE: tl.constexpr, BLOCK_T: tl.constexpr, SEQUENCES: tl.constexpr
+):
     """Of each sequence the first token that is seen, how many shares its keys make, and how many blocks of BLOCK_T one has.
 
     The blocks of all sequences make about `goal` shares of one size, at most `goal` and one more for each sequence.
