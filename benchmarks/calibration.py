@@ -137,22 +137,10 @@ def _run(given: argparse.Namespace) -> tuple[Path, Path]:
     simulated, measured = out / "simulated.json", out / "measured.json"
     with Server([str(given.plan), *weights, *threads], os.environ) as server:
         server.wait_ready()
-        for path in (out / "warm-up.json", measured):  # other tokens the first time, so that nothing is cached
-            seed = ["--seed", "1"] if path is not measured else []
-            _command(
-                "bench",
-                "replay",
-                "--url",
-                server.url,
-                "--trace",
-                given.trace,
-                *shape,
-                *seed,
-                "--answers",
-                "traced",
-                "--json",
-                str(path),
-            )
+        replay = ("bench", "replay", "--url", server.url, "--trace", given.trace, *shape)
+        # A few other sessions first, so that everything has run once and nothing of the trace is cached.
+        _command(*replay, "--sessions", str(given.agents), "--seed", "1", "--json", str(out / "warm-up.json"))
+        _command(*replay, "--json", str(measured))
     constants = ["--host-seconds", str(given.host_seconds), "--request-seconds", str(given.request_seconds)]
     _command("plan", "simulate", str(given.plan), "--trace", given.trace, *shape, *rates, *constants, "--json", str(simulated))
     return simulated, measured
