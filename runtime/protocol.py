@@ -144,6 +144,7 @@ class EngineStats(msgspec.Struct, frozen=True):
 
     running: int = 0
     waiting: int = 0
+    parked: int = 0
     kv_usage: float = 0.0
     host_usage: float = 0.0
     preemptions: int = 0

@@ -21,6 +21,10 @@ _STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _GAUGES = {
     "num_requests_running": ("running", "Sequences in the running batch."),
     "num_requests_waiting": ("waiting", "Sequences waiting to be scheduled."),
+    "num_requests_parked": (
+        "parked",
+        "Those of the waiting whose session is not admitted: the KV cache has no room for its context.",
+    ),
     "kv_cache_usage_perc": ("kv_usage", "Share of KV cache blocks in use; 1 is all of them."),
     "host_kv_cache_usage_perc": ("host_usage", "Share of the host tier's KV blocks that hold a copy; 1 is all of them."),
 }

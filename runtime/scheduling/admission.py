@@ -26,6 +26,11 @@ class Admission:
     def __len__(self) -> int:
         return len(self._ready) + len(self._parked)
 
+    @property
+    def parked(self) -> int:
+        """Requests that wait for their session to be admitted."""
+        return len(self._parked)
+
     def push(self, sequence: Sequence) -> None:
         """A request came, or was preempted. One without a session is held up by the pool alone."""
         table = self._table

@@ -91,8 +91,10 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 class SchedulerStats(msgspec.Struct, frozen=True):
-    """Gauges and exact running totals. `kv_usage` is the share of the pool that sequences use, `host_usage` that of the host tier
-    that holds copies. Prefix queries and hits, recomputed and discarded count tokens.
+    """Gauges and exact running totals.
+
+    Of those that wait, `parked` do because their session is not admitted. `kv_usage` is the share of the pool that sequences use,
+    `host_usage` that of the host tier that holds copies. Queries and hits, recomputed and discarded count tokens.
 
     `prefix_queries` and `prefix_hits` count the first time that a request has rows, and `host_hits` are those of the hits that
     were brought back from the host for it. `offloaded_tokens` and `reloaded_tokens` were copied to the host and back.
@@ -102,6 +104,7 @@ class SchedulerStats(msgspec.Struct, frozen=True):
 
     running: int
     waiting: int
+    parked: int
     kv_usage: float
     host_usage: float
     preemptions: int

@@ -188,6 +188,7 @@ class Scheduler:
         return SchedulerStats(
             running=len(state.running),
             waiting=len(state.waiting),
+            parked=state.waiting.parked,
             kv_usage=state.kv.usage,
             host_usage=state.kv.host_usage,
             evictions=state.kv.evictions,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 from openai import OpenAI
@@ -9,7 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .live_server import NAME, LiveServer, live_server
 
-GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "host_kv_cache_usage_perc"}
+GAUGES = {
+    "num_requests_running",
+    "num_requests_waiting",
+    "num_requests_parked",
+    "kv_cache_usage_perc",
+    "host_kv_cache_usage_perc",
+}
 COUNTERS = {
     "prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
     "prefix_cache_host_hits", "offloaded_tokens", "reloaded_tokens", "recomputed_tokens", "engine_busy_seconds",
@@ -47,6 +56,31 @@ def test_prompts_that_come_back_from_the_host_count_as_cached(overlap: bool) -> 
     assert values["prefix_cache_hits"] == sum(cached) and 72 * 2 <= values["prefix_cache_host_hits"] <= 72 * 3
     assert values["reloaded_tokens"] == values["prefix_cache_host_hits"]
     assert values["offloaded_tokens"] >= 80 * 2 and 0 < values["host_kv_cache_usage_perc"] <= 1
+
+
+def test_sessions_that_do_not_fit_together_take_turns() -> None:
+    """Five conversations of some 100 tokens each, of which the pool holds two; nobody waits for ever, and nothing is left."""
+    parked: list[int] = []
+
+    def converse(address: str, number: int) -> int:
+        prompt, session = [number + 5] * 80, {"session_id": f"{number}", "max_tokens": 8}
+        for _ in range(3):
+            answer = httpx.post(f"{address}/v1/completions", json={"prompt": prompt} | session, timeout=20)
+            assert answer.status_code == 200, answer.text
+            prompt = [*prompt, *[number + 5] * 8]
+        return len(prompt)
+
+    with live_server(kv_blocks=64) as server, ThreadPoolExecutor(5) as threads:
+        server.in_loop(lambda: server.client.on_news(lambda news: parked.append(news.stats.parked)))
+        server.executor.gate.clear()
+        asked = [threads.submit(converse, server.url, number) for number in range(5)]
+        while server.in_loop(lambda: server.client.open_sequences) < 5:
+            time.sleep(0.005)
+        server.executor.gate.set()
+        assert [item.result() for item in asked] == [104] * 5
+        values = scraped(server)
+    assert max(parked) >= 2
+    assert (values["num_requests_parked"], values["num_requests_waiting"], values["kv_cache_usage_perc"]) == (0, 0, 0)
 
 
 def test_names_and_numbers() -> None:
