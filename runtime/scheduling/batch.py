@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .chunk import Chunk
 from .flight import Flight
-from .planning import Chunk
-from .service import attribute
 from .slots import PENDING, Phase
 from .state import SchedulerState
 from .step import BlockCopies, IntArray, SlotAdmission, StepBatch, empty_step
@@ -23,7 +22,7 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     slots.computed[flight.slots] = flight.computed
     slots.last_token[flight.slots] = PENDING
     slots.last_step[flight.slots] = flight.step_id
-    attribute(state.service, state.costs, decodes, chunks, flight.computed)
+    state.service.add(decodes, chunks, flight.computed)
     for chunk in chunks:
         _note_chunk(state, chunk)
     state.flights.append(flight)
@@ -88,7 +87,7 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
         decode_rows=len(decodes),
         request_ids=names,
         logit_request_ids=sampled_names,
-        admissions=tuple(SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted),
+        admissions=tuple([SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted]),
         saves=saves,
         loads=loads,
     )

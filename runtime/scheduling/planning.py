@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from . import policy
+from .chunk import Chunk
 from .composing import StepTime
 from .kv import Hits
 from .sequence import Sequence, Status
 from .slots import Phase
 from .state import SchedulerState
-
-
-class Chunk(NamedTuple):
-    """`rows` prompt rows of a sequence from position `start`."""
-
-    sequence: Sequence
-    start: int
-    rows: int
 
 
 class StepPlanner:
@@ -48,7 +39,10 @@ class StepPlanner:
         decodes = self._decodes()
         state.kv.begin_step(self._load_blocks(decodes))
         state.wake()
-        chunks = self._prefills(self._budget(decodes), self._time(decodes))
+        if state.prefilling or state.loading or len(state.waiting):
+            chunks = self._prefills(self._budget(decodes), self._time(decodes))
+        else:
+            chunks, state.waiting.wake = list[Chunk](), None
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
         if state.counters.preemptions != preemptions:
             decodes = decodes[state.slots.phase[decodes] == Phase.DECODE]
@@ -108,8 +102,7 @@ class StepPlanner:
         """What bounds the rows of prompts by time (rule 10); None where nothing does."""
         state, slots = self._state, self._state.slots
         costs, rules = state.costs, state.rules
-        wanted = state.prefilling or state.loading or len(state.waiting)
-        if costs is None or not rules.chunk_by_cost or state.pipeline is not None or not len(decodes) or not wanted:
+        if costs is None or not rules.chunk_by_cost or state.pipeline is not None or not len(decodes):
             return None
         target = float(state.inter_token[decodes].min())
         return StepTime(costs, len(decodes), float(slots.computed[decodes].sum()), target, rules.prefill_share)

@@ -22,6 +22,7 @@ from .policy import AGENTIC, Policy
 from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
+from .service import Service
 from .sessions import SessionTable
 from .slots import PENDING, Phase, SlotTable
 from .step import IntArray
@@ -70,7 +71,7 @@ class SchedulerState:
         self.inter_token: NDArray[np.float64] = np.zeros(limits.max_sequences)
         usual = inf if costs is None else costs.inter_token_seconds
         self._usual_inter_token = usual if rules.inter_token_seconds is None else rules.inter_token_seconds
-        self.service: NDArray[np.float64] = np.zeros(limits.max_sequences)
+        self.service = Service(limits.max_sequences, costs)
         self.sessions = SessionService()
         self.shares = TenantShares(weights) if rules.fair_tenants else None
         self.losses = LossBudget(rules.preemption_budget)
@@ -174,7 +175,8 @@ class SchedulerState:
         slots.capacity[slot] = len(indices) * self.kv.block_tokens
         slots.last_token[slot] = PENDING
         slots.block_table[slot, : len(indices)] = indices
-        self.priority[slot], self.due[slot], self.service[slot] = sequence.request.priority, sequence.due, 0.0
+        self.priority[slot], self.due[slot] = sequence.request.priority, sequence.due
+        self.service.begin(slot)
         target = sequence.request.inter_token_seconds
         self.inter_token[slot] = self._usual_inter_token if target is None else target
 
@@ -245,7 +247,7 @@ class SchedulerState:
 
     def _leave_slot(self, sequence: Sequence, ended: bool = True) -> None:
         assert sequence.blocks is not None
-        slot, taken = sequence.slot, float(self.service[sequence.slot])
+        slot, taken = sequence.slot, self.service.of(sequence.slot)
         sequence.service_seconds += taken
         self.sessions.add(sequence.request.session_id, taken, self.clock or 0.0)
         self.kv.release(sequence.blocks, int(self.slots.last_step[slot]), ended)
