@@ -62,18 +62,22 @@ def test_sessions_that_do_not_fit_together_take_turns() -> None:
     """Five conversations of some 100 tokens each, of which the pool holds two; nobody waits for ever, and nothing is left."""
     parked: list[int] = []
 
-    def converse(address: str, number: int) -> int:
+    def converse(client: httpx.Client, number: int) -> int:
         prompt, session = [number + 5] * 80, {"session_id": f"{number}", "max_tokens": 8}
         for _ in range(3):
-            answer = httpx.post(f"{address}/v1/completions", json={"prompt": prompt} | session, timeout=20)
+            answer = client.post("/v1/completions", json={"prompt": prompt} | session)
             assert answer.status_code == 200, answer.text
             prompt = [*prompt, *[number + 5] * 8]
         return len(prompt)
 
-    with live_server(kv_blocks=64) as server, ThreadPoolExecutor(5) as threads:
+    with (
+        live_server(kv_blocks=64) as server,
+        httpx.Client(base_url=server.url, timeout=20) as client,
+        ThreadPoolExecutor(5) as threads,
+    ):
         server.in_loop(lambda: server.client.on_news(lambda news: parked.append(news.stats.parked)))
         server.executor.gate.clear()
-        asked = [threads.submit(converse, server.url, number) for number in range(5)]
+        asked = [threads.submit(converse, client, number) for number in range(5)]
         while server.in_loop(lambda: server.client.open_sequences) < 5:
             time.sleep(0.005)
         server.executor.gate.set()
