@@ -46,29 +46,37 @@ class HostTier:
 
 def host_tier_bytes(manifest: Manifest) -> int:
     """Host memory that the tier takes of a rank; of the stage that needs most where there are several."""
-    kv = manifest.kv
-    per_block = [sum(of_stage(manifest, number).kv.pool_block_bytes) for number in range(len(manifest.stages))]
-    return kv.host_blocks * max(per_block, default=sum(kv.pool_block_bytes))
+    stages = [of_stage(manifest, number).kv.host_bytes for number in range(len(manifest.stages))]
+    return max(stages, default=manifest.kv.host_bytes)
 
 
 def host_tier(manifest: Manifest) -> HostTier | None:
     """None where the plan has no such tier."""
     kv, performance = manifest.kv, manifest.performance
-    if not kv.host_blocks:
+    if not any(kv.pool_host_blocks):
         return None
-    link, count = performance.rates[HOST_LINK], host_tier_bytes(manifest)
+    link = performance.rates[HOST_LINK]
     tokens = min(_EXAMPLE_TOKENS, manifest.model.max_context)
     chunks = prefill_chunks(tokens, 0, manifest.schedule.prefill_chunk)
     return HostTier(
         blocks=kv.host_blocks,
         tokens=kv.host_blocks * kv.block_tokens,
-        bytes=count,
+        bytes=host_tier_bytes(manifest),
         page_locked=manifest.device is not None,
         link=link.value,
         link_basis=link.basis,
         example_tokens=tokens,
-        reload_seconds=count / kv.host_blocks / kv.block_tokens * tokens / link.value,
+        reload_seconds=_bytes_of_session(manifest, tokens) / link.value,
         recompute_seconds=sum(
             step_seconds(performance, rows, chunk_token_pairs(before, rows), before + rows) for before, rows in chunks
         ),
     )
+
+
+def _bytes_of_session(manifest: Manifest, tokens: int) -> int:
+    """What a session has in the caches of a rank; of a window, as much as is seen."""
+    kv = manifest.kv
+    stages = [of_stage(manifest, number).kv for number in range(len(manifest.stages))] or [kv]
+    seen = [tokens, *(min(tokens, pool.window) for pool in kv.windows)]
+    blocks = [-(-count // kv.block_tokens) for count in seen]
+    return max(sum(count * size for count, size in zip(blocks, stage.pool_block_bytes, strict=True)) for stage in stages)

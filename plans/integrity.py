@@ -227,13 +227,9 @@ def _check_kv(manifest: Manifest) -> None:
     require(divides, "kv.block_tokens", f"a divisor of {kv.identity_tokens}", kv.block_tokens)
     require_number(kv.blocks, "kv.blocks", 1)
     require_number(kv.host_blocks, "kv.host_blocks")
-    require(
-        not kv.host_blocks or kv.shares_prefixes,
-        "kv.host_blocks",
-        "0 with recurrent states, which are in no block",
-        kv.host_blocks,
-    )
-    require_number(kv.host_blocks * sum(kv.pool_block_bytes), "kv.host_blocks x bytes_per_block of all pools")
+    away = "0 with recurrent states, which are in no block"
+    require(not any(kv.pool_host_blocks) or kv.shares_prefixes, "kv.host_blocks", away, kv.host_blocks)
+    require_number(kv.host_bytes, "kv.host_blocks: bytes")
     require(kv.compatibility != "", "kv.compatibility", "a digest", "nothing")
     require_unique((group.name for group in kv.groups), "kv.groups")
     per_block = [0] * (1 + len(kv.windows))
@@ -296,7 +292,7 @@ def _check_performance(manifest: Manifest) -> None:
             f"a rate {name!r} in {REQUIRED_RATES[name]}",
             sorted(performance.rates),
         )
-    known = not manifest.kv.host_blocks or HOST_LINK in performance.rates
+    known = not any(manifest.kv.pool_host_blocks) or HOST_LINK in performance.rates
     require(known, "performance.rates", f"a rate {HOST_LINK!r} in B/s, for kv.host_blocks", sorted(performance.rates))
     for name, rate in performance.rates.items():
         require(math.isfinite(rate.value) and rate.value > 0, f"performance.rates.{name}", "a positive number", rate.value)

@@ -186,6 +186,16 @@ class KvGeometry(_Part, frozen=True, kw_only=True):
         return (self.bytes_per_block, *(pool.bytes_per_block for pool in self.windows))
 
     @property
+    def pool_host_blocks(self) -> tuple[int, ...]:
+        """Blocks of each pool in the memory of each rank's host."""
+        return (self.host_blocks, *(pool.host_blocks for pool in self.windows))
+
+    @property
+    def host_bytes(self) -> int:
+        """Of all pools, in the memory of each rank's host."""
+        return sum(blocks * size for blocks, size in zip(self.pool_host_blocks, self.pool_block_bytes, strict=True))
+
+    @property
     def bytes(self) -> int:
         """Of all pools."""
         return sum(blocks * size for blocks, size in zip(self.pool_blocks, self.pool_block_bytes, strict=True))

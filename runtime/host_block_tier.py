@@ -55,13 +55,14 @@ def host_block_tier(manifest: Manifest, caches: Mapping[str, HostArray]) -> Bloc
     Raises MemoryError where so much cannot be promised.
     """
     kv = manifest.kv
-    if not kv.host_blocks:
+    if not any(kv.pool_host_blocks):
         return NoTier()
     pools = {}
     for pool, groups in groups_by_pool(kv).items():
         flat = [_as_bytes(caches[name]) for group in groups for name in cache_names(group)]
-        size = TierSize(blocks=kv.pool_blocks[pool], host_blocks=kv.host_blocks, piece=kv.host_blocks)
-        pools[pool] = size, [(cache, _tier(kv.host_blocks, cache)) for cache in flat]
+        count = kv.pool_host_blocks[pool]
+        size = TierSize(blocks=kv.pool_blocks[pool], host_blocks=count, piece=max(1, count))
+        pools[pool] = size, [(cache, _tier(count, cache)) for cache in flat]
     return HostBlockTier(pools)
 
 

@@ -208,7 +208,7 @@ class _Copies:
 def device_block_tier(device: Device, manifest: Manifest, caches: Mapping[str, DeviceArray], *, alone: bool) -> BlockTier:
     """The tier that a plan asks for; its memory is locked in the background. `caches` are all KV caches by name."""
     kv = manifest.kv
-    if not kv.host_blocks:
+    if not any(kv.pool_host_blocks):
         return NoTier()
     pools: dict[int, Pool] = {}
     for number, groups in groups_by_pool(kv).items():
@@ -217,7 +217,7 @@ def device_block_tier(device: Device, manifest: Manifest, caches: Mapping[str, D
             placed = [(layer, name, caches[name].address) for layer, name in caches_of(group)]
             stretches += _stretches(placed, cache_block_bytes(group, kv.block_tokens), _bytes_of(stretches))
         each = _bytes_of(stretches)
-        size = TierSize(blocks=kv.pool_blocks[number], host_blocks=kv.host_blocks, piece=max(1, PIECE_BYTES // each))
+        size = TierSize(blocks=kv.pool_blocks[number], host_blocks=kv.pool_host_blocks[number], piece=max(1, PIECE_BYTES // each))
         sizes = [each * min(size.piece, size.host_blocks - start) for start in range(0, size.host_blocks, size.piece)]
         pools[number] = Pool(size, tuple(stretches), PageLockedPieces(device, sizes, "the host tier of KV blocks"))
     tier = DeviceBlockTier(device, pools, alone=alone)

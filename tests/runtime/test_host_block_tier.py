@@ -96,7 +96,7 @@ def test_blocks_of_all_kinds_go_and_come_back(kind: Any, dtype: Any, order: Orde
         bytes_per_block=sizes[0],
         groups=(whole, window),
         host_blocks=3,
-        windows=(WindowPool(window=8, blocks=4, bytes_per_block=sizes[1]),),
+        windows=(WindowPool(window=8, blocks=4, bytes_per_block=sizes[1], host_blocks=4),),
     )
     manifest = msgspec.structs.replace(base, kv=kv)
     arrays = _caches(manifest, None)
@@ -106,10 +106,10 @@ def test_blocks_of_all_kinds_go_and_come_back(kind: Any, dtype: Any, order: Orde
         array.data[:] = values.view(array.data.dtype).reshape(array.shape)
     tier = host_block_tier(manifest, arrays)
     before = {name: array.data.copy() for name, array in arrays.items()}
-    tier.begin(replace(empty_step(0), saves=copies([1, 2, 5], [2, 0, 1]) + copies([3], [2], pool=1)), {})
+    tier.begin(replace(empty_step(0), saves=copies([1, 2, 5], [2, 0, 1]) + copies([3], [3], pool=1)), {})
     for array in arrays.values():
         array.data[:] = 0
-    tier.begin(replace(empty_step(1), loads=copies([0, 4], [2, 1]) + copies([1], [2], pool=1)), {})
+    tier.begin(replace(empty_step(1), loads=copies([0, 4], [2, 1]) + copies([1], [3], pool=1)), {})
     for name, array in arrays.items():
         moved = {1: 3} if name.endswith(".1") else {0: 1, 4: 5}
         for block in range(len(array.data)):
