@@ -74,16 +74,23 @@ def with_rates(manifest: Manifest, rates: Mapping[str, float], source: str) -> M
 
 
 def with_host_tier(manifest: Manifest, count: int) -> Manifest:
-    """The plan with `count` bytes of each rank's host memory for KV blocks. Raises UsageError when not one block fits."""
-    blocks = count // manifest.kv.bytes_per_block
-    if count and not blocks:
+    """The plan with `count` bytes of each rank's host memory for KV blocks, shared out to its pools as on the device. Raises
+    UsageError when not one block of each fits, or nothing could be found there again."""
+    kv = manifest.kv
+    found = [count * blocks // kv.bytes if kv.bytes else 0 for blocks in kv.pool_blocks]
+    if count and not (kv.shares_prefixes and kv.bytes):
         raise UsageError(
-            "not one KV block fits",
+            "nothing could be reused from host memory",
             where="--host-kv",
-            expected=f"at least {format_bytes(manifest.kv.bytes_per_block)}, or 0",
+            expected="0",
             got=format_bytes(count),
+            fix=f"leave it out: prefix reuse is {kv.prefix_reuse}, the pools have {format_bytes(kv.bytes)}",
         )
-    return msgspec.structs.replace(manifest, kv=msgspec.structs.replace(manifest.kv, host_blocks=blocks))
+    if count and 0 in found:
+        expected = f"at least {format_bytes(-(-kv.bytes // min(kv.pool_blocks)))}, or 0"
+        raise UsageError("not one KV block fits", where="--host-kv", expected=expected, got=format_bytes(count))
+    windows = tuple(msgspec.structs.replace(pool, host_blocks=blocks) for pool, blocks in zip(kv.windows, found[1:], strict=True))
+    return msgspec.structs.replace(manifest, kv=msgspec.structs.replace(kv, host_blocks=found[0], windows=windows))
 
 
 def report_of(manifest: Manifest, trace: Trace, scenario: Scenario, run: Run) -> TrafficReport:
@@ -119,8 +126,8 @@ def report_of(manifest: Manifest, trace: Trace, scenario: Scenario, run: Run) ->
             recomputed_tokens=stats.recomputed_tokens,
             offloaded_tokens=stats.offloaded_tokens,
             reloaded_tokens=stats.reloaded_tokens,
-            device_blocks=manifest.kv.blocks,
-            host_blocks=manifest.kv.host_blocks,
+            device_blocks=sum(manifest.kv.pool_blocks),
+            host_blocks=sum(manifest.kv.pool_host_blocks),
             block_tokens=manifest.kv.block_tokens,
             evicted_units=stats.evictions,
         ),

@@ -33,10 +33,10 @@ class StepTimes:
         link = performance.rates.get(HOST_LINK)
         rate = link.value if link is not None else None
         if manifest.stages:
-            bytes_of = [of_stage(manifest, number).kv.bytes_per_block for number in range(count)]
+            bytes_of = [of_stage(manifest, number).kv.pool_block_bytes for number in range(count)]
             parts = [performance_of(manifest, stage) for stage in manifest.stages]
         else:
-            bytes_of, parts = [manifest.kv.bytes_per_block], [performance]
+            bytes_of, parts = [manifest.kv.pool_block_bytes], [performance]
         self._stages = tuple(_Stage(part, size, rate) for part, size in zip(parts, bytes_of, strict=True))
         self._buckets = sorted(c.rows for c in performance.step_costs) if manifest.target.row_padding == "bucket" else []
 
@@ -69,26 +69,26 @@ class StepTimes:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Of one group: rows, (query, key) pairs of all of them, tokens whose K and V they read, blocks copied the busier way."""
+    """Of one group: rows, (query, key) pairs of all of them, tokens whose K and V they read, and the part itself where it has
+    copies."""
 
     rows: int
     pairs: int
     context: int
-    copied: int
+    copies: StepBatch | None
 
     @classmethod
     def of(cls, part: StepBatch) -> _Work:
         rows, contexts = part.rows, part.context_lengths
         context = int(np.add.reduce(contexts, dtype=np.int64))
         pairs = context if rows == len(contexts) else int(np.add.reduce(part.positions, dtype=np.int64)) + rows
-        copied = max(_blocks(part.saves), _blocks(part.loads)) if part.saves or part.loads else 0
-        return cls(rows, pairs, context, copied)
+        return cls(rows, pairs, context, part if part.saves or part.loads else None)
 
 
 class _Stage:
     """One stage: its cost table is evaluated once for each number of rows."""
 
-    def __init__(self, performance: Performance, block_bytes: int, link: float | None) -> None:
+    def __init__(self, performance: Performance, block_bytes: tuple[int, ...], link: float | None) -> None:
         rates = performance.rates
         self._performance, self._block_bytes, self._link = performance, block_bytes, link
         self._compute, self._bandwidth = rates["compute"].value, rates["bandwidth"].value
@@ -98,10 +98,10 @@ class _Stage:
     def seconds(self, work: _Work, padded_rows: int) -> float:
         """As `perf_model.step_seconds`, but at least as long as the copies."""
         if not padded_rows:
-            return self._copies(work)
+            return 0.0 if work.copies is None else self._copies(work.copies)
         cost = self._cost(padded_rows)
         computing = self._line(cost, work) + cost.instructions * self._dispatch + cost.communication
-        return max(computing, self._copies(work)) if work.copied else computing
+        return computing if work.copies is None else max(computing, self._copies(work.copies))
 
     def roofline(self, work: _Work) -> float:
         return self._line(self._cost(work.rows), work) if work.rows else 0.0
@@ -118,7 +118,7 @@ class _Stage:
             cost = self._costs[rows] = step_cost(self._performance, rows)
         return cost
 
-    def _copies(self, work: _Work) -> float:
+    def _copies(self, part: StepBatch) -> float:
         if self._link is None:
             raise SimulationError(
                 "the plan does not say how fast its host link is",
@@ -127,8 +127,7 @@ class _Stage:
                 got="none",
                 fix=f'compile the plan again, or name the rate: --rates FILE with {{"{HOST_LINK}": 5e10}}',
             )
-        return work.copied * self._block_bytes / self._link
+        return max(self._bytes(part.saves), self._bytes(part.loads)) / self._link
 
-
-def _blocks(copies: Iterable[BlockCopies]) -> int:
-    return sum(len(copy.device) for copy in copies)
+    def _bytes(self, copies: Iterable[BlockCopies]) -> int:
+        return sum(len(copy.device) * self._block_bytes[copy.pool] for copy in copies)
