@@ -87,7 +87,7 @@ def _check(side: str, found: IntArray, most: int, pool: int) -> None:
 
 def reads(batch: StepBatch, copies: Iterable[BlockCopies], blocks: Mapping[int, int]) -> bool:
     """Whether rows of a step may touch the device's side of copies; `blocks` is the size of each pool."""
-    for item in copies:
+    for item in copies if batch.rows else ():
         tables = _tables(batch, item.pool)
         if tables.size and len(item.device):
             touched = np.zeros(blocks[item.pool], np.bool_)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
+from tokenspeed.plans.kv_caches import cache_names
 from tokenspeed.plans.reader import Plan
+from tokenspeed.plans.schema import KvGroup, WindowPool
 from tokenspeed.runtime.device import block_tier
+from tokenspeed.runtime.device.arrays import DeviceArena, fetched
 from tokenspeed.runtime.device.errors import DeviceError
 from tokenspeed.runtime.device.page_locked import PageLockedPieces
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
+from tokenspeed.runtime.functions.context import Launch
 from tokenspeed.runtime.protocol import SamplingParameters
-from tokenspeed.runtime.scheduling.step import BlockCopies, StepBatch, empty_step
+from tokenspeed.runtime.scheduling.step import BlockCopies, StepBatch, WindowPart, empty_step
 
+from ...plans.sample_plan import sample_manifest
 from .cached_plan import CACHE_BLOCK_BYTES, LAYERS, write_cached_plan
 from .device_plan import BLOCK_TOKENS
 from .fake_driver import FakeDriver
@@ -233,4 +240,56 @@ def test_memory_that_cannot_be_locked_is_an_error_of_the_step_that_needs_it(fake
     with pytest.raises(DeviceError):
         pieces.address(1)
     pieces.close()
+    device.close()
+
+
+def test_pools_and_geometries_of_their_own(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers 0 and 2 keep latents, 1 and 3 have a window and a pool of their own; each layer is there before its launch."""
+    monkeypatch.setattr(block_tier, "PIECE_BYTES", 1 << 12)
+    latent = KvGroup(name="a", kind="latent", layers=(0, 2), heads=1, head_dim=20, dtype="bf16")
+    window = KvGroup(name="b", kind="paged", layers=(1, 3), heads=2, head_dim=4, dtype="f8e4m3", window=8, pool=1)
+    sizes, base = (2 * 4 * 20 * 2, 2 * 2 * 4 * 2 * 4), sample_manifest()
+    pool = WindowPool(window=8, blocks=6, bytes_per_block=sizes[1], host_blocks=70)
+    kv = structs.replace(
+        base.kv, block_tokens=4, blocks=9, bytes_per_block=sizes[0], groups=(latent, window), host_blocks=15, windows=(pool,)
+    )
+    device = fake.device()
+    arena = DeviceArena(device, 8192, "caches")
+    caches = {
+        name: arena.take((kv.pool_blocks[group.pool], 4, group.heads, group.head_dim), group.dtype)
+        for group in kv.groups
+        for name in cache_names(group)
+    }
+    random = np.random.default_rng(7)
+    fills = {name: random.integers(0, 255, array.shape, np.uint8) for name, array in caches.items()}
+    for name, array in caches.items():
+        values = fills[name] if array.dtype == "f8e4m3" else fills[name].astype(np.uint16)
+        fills[name] = values
+        device.upload(array.address, values)
+    device.synchronise()
+    tier = block_tier.device_block_tier(device, structs.replace(base, kv=kv), caches, alone=True)
+    both = copies([3, 4, 8], [14, 0, 1]) + tuple(replace(item, pool=1) for item in copies([0, 5], [69, 3]))
+    tier.begin(replace(empty_step(0), saves=both), {}).wait()
+    for array in caches.values():
+        device.upload(array.address, np.zeros(array.nbytes, np.uint8))
+    seen: dict[str, np.ndarray] = {}
+    order = ["kv.latent.0", "kv.k.1", "kv.v.1", "kv.latent.2", "kv.k.3", "kv.v.3"]
+
+    def look(name: str) -> None:
+        seen[name] = fetched(device, caches[name]).data
+
+    launches: dict[str, Launch] = {name: partial(look, name) for name in order}
+    fake.put_off(others=True)
+    back = copies([1, 2], [14, 1]) + tuple(replace(item, pool=1) for item in copies([2, 3], [3, 69]))
+    batch = replace(rows(0, 0, [1], [1]), loads=back, windows=(WindowPart(np.array([[2]], np.int32), np.array([8], np.int64)),))
+    step = tier.begin(batch, {launch: (name,) for name, launch in launches.items()})
+    for launch in step.ordered(launches.values()):
+        launch()
+    step.wait()
+    for name in order:
+        moved = {1: 3, 2: 8} if "latent" in name else {2: 5, 3: 0}
+        for block, found in enumerate(seen[name]):
+            assert found.tobytes() == (fills[name][moved[block]].tobytes() if block in moved else bytes(found.nbytes))
+    fake.put_off()
+    tier.close()
     device.close()
