@@ -12,7 +12,17 @@ _CAPABILITY = "CUDA C++ Programming Guide, technical specifications per compute 
 _ON_H100 = "one H100 80GB HBM3, torch 2.11, driver 580, 2026-11"
 _ON_H200 = "one H200, torch 2.11, driver 580, 2026-11"
 
-_EXCHANGE = "set: kernels ran between two processes and two streams of one H200 (2026-11-29), not over links"
+_ON_TWO_H200 = "two H200 over NVLink without multicast, driver 580, NCCL 2.28.9, captured graphs, 2026-11-29"
+_FIT = f"fit over 4 KiB to 128 MiB, in bytes that a rank sends; {_ON_TWO_H200}"
+_EXCHANGE = f"set: up to here and beyond faster than NCCL's sum; {_ON_TWO_H200}"
+
+_LIBRARY = (
+    ("all_reduce", 10.3e-6, 255e9),
+    ("all_gather", 9.4e-6, 200e9),
+    ("reduce_scatter", 9.0e-6, 198e9),
+    ("all_to_all", 10.7e-6, 233e9),
+)
+"""NCCL's collectives: seconds of the smallest message, bytes per second."""
 
 _ARCH = "sm_90a"
 _INSTRUCTIONS = "mma cp.async wgmma tma cluster programmatic-launch fp8-e4m3 fp8-e5m2"
@@ -63,14 +73,20 @@ HOPPER = (
         rates=_RATES
         | {
             "bandwidth": nominal(4.8e12, "B/s", f"{_H200}, GPU memory bandwidth"),
-            "latency.exchange": nominal(
-                4e-6, "s", "2.6 to 3.4 us between two streams of one H200 (2026-11-29), and about 1 us of the link's, set"
-            ),
-            "link.exchange": nominal(225e9, "B/s", "half of link.peer: what is sent carries numbers; not measured"),
         },
         measured={
             "compute.bf16": measured(790e12, "FLOP/s", f"cuBLAS, products of the 4096 and 8192 classes; {_ON_H200}"),
             "bandwidth": measured(4.3e12, "B/s", f"copy on the device, bytes read and written; {_ON_H200}"),
+            "link.host": measured(
+                50e9, "B/s", f"page-locked memory, 1 GiB to the device 50.6, back 55.3, both at once 41.8; {_ON_H200}"
+            ),
+            "latency.exchange": measured(3.3e-6, "s", f"a row of 4096, with residual and norm; {_ON_TWO_H200}"),
+            "link.exchange": measured(240e9, "B/s", f"512 rows of 4096 in 20.8 us; {_ON_TWO_H200}"),
+            **{
+                rate: measured(value, unit, _FIT)
+                for collective, latency, bandwidth in _LIBRARY
+                for rate, value, unit in ((f"latency.{collective}", latency, "s"), (f"link.{collective}", bandwidth, "B/s"))
+            },
             "dispatch": measured(4.7e-6, "s", f"prepared launch through the CUDA driver, host's time; {_ON_H200}"),
         },
         sizes=_SIZES
