@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..chat_template import ChatTemplate, ChatTemplateError
 from ..tokenizer import Tokenizer
@@ -34,9 +34,10 @@ async def completion_prompts(
     takes long for many of them. `scope` as for `chat_prompt`. Raises ApiError (400)."""
     if isinstance(prompt, str):
         return [await _text_prompt(model, prompt, scope)]
-    if all(isinstance(item, int) for item in prompt):
-        return [_token_prompt(model, [item for item in prompt if isinstance(item, int)], with_text)]
-    if any(isinstance(item, int) for item in prompt):
+    kinds = set(map(type, prompt))  # of a long list of tokens in a millisecond
+    if kinds <= {int}:
+        return [_token_prompt(model, cast(Sequence[int], prompt), with_text)]
+    if int in kinds:
         raise invalid("prompt", "`prompt` mixes tokens with texts or token lists")
     return [
         await _text_prompt(model, item, scope) if isinstance(item, str) else _token_prompt(model, item, with_text)
@@ -87,8 +88,8 @@ async def _text_prompt(model: ServedModel, text: str, scope: str | None) -> Prom
     return _checked(await _in_thread_if(len(text) > _LONG_TEXT, encode), model, "prompt")
 
 
-def _token_prompt(model: ServedModel, tokens: list[int], with_text: bool) -> Prompt:
-    if any(token >= model.vocabulary for token in tokens):
+def _token_prompt(model: ServedModel, tokens: Sequence[int], with_text: bool) -> Prompt:
+    if max(tokens, default=0) >= model.vocabulary:
         raise invalid("prompt", f"`prompt` holds tokens outside the vocabulary of {model.vocabulary}")
     text = model.tokenizer.decode(tokens) if with_text and model.tokenizer else ""
     return _checked(Prompt(tuple(tokens), text), model, "prompt")
