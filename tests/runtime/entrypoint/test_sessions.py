@@ -42,6 +42,13 @@ def shared() -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def http(server: LiveServer) -> Iterator[httpx.Client]:
+    """Without what the real client checks before it sends."""
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        yield http
+
+
 @pytest.fixture
 def heard(server: LiveServer) -> Iterator[Heard]:
     yield from listening(server)
@@ -131,8 +138,8 @@ MARKED = [
         ({"prompt_cache_retention": "in_memory"}, None),
     ],
 )
-def test_how_long_a_prompt_is_wanted(server: LiveServer, heard: Heard, body: dict[str, Any], seconds: float | None) -> None:
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": USER, "max_tokens": 1} | body)
+def test_how_long_a_prompt_is_wanted(http: httpx.Client, heard: Heard, body: dict[str, Any], seconds: float | None) -> None:
+    answer = http.post("/v1/chat/completions", json={"messages": USER, "max_tokens": 1} | body)
     assert answer.status_code == 200, answer.text
     assert [request.retention_seconds for request in heard.requests] == [seconds]
 
@@ -163,21 +170,21 @@ def test_no_mark_reaches_the_template(server: LiveServer) -> None:
         ({"tools": [{"cache_control": {"type": "ephemeral", "ttl": []}}]}, "tools[0].cache_control.ttl"),
     ],
 )
-def test_what_makes_no_sense_is_named(server: LiveServer, body: dict[str, Any], param: str) -> None:
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": USER} | body)
+def test_what_makes_no_sense_is_named(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answer = http.post("/v1/chat/completions", json={"messages": USER} | body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
-def test_a_long_session_header_is_refused(server: LiveServer) -> None:
-    answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "hi"}, headers={"X-Session-Id": "s" * 1025})
+def test_a_long_session_header_is_refused(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={"prompt": "hi"}, headers={"X-Session-Id": "s" * 1025})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Session-Id")
 
 
-def test_a_mark_nested_beyond_all_reason_is_no_error(server: LiveServer) -> None:
+def test_a_mark_nested_beyond_all_reason_is_no_error(http: httpx.Client) -> None:
     content: Any = "x"
     for _ in range(300):
         content = [{"type": "text", "content": content}]
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
+    answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
     assert answer.status_code == 400
 
 
@@ -190,25 +197,25 @@ def test_a_mark_nested_beyond_all_reason_is_no_error(server: LiveServer) -> None
         ('{"name": "look", "arguments": {}}', False, "end_of_turn"),
     ],
 )
-def test_an_answer_that_calls_a_tool_ends_its_turn_so(server: LiveServer, heard: Heard, text: str, tools: bool, end: str) -> None:
+def test_an_answer_that_calls_a_tool_ends_its_turn_so(http: httpx.Client, heard: Heard, text: str, tools: bool, end: str) -> None:
     """The executor says the prompt again."""
     body: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 80, "session_id": "s", "stream": True}
     if tools:
         body |= {"tools": [{"type": "function"}]}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
+    answer = http.post("/v1/chat/completions", json=body)
     assert answer.text.endswith("data: [DONE]\n\n")
     assert heard.until_hints(1) == [("/s", end)]
 
 
-def test_a_client_that_leaves_says_nothing_of_the_turn(server: LiveServer, heard: Heard) -> None:
+def test_a_client_that_leaves_says_nothing_of_the_turn(server: LiveServer, http: httpx.Client, heard: Heard) -> None:
     body = {"prompt": "hello", "max_tokens": 200, "session_id": "s", "stream": True}
     server.executor.step_seconds = 0.005
     try:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_raw())
     finally:
         server.executor.step_seconds = 0.0
-    httpx.post(f"{server.url}/v1/completions", json={"prompt": "hello", "max_tokens": 1, "user": "next"})
+    http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 1, "user": "next"})
     assert heard.until_hints(1) == [("/next", "end_of_turn")]
 
 
