@@ -8,15 +8,23 @@ from .fairness import TenantShares
 from .losses import LossBudget
 from .policy import Policy
 from .sequence import Sequence, Status
-from .sessions import Session, SessionTable
+from .sessions import PATIENCE, Session, SessionTable
 from .waiting import WaitingQueue
 
 
 class Admission:
-    """The waiting requests. `table` is None where requests, not sessions, are admitted."""
+    """The waiting requests. `table` is None where requests, not sessions, are admitted. `gave_up`(session's name) is told of each
+    that gave up its place."""
 
-    def __init__(self, rules: Policy, shares: TenantShares | None, table: SessionTable | None, losses: LossBudget) -> None:
-        self._rules, self._table, self._losses = rules, table, losses
+    def __init__(
+        self,
+        rules: Policy,
+        shares: TenantShares | None,
+        table: SessionTable | None,
+        losses: LossBudget,
+        gave_up: Callable[[str], None],
+    ) -> None:
+        self._rules, self._table, self._losses, self._gave_up = rules, table, losses, gave_up
         self._ready = WaitingQueue(False, shares, rules.aging_seconds, rules.patience_seconds)
         self._parked = WaitingQueue(True, shares, rules.aging_seconds, rules.patience_seconds)
         self._blocked: tuple[Session, int, bool] | None = None
@@ -112,6 +120,7 @@ class Admission:
     def _park(self, session: Session) -> None:
         assert self._table is not None
         self._table.park(session)
+        self._gave_up(session.name)
         self._move(session, self._ready, self._parked)
 
     def _move(self, session: Session, source: WaitingQueue, target: WaitingQueue) -> None:
@@ -127,10 +136,10 @@ class Admission:
 
 def may_take(session: Session, other: Session, now: float | None, forced: bool, idle: bool) -> bool:
     """Whether a session that waits may have the place of an admitted one: of one of worse priority, and of one that is idle for
-    longer than the place is worth; where nothing else runs, of one that stays away for longer than its context takes to compute;
-    if `forced`, of any that does not run."""
+    longer than the place is worth; where nothing else runs, of one that stays away for much longer than it takes to compute its
+    context; if `forced`, of any that does not run."""
     if other.running or other.requests:
         return other.priority > session.priority or (forced and not other.running)
     if forced or other.priority > session.priority or now is None:
         return forced or idle or other.priority > session.priority
-    return now >= other.held_until or (idle and other.remaining(now) > other.recompute)
+    return now >= other.held_until or (idle and other.remaining(now) > PATIENCE * other.recompute)

@@ -273,6 +273,14 @@ class KvManager:
         """Hint: a session has no further turn. O(units of its last turn)."""
         self._leave([*self.retention.close(session)], session)
 
+    def park_session(self, session: str) -> None:
+        """A session gave up its place: nothing is expected of its last turn's units for now. O(units of the turn)."""
+        for digest in self.retention.digests(session):
+            unit = self._own(digest, session)
+            if unit is not None and unit.reuse > Reuse.IDLE:
+                unit.reuse, unit.since = Reuse.IDLE, self.clock.now
+                self.pool.regard(unit)
+
     def _own(self, digest: bytes, session: str) -> Unit | None:
         """A unit that this session alone has used, and nobody uses now."""
         unit = self.pool.index.get(digest)

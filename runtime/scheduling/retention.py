@@ -112,6 +112,12 @@ class Retention:
             session.end = end
             yield from ((digest, _AFTER[end]) for digest in reversed(session.digests))
 
+    def digests(self, name: str) -> Iterator[bytes]:
+        """Of a session's units, last first, where their reuse counts."""
+        session = self._sessions.get(name)
+        if session is not None and self.by_reuse:
+            yield from reversed(session.digests)
+
     def close(self, name: str) -> Iterator[bytes]:
         """A session has no further turn: digests of its units, last first."""
         session = self._sessions.get(name)

@@ -103,11 +103,12 @@ class Scheduler:
 
     def end_turn(self, session_id: str, end: TurnEnd) -> None:
         """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""
-        self._state.kv.end_turn(session_id, end)
         table = self._state.table
         session = table.find(session_id) if table is not None else None
         if table is not None and session is not None:
             table.end_turn(session, end)
+        if session is None or session.admitted:
+            self._state.kv.end_turn(session_id, end)
 
     def close_session(self, session_id: str) -> None:
         """Hint: the session has no further turn. Unknown sessions are ignored."""

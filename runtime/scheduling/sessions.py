@@ -12,7 +12,11 @@ from .sequence import Sequence
 _MOST_SESSIONS = 8192
 _EXPECTED_GAP: dict[TurnEnd | None, float] = {"tool_call": 10.0, None: 30.0, "end_of_turn": 120.0}
 """Seconds until a session's next turn, before it has shown what is usual for it."""
+PATIENCE = 2.0
+_LEAST_GAP = 1e-3
 _LEARNING = 0.5
+"""Of what was expected and what happened, how much the last counts: of growth in sum, of gaps, which are now and then very long,
+in product."""
 
 
 class Session:
@@ -65,8 +69,8 @@ class Session:
 
     @property
     def held_until(self) -> float:
-        """Its place is kept until then though others wait; who is known to take longer than that is worth has to give it up."""
-        return self.since + (self.worth if self.gap <= self.worth else 0.0)
+        """Its place is kept until then though others wait; who takes much longer than that is worth has to give it up at once."""
+        return self.since + (self.worth if self.gap <= PATIENCE * self.worth else 0.0)
 
 
 class SessionTable:
@@ -99,8 +103,8 @@ class SessionTable:
             self._trim()
             session = self._sessions[name] = Session(name, self._growth if sequence.request.session_id else 0.0)
         elif not session.requests:
-            gap, known = now - session.since, session.gaps.get(session.end)
-            session.gaps[session.end] = gap if known is None else known + _LEARNING * (gap - known)
+            gap, known = max(now - session.since, _LEAST_GAP), session.gaps.get(session.end)
+            session.gaps[session.end] = gap if known is None else known ** (1 - _LEARNING) * gap**_LEARNING
         session.requests[sequence.request_id] = sequence
         session.priority, session.closed = sequence.request.priority, False
         self._sessions.move_to_end(name)

@@ -76,7 +76,7 @@ class SchedulerState:
         self.shares = TenantShares(weights) if rules.fair_tenants else None
         self.losses = LossBudget(rules.preemption_budget)
         self.table = SessionTable(kv.kept_tokens, self._recompute_seconds) if rules.session_admission else None
-        self.waiting = Admission(rules, self.shares, self.table, self.losses)
+        self.waiting = Admission(rules, self.shares, self.table, self.losses, kv.park_session)
         self.flights: deque[Flight] = deque()
         self.stop_tokens: Counter[int] = Counter()
         self.counters = Counters()

@@ -88,8 +88,8 @@ def closed_loop(policy: Policy, sessions: int, turns: int = 12, gap: float = 0.0
 def test_four_times_as_many_sessions_as_the_pool_holds_do_not_thrash() -> None:
     few, plain, agentic = closed_loop(AGENTIC, 6), closed_loop(PLAIN, 32), closed_loop(AGENTIC, 32)
     assert few.hit_share == 0.88, "all but the first prompts and what is new in each turn"
-    assert plain.hit_share == 0 and agentic.hit_share > 0.25
-    assert agentic.now < 0.8 * plain.now, "and all is done sooner"
+    assert plain.hit_share == 0 and agentic.hit_share > 0.55
+    assert agentic.now < 0.5 * plain.now, "and all is done sooner"
 
 
 def small(policy: Policy = AGENTIC, blocks: int = 8) -> Scheduler:
