@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -87,7 +87,7 @@ class Case:
 
 class Arm(Protocol):
     def fill(self) -> None:
-        """Submit everything and prefill what runs."""
+        """Submit and prefill what runs, then submit what waits."""
         ...
 
     def step(self) -> dict[str, tuple[float, float]]:
@@ -113,26 +113,30 @@ class OurScheduler:
         self._pending = None
 
     def fill(self) -> None:
-        scheduler, running = self._scheduler, self._case.running
+        scheduler, prompts = self._scheduler, enumerate(self._case.prompts())
         scheduler.tick(self._now)
-        for number, tokens in enumerate(self._case.prompts()):
-            scheduler.submit(
-                Request(
-                    f"request-{number}",
-                    tokens,
-                    self._case.output,
-                    stop_tokens=frozenset({1, 2}),
-                    session_id=f"session-{number}",
-                    tenant=f"tenant-{number % 4}",
-                )
-            )
+        for number, tokens in islice(prompts, self._case.running):
+            self._submit(number, tokens)
         while (batch := scheduler.schedule()) is not None:
             scheduler.complete(batch.step_id, np.full(len(batch.logit_rows), ANSWER, dtype=np.int32))
             self._tick()
-            if batch.decode_rows == running:
+            if batch.decode_rows == self._case.running:
                 break
+        for number, tokens in prompts:
+            self._submit(number, tokens)
         if self._overlap:
             self._pending = scheduler.schedule()
+
+    def _submit(self, number: int, tokens: NDArray[np.int32]) -> None:
+        request = Request(
+            f"request-{number}",
+            tokens,
+            self._case.output,
+            stop_tokens=frozenset({1, 2}),
+            session_id=f"session-{number}",
+            tenant=f"tenant-{number % 4}",
+        )
+        self._scheduler.submit(request)
 
     def step(self) -> dict[str, tuple[float, float]]:
         scheduler, oldest = self._scheduler, self._pending

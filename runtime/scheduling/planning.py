@@ -40,7 +40,7 @@ class StepPlanner:
         state.kv.begin_step(self._load_blocks(decodes))
         state.wake()
         if state.prefilling or state.loading or len(state.waiting):
-            chunks = self._prefills(self._budget(decodes), self._time(decodes))
+            chunks = self._prefills(self._budget(decodes), decodes)
         else:
             chunks, state.waiting.wake = list[Chunk](), None
         # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
@@ -124,10 +124,11 @@ class StepPlanner:
                 return False
         return True
 
-    def _prefills(self, budget: int, time: StepTime | None) -> list[Chunk]:
+    def _prefills(self, budget: int, decodes: NDArray[np.intp]) -> list[Chunk]:
         """Running prefills and the waiting queue merged by rank; the first of the queue that does not fit closes it. Where a
-        prompt has fewer rows than it could have for want of `time`, the step is full."""
-        state, chunks = self._state, []
+        prompt has fewer rows than it could have for want of time beside `decodes`, the step is full."""
+        state, chunks = self._state, list[Chunk]()
+        time: StepTime | None = None
         running = policy.by_rank(self._prefilling())[::-1]
         admitting = True
         while budget > 0:
@@ -144,6 +145,7 @@ class StepPlanner:
             if sequence.status is Status.RUNNING and state.slots.phase[sequence.slot] == Phase.PREFILL:
                 start = int(state.slots.computed[sequence.slot])
                 most = min(sequence.length - start, state.limits.prefill_chunk, budget)
+                time = time if chunks else self._time(decodes)
                 rows = most if time is None else time.rows_within(start, most)
                 if rows:
                     chunks.append(Chunk(sequence, start, rows))
@@ -181,9 +183,9 @@ class StepPlanner:
     def _may_take_a_slot(self, sequence: Sequence) -> bool:
         """All slots are taken: is there a sequence to preempt? Not while a slot is about to come free anyway."""
         state = self._state
-        occupied = state.slots.phase != Phase.EMPTY
-        gives_way = (state.priority[occupied] > sequence.request.priority) & (state.due[occupied] >= sequence.due)
-        return not state.slots.draining and bool(gives_way.any())
+        if state.slots.draining or np.maximum.reduce(state.priority) <= sequence.request.priority:
+            return False
+        return bool(((state.priority > sequence.request.priority) & (state.due >= sequence.due)).any())
 
     def _make_room(self, sequence: Sequence, hits: Hits) -> bool:
         """Preempt for a waiting sequence of better priority (rule 6), counting what launched steps will give back.
