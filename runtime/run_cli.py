@@ -40,7 +40,7 @@ _KEYS = "TOKENSPEED_API_KEY"
 )
 @click.option(
     "--service-tier", "service_tiers", multiple=True, metavar="NAME=PRIORITY[,DEADLINE_MS[,INTER_TOKEN_MS]]",
-    help="What a request's service_tier means; may be repeated. [default: priority=-10,1000,50 default=0 flex=10,,1000]",
+    help="What a request's service_tier means; may be repeated. [default: priority=-10,1000 default=0 flex=10,,1000]",
 )  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="For --prompt and --chat. [default: what the context holds]")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 2), help="For --prompt and --chat.")

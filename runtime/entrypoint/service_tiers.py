@@ -22,7 +22,7 @@ class ServiceTier:
 
 
 DEFAULT_TIERS: Mapping[str, ServiceTier] = {
-    "priority": ServiceTier(-10, 1000.0, 50.0),
+    "priority": ServiceTier(-10, 1000.0),
     "default": ServiceTier(),
     "flex": ServiceTier(10, None, 1000.0),
 }
@@ -44,7 +44,7 @@ def read_tiers(texts: Sequence[str]) -> dict[str, ServiceTier]:
                 where="--service-tier",
                 expected="NAME=PRIORITY[,DEADLINE_MS[,INTER_TOKEN_MS]]",
                 got=text,
-                fix="for example --service-tier priority=-10,1000,50",
+                fix="for example --service-tier priority=-10,1000,20",
             )
         tiers[match[1]] = ServiceTier(int(match[2]), *times)
     return tiers
