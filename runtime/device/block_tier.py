@@ -103,7 +103,7 @@ class DeviceBlockTier:
         if self._unread is not None and batch.rows:
             device.wait_in_stream(self._unread)
             self._unread = None
-        if not self._alone and self._last_saved is not None:  # what it saved may be written from now on
+        if not self._alone and self._last_saved is not None:  # what it saved may be written from now on, and loaded
             device.wait_in_stream(self._last_saved)
         copies: StepCopies = NO_COPIES
         if batch.saves or batch.loads:
@@ -141,8 +141,6 @@ class DeviceBlockTier:
         event = self._loaded[self._turn]
         if not self._alone or any(reads(earlier, batch.loads, self._blocks) for earlier in self._recent):
             self.device.wait_in_stream(self._computed, self._loading)
-        if not self._alone and self._last_saved is not None:
-            self.device.wait_in_stream(self._last_saved, self._loading)
         runs, together = self._runs(batch.loads), 0
         if uses and reads(batch, batch.loads, self._blocks):
             calls, count = len(self._units) * max(map(len, runs.values())), len(self._units)

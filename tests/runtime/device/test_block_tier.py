@@ -157,6 +157,35 @@ def test_saves_wait_for_the_step_that_writes_what_they_read(fake: FakeDriver, ex
     fake.put_off()
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_with_other_ranks_copies_keep_to_the_order_of_steps(fake: FakeDriver, executor: PlanExecutor, order: str) -> None:
+    """Another rank tells that a step is complete: here its copies may still be under way when their blocks are used again."""
+    chunk, _ = alone(executor, [1, 2])
+    tier = executor._placement.tier
+    assert isinstance(tier, block_tier.DeviceBlockTier)
+    tier._alone = False
+    first, others = ORDERS[order]
+    fake.put_off(first=first, others=others)
+    executor.run(rows(0, 0, FIRST, [1, 2]))
+    executor.run(rows(1, 0, SECOND, [3, 4]))
+    saving = executor.start(replace(empty_step(0), saves=copies([1, 2], [0, 1])))
+    over = executor.start(rows(1, 0, SECOND, [1, 2]))  # over what is saved
+    saving()
+    loading = executor.start(replace(empty_step(0), loads=copies([6, 7], [0, 1])))
+    over()
+    again = executor.start(replace(empty_step(0), saves=copies([3, 4], [0, 1])))  # over what is loaded
+    again()
+    loading()
+    more = executor.start(replace(empty_step(0), saves=copies([1], [2])))
+    last = executor.start(replace(empty_step(0), loads=copies([8, 10], [0, 2])))  # one of them is saved just now
+    last()
+    more()
+    assert logits(executor, rows(0, 4, FIRST[4:], [6, 7])) == chunk
+    other = logits(executor, rows(1, 6, SECOND[6:], [3, 4]))
+    assert logits(executor, rows(1, 6, SECOND[6:], [8, 4])) == logits(executor, rows(1, 6, SECOND[6:], [10, 4])) == other
+    fake.put_off()
+
+
 def test_what_the_driver_is_asked_for(fake: FakeDriver, executor: PlanExecutor) -> None:
     """Runs of blocks in a rectangle of all caches; layer by layer where rows read them, each layer waited for by its launches."""
     pieces = block_tier.PIECE_BYTES == 1
