@@ -15,11 +15,12 @@ _LINE = "TENANT KEY [WEIGHT], where TENANT is up to 64 of A-Z a-z 0-9 . _ - and 
 
 @dataclass(frozen=True)
 class TenantKey:
-    """A key of a tenant; `weight` is the tenant's share of the machine beside others' where they compete for it."""
+    """A key of a tenant; `weight`, where the line gives one, is the tenant's share of the machine beside others' where they
+    compete for it."""
 
     tenant: str
     key: str = field(repr=False)
-    weight: float = 1.0
+    weight: float | None = None
 
 
 def read_keys_file(path: Path) -> tuple[TenantKey, ...]:
@@ -43,9 +44,8 @@ def read_keys_file(path: Path) -> tuple[TenantKey, ...]:
 
 
 def tenant_weights(keys: Sequence[TenantKey]) -> dict[str, float]:
-    """The weights that are not 1, by tenant."""
-    weights = {key.tenant: key.weight for key in keys}
-    return {tenant: weight for tenant, weight in weights.items() if weight != 1}
+    """The weights that are given, by tenant."""
+    return {key.tenant: key.weight for key in keys if key.weight is not None}
 
 
 def _key(where: str, line: str) -> TenantKey:
@@ -54,9 +54,9 @@ def _key(where: str, line: str) -> TenantKey:
     if len(parts) not in (2, 3) or not _TENANT.fullmatch(parts[0]):
         raise wrong
     try:
-        weight = float(parts[2]) if len(parts) == 3 else 1.0
+        weight = float(parts[2]) if len(parts) == 3 else None
     except ValueError:
         raise wrong from None
-    if not 0.001 <= weight <= 1000:
+    if weight is not None and not 0.001 <= weight <= 1000:
         raise wrong
     return TenantKey(parts[0], parts[1], weight)
