@@ -154,15 +154,17 @@ class BlockPool:
         if self.tier is None:
             return
         for step in [step for step in self.tier.saving if step <= step_id]:
-            for saving in reversed(self.tier.saving.pop(step)):
+            saved: list[tuple[Unit, CachedBlock | None]] = []
+            for saving in self.tier.saving.pop(step):
                 unit = saving.unit
                 copy, cached = saving.done()
                 if cached is None:
                     self.tier.spare[unit] = copy
                 else:
                     self.tier.copies.add(unit, copy)
-                self._saved(self.tier, unit, cached)
-                self.saved_units += 1
+                saved.append((unit, cached))
+            self._saved(self.tier, saved)
+            self.saved_units += len(saved)
         for step in [step for step in self.tier.loading if step <= step_id]:
             for loading in self.tier.loading.pop(step):
                 unit = loading.unit
@@ -177,13 +179,15 @@ class BlockPool:
         if self.tier is None:
             return False
         spoilt = False
-        for saving in reversed(self.tier.saving.pop(step_id, [])):
+        saved: list[tuple[Unit, CachedBlock | None]] = []
+        for saving in self.tier.saving.pop(step_id, []):
             unit = saving.unit
             freed, cached = saving.fail()
             self.tier.free.extend(reversed(freed))
             if cached is None:
                 self.tier.fresh[unit] = None
-            self._saved(self.tier, unit, cached)
+            saved.append((unit, cached))
+        self._saved(self.tier, saved)
         for loading in self.tier.loading.pop(step_id, []):
             unit = loading.unit
             self.tier.arrive(unit)
@@ -196,9 +200,10 @@ class BlockPool:
                 self._keep_or_free(cached)
         return spoilt
 
-    def _saved(self, tier: HostTier, unit: Unit, cached: CachedBlock | None) -> None:
-        """A save is over; the unit goes back to its place in the order of eviction, unless a sequence used it meanwhile."""
-        first = unit in tier.put_back
-        tier.put_back.discard(unit)
-        if cached is not None:
-            self._keep_or_free(cached, first)
+    def _saved(self, tier: HostTier, saved: list[tuple[Unit, CachedBlock | None]]) -> None:
+        """Saves are over; the units go back to their places in the order of eviction, but for those used meanwhile."""
+        for unit, cached in reversed(saved):
+            first = unit in tier.put_back
+            tier.put_back.discard(unit)
+            if cached is not None:
+                self._keep_or_free(cached, first)
