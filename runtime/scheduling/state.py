@@ -173,7 +173,7 @@ class SchedulerState:
         slots.computed[slot] = slots.confirmed[slot] = slots.sealed[slot] = cached
         slots.length[slot], slots.limit[slot] = sequence.length, sequence.limit
         slots.capacity[slot] = len(indices) * self.kv.block_tokens
-        slots.last_token[slot] = PENDING
+        slots.last_token[slot], slots.last_step[slot] = PENDING, -1
         slots.block_table[slot, : len(indices)] = indices
         self.priority[slot], self.due[slot] = sequence.request.priority, sequence.due
         self.service.begin(slot)
@@ -191,7 +191,8 @@ class SchedulerState:
         """Running -> waiting, at its old place. A token that a launched step samples for it will still be taken."""
         slot = sequence.slot
         self.flush(sequence)
-        sequence.computed = max(sequence.computed, int(self.slots.computed[slot]))
+        if self.slots.last_step[slot] >= 0:  # it had rows since it was admitted
+            sequence.computed = max(sequence.computed, int(self.slots.computed[slot]))
         sequence.awaited_step = int(self.slots.last_step[slot])
         for flight in self.flights:
             if flight.step_id == sequence.awaited_step:

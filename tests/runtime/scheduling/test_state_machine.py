@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -60,6 +62,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.outputs: dict[str, list[int]] = {}
         self.generated = 0
         self.submitted = 0
+        self.now = 0.0
+        self.ended: list[tuple[str, list[int]]] = []
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
@@ -69,6 +73,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "tenant"]),
         stop_tokens=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=3),
         min_tokens=st.sampled_from([0, 0, 3]),
+        session=st.sampled_from(["", "one", "two"]),
+        hint=st.sampled_from([None, None, 300.0]),
     )
     def submit(
         self,
@@ -79,6 +85,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         stop_tokens: frozenset[int],
         min_tokens: int,
+        session: str,
+        hint: float | None,
     ) -> None:
         tokens = [*prefix, *suffix] or [1]
         name = f"r{self.submitted}"
@@ -86,6 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         request = make_request(
             name, tokens, max_tokens, priority=priority, salt=salt, stop_tokens=stop_tokens, min_tokens=min_tokens
         )
+        request = replace(request, session_id=session, retention_seconds=hint)
         try:
             self.scheduler.submit(request)
         except PromptTooLong as error:
@@ -97,12 +106,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.live[name], self.outputs[name] = request, []
         self.device.enter(request)
 
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    @precondition(lambda self: self.ended)
+    @rule(which=st.integers(0, 99), kept=st.integers(50, 100), suffix=st.lists(st.integers(0, 2), max_size=3))
+    def next_turn(self, which: int, kept: int, suffix: list[int]) -> None:
+        """A session goes on with what it had, or with most of it."""
+        session, tokens = self.ended[which % len(self.ended)]
+        go_on = (*tokens[: len(tokens) * kept // 100], *suffix)[:36]
+        self.submit(go_on, [], 4, 1, "", frozenset(), 0, session, None)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 50.0, 300.0]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.scheduler.tick(self.now)
+
+    @rule(session=st.sampled_from(["one", "two"]), end=st.sampled_from(["tool_call", "end_of_turn", "close"]))
+    def hint(self, session: str, end: str) -> None:
+        if end == "close":
+            self.scheduler.close_session(session)
+        else:
+            self.scheduler.end_turn(session, "tool_call" if end == "tool_call" else "end_of_turn")
+
+    @rule(steps=st.integers(1, 12))
+    def serve(self, steps: int) -> None:
+        """Some steps one after the other, with the checks between them."""
+        for _ in range(steps):
+            if len(self.device.launched) < self.depth:
+                self.schedule()
+            if len(self.device.launched) == self.depth or (self.device.launched and not self.scheduler.has_work):
+                self.complete(False)
+            self.sound()
+
+    @rule(which=st.integers(0, 99))
+    def abort(self, which: int) -> None:
         assert self.scheduler.abort("unknown") is None
         if not self.live:
             return
-        name = data.draw(st.sampled_from(sorted(self.live)))
+        name = sorted(self.live)[which % len(self.live)]
         outcome = self.scheduler.abort(name)
         assert outcome is not None and outcome.finish_reason == "abort" and outcome.token is None
         del self.live[name]
@@ -119,6 +158,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert (batch.token_ids >= 0).all(), "a token is unknown"
             self.device.launch(batch)
         elif self.live:
+            wake = self.scheduler.next_wake
+            if not self.device.launched and wake is not None and wake > self.now:
+                self.tick(wake - self.now)  # a session's place is kept until then
+                self.schedule()
             assert self.device.launched, "work is left, nothing is in flight, and nothing runs"
 
     @precondition(lambda self: self.device.launched)
@@ -159,7 +202,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert outcome.finish_reason == (reason if ended else None)
         assert outcome.stop_token == (token if ended and reason == "stop" else None)
         if ended:
-            del self.live[name]
+            request = self.live.pop(name)
+            self.ended.append((request.session_id, [*request.tokens.tolist(), *self.outputs[name]]))
 
     @invariant()
     def sound(self) -> None:
