@@ -1,4 +1,4 @@
-"""Go through every order of events of models of the scheduler and its KV manager that are larger than those of the tests. Prints JSON.
+"""Go through every order of events of models of scheduler and KV manager that are larger than the tests' own. Prints JSON.
 
     python benchmarks/kv_states.py [--states 200000] [--only NAME]
 

@@ -6,6 +6,7 @@ could see is listed in `EQUIVALENT`, with the reason.
 """
 
 from __future__ import annotations
+import __future__
 
 import argparse
 import ast
@@ -197,7 +198,7 @@ def _arguments(node: ast.AST) -> Iterator[tuple[str, Spoil]]:
 
         def swap(spoilt: ast.AST) -> None:
             assert isinstance(spoilt, ast.Call)
-            spoilt.args[:2] = spoilt.args[1::-1]
+            spoilt.args = [spoilt.args[1], spoilt.args[0], *spoilt.args[2:]]
 
         yield f"{_text(node)} with its arguments swapped", swap
     if isinstance(node.func, ast.Name) and node.func.id in ("reversed", "sorted"):
@@ -225,10 +226,8 @@ class _Patched:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super":
                 node.args = [ast.Name(mutation.owner, ast.Load()), ast.Name("self", ast.Load())]
         found: dict[str, object] = {}
-        flags = __import__("__future__").annotations.compiler_flag
-        exec(
-            compile(ast.fix_missing_locations(ast.Module([tree], [])), "<mutation>", "exec", flags), vars(mutation.module), found
-        )
+        code = ast.fix_missing_locations(ast.Module([tree], []))
+        exec(compile(code, "<mutation>", "exec", __future__.annotations.compiler_flag), vars(mutation.module), found)
         self._spoilt = found[mutation.function]
 
     def __enter__(self) -> None:
@@ -263,22 +262,23 @@ def _with_monkeypatch(test: Callable[[pytest.MonkeyPatch], object]) -> None:
         test(patch)
 
 
-def checks(seeds: int = SEEDS) -> Iterator[tuple[str, Callable[[], object]]]:
+def checks(seeds: int, models: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """What a mutation has to pass to be missed, quick ones first."""
     for test in unit_tests():
         yield "unit tests", test
     for seed in range(seeds):
         yield "random traffic", lambda seed=seed: play(seed, Figures())
-    yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=2))
-    yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=1, in_flight=2), 1500)
+    if models:
+        yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=2))
+        yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=1, in_flight=2), 1500)
 
 
-def caught_by(mutation: Mutation, seeds: int = SEEDS) -> str:
+def caught_by(mutation: Mutation, seeds: int = SEEDS, models: bool = True) -> str:
     """The kind of check that caught it; "" when none did."""
     before = signal.signal(signal.SIGPROF, _alarm)
     try:
         with _Patched(mutation):
-            for kind, check in checks(seeds):
+            for kind, check in checks(seeds, models):
                 signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS if kind != "small model" else 60.0)
                 try:
                     check()
@@ -298,6 +298,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of random traffic")
+    parser.add_argument("--no-models", action="store_true")
     parser.add_argument("--part", default="0/1", help="this part of so many: 0/2 and 1/2 are everything")
     options = parser.parse_args(arguments)
     part, parts = map(int, options.part.split("/"))
@@ -309,7 +311,7 @@ def main(arguments: Sequence[str]) -> int:
         if mutation.name in EQUIVALENT:
             counts["equivalent"] += 1
             continue
-        kind = caught_by(mutation)
+        kind = caught_by(mutation, options.seeds, not options.no_models)
         counts[kind or "missed"] += 1
         if not kind:
             missed += 1
