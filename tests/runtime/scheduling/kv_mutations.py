@@ -158,7 +158,7 @@ def _operators(node: ast.AST) -> Iterator[tuple[str, Spoil]]:
 
         def compare(spoilt: ast.AST) -> None:
             assert isinstance(spoilt, ast.Compare)
-            spoilt.ops[0] = _OTHER[type(spoilt.ops[0])]()  # pyright: ignore[reportArgumentType]
+            spoilt.ops[0] = _OTHER[type(spoilt.ops[0])]()  # pyright: ignore
 
         yield f"{_text(node)} with {_OTHER[type(node.ops[0])].__name__}", compare
     if isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _OTHER:

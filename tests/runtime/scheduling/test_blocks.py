@@ -163,7 +163,10 @@ def test_a_unit_is_restored_by_computing_it_again():
 
 
 def test_transfers_consume_their_handles():
-    saving = sealed_block().save(host_blocks())
+    sealed = sealed_block()
+    saving = sealed.save(host_blocks())
+    with pytest.raises(HandleConsumed, match="SealedBlock"):
+        sealed.release()
     offloaded, cached = saving.done()
     for use in (saving.done, saving.fail, lambda: saving.unit, lambda: saving.into):
         with pytest.raises(HandleConsumed, match="SavingBlock"):
@@ -173,7 +176,15 @@ def test_transfers_consume_their_handles():
     for use in (offloaded.evict, lambda: offloaded.load([]), lambda: offloaded.unit):
         with pytest.raises(HandleConsumed, match="OffloadedBlock"):
             use()
-    loading.done()
+    loading.done()[0].evict()
+    cancelled = offloaded_block().load([FreeBlock(0), FreeBlock(1)])
+    cancelled.cancel()
+    with pytest.raises(HandleConsumed, match="LoadingBlock"):
+        cancelled.share()
+    failed = offloaded_block().load([FreeBlock(0), FreeBlock(1)])
+    failed.fail()
+    with pytest.raises(HandleConsumed, match="LoadingBlock"):
+        failed.share()
     for use in (loading.done, loading.cancel, loading.fail, loading.share, lambda: loading.unit):
         with pytest.raises(HandleConsumed, match="LoadingBlock"):
             use()
