@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,8 @@ async def run_load(server: Server, load: Load, urgency: Urgency, seconds: float)
     """Sessions come first and have two turns each without the batch, the first of which fills their cache and is not counted.
     The batch ends with its last request, or after `seconds`."""
     seen, over, batch_runs = Seen(), asyncio.Event(), asyncio.Event()
+    chosen = random.Random(f"{load.seed} batch")
+    prompts = [_tokens(chosen, load, length) for length in batch_lengths(load)]  # now, as it takes long enough to be seen
     warm = asyncio.Barrier(load.sessions + 1)
     async with asyncio.TaskGroup() as tasks:
         for number in range(load.sessions):
@@ -70,7 +73,7 @@ async def run_load(server: Server, load: Load, urgency: Urgency, seconds: float)
         batch_runs.set()
         try:
             async with asyncio.timeout(seconds):
-                await _batch(server, load, urgency, seen)
+                await _batch(server, load, urgency, seen, iter(prompts))
         except TimeoutError:
             seen.batch.append(Exchange(error=f"the batch did not end within {seconds:g} s"))
         seen.seconds = time.perf_counter() - start
@@ -118,12 +121,10 @@ def batch_lengths(load: Load) -> list[int]:
     return [chosen.randint(load.least, load.most) for _ in range(load.requests)]
 
 
-async def _batch(server: Server, load: Load, urgency: Urgency, seen: Seen) -> None:
-    chosen, lengths = random.Random(f"{load.seed} batch"), iter(batch_lengths(load))
-
+async def _batch(server: Server, load: Load, urgency: Urgency, seen: Seen, prompts: Iterator[list[int]]) -> None:
     async def worker() -> None:
-        for length in lengths:
-            seen.batch.append(await ask(server, _tokens(chosen, load, length), load.batch_output, urgency.batch))
+        for prompt in prompts:
+            seen.batch.append(await ask(server, prompt, load.batch_output, urgency.batch))
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(load.at_once):
@@ -131,5 +132,4 @@ async def _batch(server: Server, load: Load, urgency: Urgency, seen: Seen) -> No
 
 
 def _tokens(chosen: random.Random, load: Load, count: int) -> list[int]:
-    first = min(_FIRST_TOKEN, load.vocabulary // 2)
-    return [chosen.randrange(first, min(_LAST_TOKEN, load.vocabulary)) for _ in range(count)]
+    return chosen.choices(range(min(_FIRST_TOKEN, load.vocabulary // 2), min(_LAST_TOKEN, load.vocabulary)), k=count)

@@ -40,7 +40,7 @@ def test_two_classes_on_one_server() -> None:
     with live_server() as server:
         server.executor.step_seconds = 0.002
         seen = asyncio.run(run_load(Server.parse(server.url), LOAD, urgency, 60))
-        late = asyncio.run(run_load(Server.parse(server.url), replace(LOAD, requests=10**6), urgency, 0.2))
+        late = asyncio.run(run_load(Server.parse(server.url), replace(LOAD, requests=1000), urgency, 0.2))
     found = figures(seen)
     assert (found["errors"], found["batch_requests"], len(seen.alone)) == (0, 6, 2)
     assert found["interactive_turns"] >= 2 and found["first_token_seconds"]["count"] == found["interactive_turns"]
