@@ -215,6 +215,9 @@ class _Heads:
                 return self._float8_chunks(parameters[:-2])
             made = self._plain_chunks([*parameters, Constant("i32", count)], count)
             for tiles in reversed(self._hopper_tiles):
+                # results of shares are twice as wide, for which the longest tiles of wide heads leave no registers
+                if count > 1 and tiles.tokens * self.width > 64 * 128:
+                    continue
                 made = replace(self._hopper_chunks(parameters, tiles, count), otherwise=made)
             return made
 
@@ -251,12 +254,18 @@ class _Heads:
         return chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
 
     def _plain_chunks(self, parameters: list[Parameter], count: int) -> Launch:
+        def launch(tiles: Tiles) -> Launch:
+            in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
+            described = tiles.described and in_one_block
+            constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described, "WHOLE": count == 1}
+            grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, count)
+            return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
+
         tiles = self._plain_tiles
-        in_one_block = self.setting.block_tokens % tiles.tokens == 0 and power_of_two_above(max(self.width, 16)) == self.width
-        described = tiles.described and in_one_block
-        constants = self._of_chunks(tiles) | self._tile_constants(tiles) | {"DESCRIBED": described, "WHOLE": count == 1}
-        grid: tuple[Size, Size, Size] = (CeilDivide("rows", self._queries(tiles)), self.kv_heads, count)
-        return self._launch("chunks", constants, parameters, grid, tiles, alone=described)
+        if count == 1:
+            return launch(tiles)
+        # shares want a few registers more
+        return replace(launch(tiles), otherwise=launch(replace(tiles, rows=min(tiles.rows, 64), described=False)))
 
     def _float8_chunks(self, parameters: list[Parameter]) -> Launch:
         def launch(tiles: Tiles) -> Launch:

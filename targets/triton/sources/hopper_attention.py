@@ -211,6 +211,29 @@ def _step(
 
 
 @gluon.jit
+def _store_share(
+    partial, weight, sums, best, total, share, my_row, first_head, begin, end,
+    HEADS: gl.constexpr, D: gl.constexpr, group: gl.constexpr, BLOCK_H: gl.constexpr, SHARES: gl.constexpr,
+):  # fmt: skip
+    """What a share makes of the rows that are a sequence's, as registers hold it: shared memory has no room for it."""
+    layout: gl.constexpr = sums.type.layout
+    numbers = gl.arange(0, sums.shape[0], layout=best.type.layout)
+    row, of_group = my_row + numbers // BLOCK_H, numbers % BLOCK_H
+    mine = (row >= begin) & (row < end) & (of_group < group)
+    place = (row * HEADS + first_head + of_group) * SHARES + share
+    gl.store(weight + place, best + gl.log2(total), mask=mine)
+    # a row may see no key of a share
+    scale = gl.convert_layout(1.0 / gl.where(total > 0.0, total, 1.0), gl.SliceLayout(1, layout))
+    numbers = gl.arange(0, sums.shape[0], layout=gl.SliceLayout(1, layout))
+    columns = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    of_query, of_group = numbers // BLOCK_H, numbers % BLOCK_H
+    mine = (of_query >= begin - my_row) & (of_query < end - my_row) & (of_group < group)
+    corner = partial + ((my_row.to(gl.int64) * HEADS + first_head) * SHARES + share) * D
+    offsets = (of_query * HEADS + of_group) * (SHARES * D)
+    gl.store(corner + offsets[:, None] + columns[None, :], sums * scale[:, None], mask=mine[:, None])
+
+
+@gluon.jit
 def _attend(
     starts, lengths, counts, sinks, out, partial, weight,
     q_tiles, k_tiles, v_tiles, q_full, q_free, k_full, k_free, v_full, v_free,
@@ -297,28 +320,22 @@ def _attend(
                 total = total * shrink + gl.exp2(sink - higher)
                 sums = sums * gl.convert_layout(shrink, gl.SliceLayout(1, sums_layout))[:, None]
             if SHARES > 1:
-                rows_of = my_row + flat // BLOCK_H
-                mine = (rows_of >= begin) & (rows_of < end) & (flat % BLOCK_H < group)
-                place = (rows_of * HEADS + head) * SHARES + number % SHARES
-                gl.store(weight + place, best + gl.log2(total), mask=mine)
-                # a row may see no key of a share
-                total = gl.where(total > 0.0, total, 1.0)
-            share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, sums_layout))
-            numbers = gl.arange(0, height, layout=gl.SliceLayout(1, out_layout))
-            columns = gl.arange(0, D, layout=gl.SliceLayout(0, out_layout))
-            of_query, of_group = numbers // BLOCK_H, numbers % BLOCK_H
-            mine = (of_query >= begin - my_row) & (of_query < end - my_row)
-            if group < BLOCK_H:
-                mine = mine & (of_group < group)
-            # offsets within a tile are small: one wide number for all of its elements
-            corner = (my_row.to(gl.int64) * HEADS + kv_head * group) * (SHARES * D)
-            offsets = ((of_query * HEADS + of_group) * (SHARES * D))[:, None] + columns[None, :]
-            if SHARES == 1:
-                result = gl.convert_layout((sums * share[:, None]).to(dtype), out_layout)
-                gl.store(out + corner + offsets, result, mask=mine[:, None])
+                _store_share(
+                    partial, weight, sums, best, total, number % SHARES, my_row, kv_head * group, begin, end,
+                    HEADS, D, group, BLOCK_H, SHARES,
+                )  # fmt: skip
             else:
-                result = gl.convert_layout(sums * share[:, None], out_layout)
-                gl.store(partial + corner + number % SHARES * D + offsets, result, mask=mine[:, None])
+                share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, sums_layout))
+                result = gl.convert_layout((sums * share[:, None]).to(dtype), out_layout)
+                numbers = gl.arange(0, height, layout=gl.SliceLayout(1, out_layout))
+                columns = gl.arange(0, D, layout=gl.SliceLayout(0, out_layout))
+                of_query, of_group = numbers // BLOCK_H, numbers % BLOCK_H
+                mine = (of_query >= begin - my_row) & (of_query < end - my_row)
+                if group < BLOCK_H:
+                    mine = mine & (of_group < group)
+                # offsets within a tile are small: one wide number for all of its elements
+                corner = out + (my_row.to(gl.int64) * HEADS + kv_head * group) * D
+                gl.store(corner + ((of_query * HEADS + of_group) * D)[:, None] + columns[None, :], result, mask=mine[:, None])
     if HALF == 0:
         _await_turn(HALF)  # what was passed last
 
