@@ -103,10 +103,10 @@ def _session(client: Client, manifest: Manifest, tokens: int, options: argparse.
         for filling in range(1, _FILLINGS + 1):
             _fill(client, manifest, random, pool * filling)
             host = client.first_token(session + _tokens(random, manifest, options.new), salt)
-            if isinstance(client, OverHttp) or host.from_host or not host.cached:
+            if host.from_host or not host.cached:
                 break
         right = (first.cached, device.cached, device.from_host) == (0, whole, 0) and host.cached == whole
-        right = right and (isinstance(client, OverHttp) or host.from_host >= whole - manifest.kv.identity_tokens)
+        right = right and host.from_host >= whole - manifest.kv.identity_tokens
         say({
             "tokens": tokens, "sample": repeat, "recomputed": first, "device": device, "host": host, "right": right,
             "between_seconds": round(time.perf_counter() - filled, 2),

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..plans.errors import MemoryPlanError
 from ..plans.kv_caches import cache_names
 from ..plans.schema import Manifest
+from ..plans.units import format_bytes
 from .block_tier import NO_COPIES, BlockTier, CacheUses, NoTier, StepCopies, TierSize, groups_by_pool
 from .host_arrays import HostArray, large_bytes
 from .scheduling.step import BlockCopies, StepBatch
@@ -52,7 +54,7 @@ class HostBlockTier:
 def host_block_tier(manifest: Manifest, caches: Mapping[str, HostArray]) -> BlockTier:
     """The tier that a plan asks for; its memory is the process's once blocks come. `caches` are all KV caches by name.
 
-    Raises MemoryError where so much cannot be promised.
+    Raises MemoryPlanError where so much cannot be promised.
     """
     kv = manifest.kv
     if not any(kv.pool_host_blocks):
@@ -67,7 +69,17 @@ def host_block_tier(manifest: Manifest, caches: Mapping[str, HostArray]) -> Bloc
 
 
 def _tier(blocks: int, cache: _Bytes) -> _Bytes:
-    return large_bytes(blocks * cache.shape[1]).reshape(blocks, cache.shape[1])
+    count = blocks * cache.shape[1]
+    try:
+        return large_bytes(count).reshape(blocks, cache.shape[1])
+    except (OSError, OverflowError, MemoryError) as error:
+        raise MemoryPlanError(
+            "The plan's host tier cannot be allocated.",
+            where="kv.host_blocks",
+            expected=f"{format_bytes(count)} for each cache",
+            got=str(error) or "too little memory",
+            fix="free memory, or compile the plan with a smaller --host-kv",
+        ) from None
 
 
 def _as_bytes(cache: HostArray) -> _Bytes:

@@ -27,6 +27,8 @@ from tokenspeed.runtime.protocol import (
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
+_RELOADED = "tokenspeed:reloaded_tokens_total"
+
 
 class Reply(NamedTuple):
     """Seconds to the first token, tokens that were not computed, and those of them that came from the host."""
@@ -103,16 +105,24 @@ class InProcess:
 
 
 class OverHttp:
-    """A `Client` of a server that speaks OpenAI's API and tells cached tokens; what came from the host it does not tell."""
+    """A `Client` of `tokenspeed-run`, whose metrics tell what came from the host."""
 
     def __init__(self, url: str, model: str) -> None:
         self._server, self._model = Server.parse(url), model
 
     def first_token(self, prompt: list[int], salt: str) -> Reply:
-        return asyncio.run(self._ask(prompt, salt))
+        before = asyncio.run(self._reloaded())
+        reply = asyncio.run(self._ask(prompt, salt))
+        return reply._replace(from_host=asyncio.run(self._reloaded()) - before)
 
     def close(self) -> None:
         pass
+
+    async def _reloaded(self) -> int:
+        """Tokens brought back from the host so far."""
+        async with request(self._server, "GET", "/metrics") as answer:
+            lines = (await answer.whole()).decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(_RELOADED))
 
     async def _ask(self, prompt: list[int], salt: str) -> Reply:
         asked = {

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pytest
+from tokenspeed.plans.errors import MemoryPlanError
 from tokenspeed.plans.program import DTYPE_BYTES
 from tokenspeed.plans.schema import KvGroup, WindowPool
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
 from tokenspeed.runtime.host_block_tier import host_block_tier
-from tokenspeed.runtime.host_placement import HostPlacement
 from tokenspeed.runtime.scheduling.step import BlockCopies, empty_step
 from tokenspeed.runtime.static_memory import _caches
 
@@ -67,10 +67,12 @@ def test_a_step_that_fails_copies_nothing_that_counts(executor: PlanExecutor) ->
 def test_an_executor_that_no_scheduler_uses_has_no_tier(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", random_sources(Llama()))
     kv = msgspec.structs.replace(Llama().manifest().kv, host_blocks=1 << 40)  # nothing could hold them
-    loaded = load_executor(plan_of(Llama(), kv=kv), str(tmp_path / "model.safetensors"), None, lambda _phase: None)
+    weights = str(tmp_path / "model.safetensors")
+    loaded = load_executor(plan_of(Llama(), kv=kv), weights, None, lambda _phase: None)
     with pytest.raises(ValueError, match="no host tier"):
         loaded.run(replace(empty_step(0), saves=copies([0], [0])))
-    assert isinstance(loaded._placement, HostPlacement)
+    with pytest.raises(MemoryPlanError, match="smaller --host-kv"):
+        load_executor(plan_of(Llama(), kv=kv), weights, None, lambda _phase: None, host_tier=True)
 
 
 Order = Literal["token_major", "head_major"]
