@@ -15,11 +15,14 @@ from .state import SchedulerState
 
 
 class StepPlanner:
-    """Plans one step at a time over the scheduler's state. Keeps only which waiting head did not fit, and how much was free."""
+    """Plans one step at a time over the scheduler's state. Keeps only which waiting head did not fit, and how much was free;
+    `_over_budget`: because preempting has cost too much."""
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._blocked: tuple[Sequence, int] | None = None
+        self._over_budget = False
+        self._lost = state.lost_for_a_block if state.rules.least_lost_victim else None
 
     def plan(self) -> tuple[NDArray[np.intp], list[Chunk]]:
         """Slots that decode and chunks that prefill; admits and preempts on the way.
@@ -118,7 +121,7 @@ class StepPlanner:
         while not state.kv.available:
             if state.kv.retiring:
                 return False
-            victim = policy.victim(state.running.values())
+            victim = policy.victim(sequence, state.running.values(), self._lost)
             state.preempt(victim)
             if victim is sequence:
                 return False
@@ -175,7 +178,7 @@ class StepPlanner:
         state = self._state
         if self._blocked is None or self._blocked[0] is not sequence or not state.running:
             return False
-        return self._slack() <= self._blocked[1]
+        return self._slack() <= self._blocked[1] and not (self._over_budget and state.losses.allows(state.clock))
 
     def _slack(self) -> int:
         return self._state.kv.available - policy.headroom(len(self._state.running))
@@ -185,7 +188,8 @@ class StepPlanner:
         state = self._state
         if state.slots.draining or np.maximum.reduce(state.priority) <= sequence.request.priority:
             return False
-        return bool(((state.priority > sequence.request.priority) & (state.due >= sequence.due)).any())
+        gives_way = (state.priority > sequence.request.priority) & (state.due >= sequence.due)
+        return bool(gives_way.any()) and state.losses.allows(state.clock)
 
     def _make_room(self, sequence: Sequence, hits: Hits) -> bool:
         """Preempt for a waiting sequence of better priority (rule 6), counting what launched steps will give back.
@@ -195,7 +199,10 @@ class StepPlanner:
         state, keep, chosen = self._state, set(hits.units), []
         slots = state.slots.free + state.slots.draining
         missing = state.shortage(sequence, hits) - state.kv.retiring_blocks(keep)
-        for victim in policy.outranked(sequence, state.running.values()):
+        if not state.losses.allows(state.clock):
+            self._blocked, self._over_budget = (sequence, self._slack()), True
+            return False
+        for victim in policy.outranked(sequence, state.running.values(), self._lost):
             if slots > 0 and missing <= 0:
                 break
             assert victim.blocks is not None
@@ -203,8 +210,9 @@ class StepPlanner:
             slots += 1
             missing -= state.kv.reclaimable(victim.blocks, keep) + 1
         if slots <= 0 or missing > 0:
-            self._blocked = (sequence, self._slack())
+            self._blocked, self._over_budget = (sequence, self._slack()), False
             return False
         for victim in chosen:
+            state.losses.lose(state.clock, state.lost_seconds(victim))
             state.preempt(victim)
         return bool(chosen)

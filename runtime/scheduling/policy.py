@@ -8,9 +8,12 @@
 4. A waiting request is admitted when a slot is free and the blocks of all its tokens, less prefix hits, are available with one
    block to spare for each running sequence (its next one): admission does not provoke preemption. All its blocks are
    taken at once, so a prefill never stops half-way for want of blocks.
-5. A decode row that needs a block and finds none preempts the running sequence of worst rank, itself included.
+5. A decode row that needs a block and finds none preempts one of those that rank worse, or itself: of the worst priority the one
+   whose work is least for each block that it frees (to compute it again, or to copy it to the host and back). So who ranks best
+   is never preempted by others' growth, and work goes on.
 6. A waiting request of better priority (not merely earlier) preempts running ones of worse priority that are not due before it,
-   worst first, if that makes enough room; else it preempts nobody.
+   in the same order, if that makes enough room; else it preempts nobody. Not while that has cost more than `preemption_budget`
+   of the time (losses.py).
 7. The preempted keep their rank and output, come back in a later round, and recompute what the cache no longer has.
 8. In a pipeline, where several steps are in flight, no sequence has rows in two of them. Each step takes an equal part of what
    there is to do, by predicted time (pipeline.py), and leaves a sequence for each further step that may be launched at once.
@@ -133,12 +136,20 @@ def by_rank(sequences: Iterable[Sequence]) -> list[Sequence]:
     return sorted(sequences, key=lambda sequence: sequence.rank)
 
 
-def victim(running: Iterable[Sequence]) -> Sequence:
-    """Rule 5."""
-    return max(running, key=lambda sequence: sequence.rank)
+def victim(needy: Sequence, running: Iterable[Sequence], lost: Callable[[Sequence], float] | None) -> Sequence:
+    """Rule 5: who gives way to `needy`. `lost`(sequence) is the work lost for each block that it frees; None: all are alike."""
+    worse = [sequence for sequence in running if sequence.rank > needy.rank]
+    return first_to_go(worse, lost)[0] if worse else needy
 
 
-def outranked(waiting: Sequence, running: Iterable[Sequence]) -> list[Sequence]:
+def first_to_go(sequences: Iterable[Sequence], lost: Callable[[Sequence], float] | None) -> list[Sequence]:
+    """Worst priority first, of one priority who loses least, or the worst rank where that is all alike."""
+    order = sorted(sequences, key=lambda sequence: sequence.rank, reverse=True)
+    return order if lost is None else sorted(order, key=lambda sequence: (-sequence.request.priority, lost(sequence)))
+
+
+def outranked(waiting: Sequence, running: Iterable[Sequence], lost: Callable[[Sequence], float] | None) -> list[Sequence]:
     """Rule 6: who may be preempted for `waiting`, first to go first."""
     priority, due = waiting.request.priority, waiting.due
-    return by_rank(sequence for sequence in running if sequence.request.priority > priority and sequence.due >= due)[::-1]
+    worse = (sequence for sequence in running if sequence.request.priority > priority and sequence.due >= due)
+    return first_to_go(worse, lost)

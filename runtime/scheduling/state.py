@@ -114,9 +114,17 @@ class SchedulerState:
         return sequence.preempted_in_round != self.round and sequence.awaited_step <= self.completed_step
 
     def find_hits(self, sequence: Sequence) -> Hits:
-        """Cached prefix of a waiting sequence; its last known token is always computed, for its logits."""
+        """Cached prefix of a waiting sequence; its last known token is always computed, for its logits. What is on the host alone
+        does not count where it is sooner computed than copied."""
         sequence.hash_units((sequence.length - 1) // self.kv.identity_tokens)
-        return self.find_cached(sequence.chain, sequence.tokens())
+        hits = self.find_cached(sequence.chain, sequence.tokens())
+        if not (hits.reload_blocks and self.rules.swap and self.costs is not None):
+            return hits
+        there = next(number for number, unit in enumerate(hits.units) if not unit.indices)
+        before, after = there * self.kv.identity_tokens, len(hits.units) * self.kv.identity_tokens
+        if self.costs.copy_seconds(hits.reload_blocks * self.kv.bytes_per_block) <= self.costs.prefill_seconds(after, before):
+            return hits
+        return self.kv.lookup(sequence.chain.first(there), token_bytes(sequence.tokens()[:before]))
 
     def find_cached(self, chain: PrefixChain, tokens: IntArray) -> Hits:
         """Cached prefix of all tokens but the last, which `chain` covers."""
@@ -179,6 +187,18 @@ class SchedulerState:
         self.service.begin(slot)
         target = sequence.request.inter_token_seconds
         self.inter_token[slot] = self._usual_inter_token if target is None else target
+
+    def lost_seconds(self, sequence: Sequence) -> float:
+        """What preemption of a running sequence costs: to compute it again, or, if that is less, to copy it away and back."""
+        computed = int(self.slots.computed[sequence.slot])
+        again = self.prefill_seconds(computed, 0) if computed else 0.0
+        if not (self.rules.swap and self.kv.has_tier and self.costs is not None):
+            return again
+        return min(again, 2 * self.costs.copy_seconds(self.kv.blocks_for(computed) * self.kv.bytes_per_block))
+
+    def lost_for_a_block(self, sequence: Sequence) -> float:
+        assert sequence.blocks is not None
+        return self.lost_seconds(sequence) / max(1, self.kv.reclaimable(sequence.blocks))
 
     def grow(self, sequence: Sequence) -> None:
         """One more block for a running sequence."""

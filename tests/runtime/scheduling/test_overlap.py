@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenspeed.runtime.scheduling.errors import SchedulerMisuse
 from tokenspeed.runtime.scheduling.kv_integrity import block_states
+from tokenspeed.runtime.scheduling.policy import PLAIN
 from tokenspeed.runtime.scheduling.request import Outcome
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import StepBatch
@@ -104,7 +105,7 @@ def test_preempted_blocks_are_not_reused_while_a_step_is_in_flight():
 
 
 def test_a_round_that_only_preempts_leaves_nothing_stuck():
-    scheduler, _ = make_scheduler(blocks=4, block_tokens=2, identity_tokens=2, max_rows=4, max_sequences=2)
+    scheduler, _ = make_scheduler(blocks=4, block_tokens=2, identity_tokens=2, max_rows=4, max_sequences=2, policy=PLAIN)
     scheduler.submit(make_request("a", [1, 1, 1], 4, priority=1))
     launch(scheduler)
     scheduler.submit(make_request("b", [1, 1, 2], 3, priority=1))
