@@ -3,7 +3,7 @@ one step of all of them. Pure, as the schedulers of the groups are."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from .request import Outcome, Request, SchedulerStats, TurnEnd
 from .scheduler import Scheduler
 from .step import GroupedStep
 
+_MOST_SESSIONS = 8192
+
 
 class Candidate(NamedTuple):
     """A group as a request sees it: whether its queue is full, whether a slot is free there, rows of work it has, and how many of
@@ -27,15 +29,20 @@ class Candidate(NamedTuple):
     cached: int
 
 
-def choose_group(prompt: int, candidates: Sequence[Candidate]) -> int:
+def choose_group(prompt: int, candidates: Sequence[Candidate], home: int | None = None) -> int:
     """Where a prompt of so many tokens goes.
 
     A group whose queue takes it, before one that would refuse it; one with a free slot, before one where it waits; then the one
     that has the fewest rows to compute with it, which its cached tokens are not. Of equal ones, the first.
+
+    Its session's `home` is taken to have a slot for it, and all of its prompt: so a session stays where it was, unless that group
+    has more to do than another by as much as the whole prompt.
     """
 
     def order(group: int) -> tuple[bool, bool, int, int]:
         found = candidates[group]
+        if group == home:
+            return found.full, False, found.work, group
         return found.full, not found.free, found.work + prompt - found.cached, group
 
     return min(range(len(candidates)), key=order)
@@ -50,7 +57,8 @@ class _Placed:
 
 
 class GroupedScheduler:
-    """The interface of `Scheduler` over one for each group, all with the same limits. A request stays in the group it went to.
+    """The interface of `Scheduler` over one for each group, all with the same limits. A request stays in the group it went to,
+    and its session's next one goes there too, unless another has much less to do.
 
     A step has a part of every group that has rows. `output_tokens` is how many a request is expected to get, if it asks for more.
     """
@@ -59,6 +67,7 @@ class GroupedScheduler:
         self.groups = tuple(schedulers)
         self._output_tokens = output_tokens
         self._placed: dict[str, _Placed] = {}
+        self._homes: OrderedDict[str, int] = OrderedDict()
         self._work = [0] * len(self.groups)
         self._flights: deque[GroupedStep] = deque()
         self._next_step = 0
@@ -78,8 +87,9 @@ class GroupedScheduler:
             Candidate(scheduler.is_full, scheduler.free_slots > 0, work, scheduler.cached_tokens(request, chain))
             for scheduler, work in zip(self.groups, self._work, strict=True)
         ]
-        group = choose_group(len(request.tokens), candidates)
+        group = choose_group(len(request.tokens), candidates, self._homes.get(request.session_id))
         self.groups[group].submit(request, chain)
+        self._settle(request.session_id, group)
         work = len(request.tokens) - candidates[group].cached + min(request.max_tokens, self._output_tokens)
         self._placed[request.request_id] = _Placed(group, work)
         self._work[group] += work
@@ -101,6 +111,19 @@ class GroupedScheduler:
     def close_session(self, session_id: str) -> None:
         for scheduler in self.groups:
             scheduler.close_session(session_id)
+        self._homes.pop(session_id, None)
+
+    def _settle(self, session_id: str, group: int) -> None:
+        """The session's next turn belongs where this one went; another group forgets what it had of it."""
+        if not session_id:
+            return
+        before = self._homes.get(session_id, group)
+        if before != group:
+            self.groups[before].close_session(session_id)
+        self._homes[session_id] = group
+        self._homes.move_to_end(session_id)
+        if len(self._homes) > _MOST_SESSIONS:
+            self._homes.popitem(last=False)
 
     def abort(self, request_id: str) -> Outcome | None:
         group = self.group_of(request_id)

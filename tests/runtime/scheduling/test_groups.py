@@ -27,8 +27,8 @@ class Groups:
         self.outputs: dict[str, list[int]] = {}
         self.ended: dict[str, str] = {}
 
-    def submit(self, name: str, tokens: Sequence[int], max_tokens: int = 4) -> int:
-        request = make_request(name, tokens, max_tokens)
+    def submit(self, name: str, tokens: Sequence[int], max_tokens: int = 4, session: str = "") -> int:
+        request = make_request(name, tokens, max_tokens, session=session)
         self.scheduler.submit(request)
         group = self.scheduler.group_of(name)
         assert group is not None
@@ -123,6 +123,22 @@ def test_only_when_every_queue_is_full_is_a_request_refused() -> None:
     with pytest.raises(QueueFull):
         groups.submit("c", [1])
     assert groups.scheduler.group_of("c") is None
+
+
+def test_a_session_stays_where_it_was_unless_another_group_has_much_less_to_do() -> None:
+    groups = Groups()
+    assert groups.submit("b1", [9] * 8, session="b") == 0
+    assert groups.submit("a1", [1] * 12, session="a") == 1
+    groups.run_to_end()
+    assert groups.submit("other", [5] * 9) == 0
+    assert groups.submit("more", [6] * 6) == 1
+    assert groups.submit("a2", [1] * 16, session="a") == 1
+    groups.scheduler.close_session("b")
+    assert groups.submit("a3", [1] * 40, session="a") == 1
+    assert groups.submit("c1", [1] * 17) == 0 and groups.submit("a4", [1] * 40, session="a") == 1, "though it has more to do"
+    assert groups.submit("a5", [1] * 17, session="a") == 0, "by more than the whole prompt"
+    assert groups.scheduler._homes == {"a": 0}
+    groups.run_to_end()
 
 
 candidates = st.builds(Candidate, st.booleans(), st.booleans(), st.integers(0, 500), st.integers(0, 64))
