@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..plans.template import instantiate
-from ..plans.window_blocks import window_blocks
 
 ATTENTION = {"ts.attention", "ts.cached_attention"}
 
@@ -22,8 +21,9 @@ def window_pools(module: ir.Module, max_context: int, unit_tokens: int) -> tuple
 
 
 def tail_units(window: int, unit_tokens: int) -> int:
-    """The most units that a decoding sequence needs, with one step in flight and the next one's row to come."""
-    return window_blocks(window, 2, unit_tokens)
+    """The most units that a decoding sequence holds: what is behind the window stays until the next unit is full
+    (runtime/scheduling/windows.py), and the next row may need another."""
+    return 2 - (-(window - 1) // unit_tokens)
 
 
 def pools_of_layers(module: ir.Module, windows: Sequence[int]) -> dict[int, int]:

@@ -12,11 +12,13 @@ from .chunk import Chunk
 from .flight import Flight
 from .slots import PENDING, Phase
 from .state import SchedulerState
-from .step import BlockCopies, IntArray, SlotAdmission, StepBatch, empty_step
+from .step import BlockCopies, IntArray, SlotAdmission, StepBatch, WindowPart, empty_step
 
 
 def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> StepBatch:
     """The step of these decode slots and prefill chunks. Arrays are copies; nothing of the state is shared with the caller."""
+    for chunk in chunks if state.kv.windows else ():
+        state.cover(chunk.sequence, chunk.start + chunk.rows)
     batch, flight = _build(state, decodes, chunks) if len(decodes) or chunks else _without_rows(state)
     slots = state.slots
     slots.computed[flight.slots] = flight.computed
@@ -90,6 +92,13 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
         admissions=tuple([SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted]),
         saves=saves,
         loads=loads,
+        windows=tuple(
+            WindowPart(
+                block_tables=table[rows.sequence_slots, :columns],
+                slot_mapping=table[row_slots, blocks].astype(np.int64) * block_tokens + offsets,
+            )
+            for table in slots.window_tables
+        ),
     )
     return batch, flight
 

@@ -82,6 +82,8 @@ def _seal(state: SchedulerState, sequence: Sequence, units: int) -> None:
         parent, digest = sequence.chain.digests[unit : unit + 2]
         state.kv.seal(sequence.blocks, digest, parent, sequence.unit_bytes(unit))
     state.slots.sealed[sequence.slot] = units * state.slots.unit_tokens
+    if state.kv.windows:
+        state.leave_behind(sequence, int(state.slots.confirmed[sequence.slot]))
 
 
 def _append(state: SchedulerState, slots: NDArray[np.intp], names: Iterable[str], tokens: NDArray[np.int32]) -> list[Outcome]:

@@ -8,6 +8,7 @@ from .kv_integrity import check_kv
 from .sequence import Sequence, Status
 from .slots import Phase
 from .state import SchedulerState
+from .windows import entries
 
 
 def check_state(state: SchedulerState) -> None:
@@ -83,6 +84,12 @@ def _check_blocks(state: SchedulerState, slot: int, sequence: Sequence) -> None:
     _check(row[: len(indices)].tolist() == indices, f"{sequence.request_id}: its block table is not its blocks")
     _check(not row[len(indices) :].any(), f"{sequence.request_id}: its block table has entries beyond its blocks")
     _check(slots.capacity[slot] == len(indices) * state.kv.block_tokens, f"{sequence.request_id}: capacity is not its blocks")
+    for table, (start, seen) in zip(slots.window_tables, entries(blocks.windows, state.kv.windows), strict=True):
+        _check(
+            table[slot, start : start + len(seen)].tolist() == seen, f"{sequence.request_id}: a window table is not its blocks"
+        )
+        rest = table[slot, :start].any() or table[slot, start + len(seen) :].any()
+        _check(not rest, f"{sequence.request_id}: a window's table has entries that are not its blocks")
     loaded = slots.phase[slot] == Phase.LOADING or state.kv.is_ready(blocks)
     _check(loaded, f"{sequence.request_id}: may have rows before its blocks are loaded")
     _check(not state.kv.is_spoilt(blocks), f"{sequence.request_id}: runs on blocks that could not be loaded")

@@ -15,24 +15,26 @@ from .prefix import TOKEN_BYTES, chain_seed
 from .request import TurnEnd
 from .retention import Owner, Retention
 from .step import BlockCopies
+from .windows import WindowBlocks, WindowHits, WindowPool
 
 NOBODY = Owner("", False, ())
 """Of blocks whose request nothing is known about."""
 
 
 class SequenceBlocks(Handle):
-    """The blocks of one running sequence, in order: sealed units first, then blocks it may write.
+    """The blocks of one running sequence, in order: sealed units first, then blocks it may write; and those of window pools.
 
     `awaits` is the last place in the queue of loads that the sequence waits for (-1: none); `owner` is whose they are;
     `ended` says why they were released.
     """
 
-    __slots__ = ("awaits", "ended", "owner", "sealed", "writable")
+    __slots__ = ("awaits", "ended", "owner", "sealed", "windows", "writable")
 
     def __init__(self, sealed: list[SealedBlock], owner: Owner) -> None:
         super().__init__()
         self.sealed, self.owner, self.awaits, self.ended = sealed, owner, -1, False
         self.writable: list[WritableBlock] = []
+        self.windows: tuple[WindowBlocks, ...] = ()
 
     def indices(self) -> list[int]:
         """Physical blocks in the order of the sequence's tokens."""
@@ -43,11 +45,13 @@ class SequenceBlocks(Handle):
 
 class Hits(NamedTuple):
     """The longest cached prefix: its units in order, and how many of the available blocks it takes: those of units without a
-    user (evictable until taken), and `reload_blocks` new ones for units that the host alone has."""
+    user (evictable until taken), and `reload_blocks` new ones for units that the host alone has. `windows`: the units of each
+    window pool that the next row sees."""
 
     units: list[Unit]
     idle_blocks: int
     reload_blocks: int = 0
+    windows: tuple[list[Unit], ...] = ()
 
 
 class KvManager:
@@ -61,6 +65,9 @@ class KvManager:
     `host_blocks` are more blocks in the host's memory: units go there in the background (`launch`), and come back for a
     sequence that starts with them. Such a sequence has rows once `is_ready`, in the step being planned or later.
     `bytes_per_block` is what a block takes (0: unknown).
+
+    `windows` are pools of further blocks: how many tokens a row sees, and how many blocks there are (windows.py). A prefix counts
+    as known where they have what the next row sees.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class KvManager:
         share: bool = True,
         host_blocks: int = 0,
         bytes_per_block: int = 0,
+        windows: Sequence[tuple[int, int]] = (),
     ) -> None:
         _check_geometry(blocks, block_tokens, identity_tokens, host_blocks)
         self.shares = share
@@ -81,6 +89,10 @@ class KvManager:
         self.clock = Clock()
         self.retention = Retention(self.clock, 4 * (blocks + host_blocks) // self.unit_blocks + 4)
         self.pool = BlockPool(0, blocks, self.unit_blocks, host_blocks, share, self.clock)
+        self.windows = tuple(
+            WindowPool(BlockPool(number, count, self.unit_blocks, 0, share, self.clock), window, identity_tokens)
+            for number, (window, count) in enumerate(windows, 1)
+        )
         self._open: set[SequenceBlocks] = set()
         self._retiring: dict[int, list[SequenceBlocks]] = {}
         self.completed_step = -1
@@ -108,8 +120,9 @@ class KvManager:
 
     @property
     def usage(self) -> float:
-        """Share of the pool in use, 0 to 1; cached blocks nobody uses do not count."""
-        return 1 - self.available / self.blocks
+        """Share of the fullest pool in use, 0 to 1; cached blocks nobody uses do not count."""
+        pools = (self.pool, *(window.pool for window in self.windows))
+        return max(1 - pool.available / pool.blocks for pool in pools)
 
     @property
     def host_usage(self) -> float:
@@ -142,9 +155,11 @@ class KvManager:
         """The longest known prefix of a chain (its seed, then one digest per unit); changes nothing. O(units of the hit)."""
         if not self.shares:
             return Hits([], 0)
-        size, units, idle, reload = self.identity_tokens * TOKEN_BYTES, list[Unit](), 0, 0
+        size, units, idle, reload, count = self.identity_tokens * TOKEN_BYTES, list[Unit](), 0, 0, 0
+        behind, best = WindowHits(self.windows), Hits([], 0)
         for number, digest in enumerate(digests[1:]):
-            unit = self.pool.find(digest, digests[number], tokens[number * size : (number + 1) * size])
+            of_unit = digests[number], tokens[number * size : (number + 1) * size]
+            unit = self.pool.find(digest, *of_unit)
             if unit is None:
                 break
             units.append(unit)
@@ -152,16 +167,43 @@ class KvManager:
                 reload += self.unit_blocks
             elif not unit.users and not unit.arriving:
                 idle += self.unit_blocks
-        return Hits(units, idle, reload)
+            if not self.windows or behind.tell(digest, *of_unit):
+                best, count = Hits(units, idle, reload), len(units)
+        return best._replace(units=units[:count], windows=behind.last(count)) if self.windows else best
 
-    def open(self, hits: Hits, owner: Owner = NOBODY) -> SequenceBlocks:
-        """Blocks for a new sequence that starts with `hits`, looked up since the last change of this manager."""
+    def limit_rows(self, rows: int, longest: int) -> None:
+        """Sequences have up to `longest` tokens, and so many rows in steps in flight: said before the first. Raises PlanError
+        where a window's pool does not hold one of them."""
+        for number, window in enumerate(self.windows, 1):
+            window.limit_rows(rows)
+            needed = window.blocks_to_reserve(longest, 0, longest)
+            if needed > window.pool.blocks:
+                raise PlanError(
+                    "a window's pool does not hold one sequence",
+                    where=f"kv.windows, {number}: blocks",
+                    expected=f"at least {needed}",
+                    got=str(window.pool.blocks),
+                    fix="compile the plan again",
+                )
+
+    def reservations(self, length: int, hits: Hits, limit: int) -> tuple[int, ...]:
+        """Blocks to reserve in window pools for a sequence of `length` tokens, `limit` in the end, that starts with `hits`."""
+        cached = len(hits.units) * self.identity_tokens
+        return tuple(window.blocks_to_reserve(length, cached, limit) for window in self.windows)
+
+    def open(self, hits: Hits, owner: Owner = NOBODY, reserve: Sequence[int] = ()) -> SequenceBlocks:
+        """Blocks for a new sequence that starts with `hits`, looked up since the last change of this manager; `reserve` blocks of
+        each window pool are for it."""
         held = [self.pool.hold(unit) for unit in hits.units]  # first, so that loads evict none of them
         sealed = [share or self.pool.load(unit) for share, unit in zip(held, hits.units, strict=True)]
         for unit in hits.units:
             self.retention.used(unit, owner)
         self._leave([*self.retention.begin(owner)], owner.session)
         blocks = SequenceBlocks(sealed, owner)
+        blocks.windows = tuple(
+            window.open(seen, len(hits.units), count)
+            for window, seen, count in zip(self.windows, hits.windows or ([],) * len(self.windows), reserve, strict=True)
+        )
         if self.pool.tier is not None:
             blocks.awaits = max((self.pool.tier.place(unit) for unit in hits.units), default=-1)
             self.pool.tier.board()
@@ -192,6 +234,22 @@ class KvManager:
         del blocks.writable[: self.unit_blocks]
         blocks.sealed.append(sealed)
         self.retention.used(sealed.unit, blocks.owner)
+        for window, part in zip(self.windows, blocks.windows, strict=True):
+            window.seal(part, digest, parent, tokens)
+
+    def cover(self, blocks: SequenceBlocks, tokens: int) -> list[tuple[int, list[int]]]:
+        """Let the sequence write its first `tokens` tokens in window pools too: of each the first new block, counted from the
+        sequence's first token, and all new ones. What it reserved is enough."""
+        count = self.blocks_for(tokens)
+        return [window.cover(part, count) for window, part in zip(self.windows, blocks.windows, strict=True)]
+
+    def leave_behind(self, blocks: SequenceBlocks, confirmed: int, limit: int, prefills: bool) -> list[int]:
+        """No row of the sequence before position `confirmed` is left in any step, and all its full units are sealed: how many
+        blocks it gives back in each window pool."""
+        return [
+            window.leave_behind(part, confirmed, part.reserved if prefills else window.blocks_to_reserve(0, 0, limit))
+            for window, part in zip(self.windows, blocks.windows, strict=True)
+        ]
 
     def release(self, blocks: SequenceBlocks, last_step: int, ended: bool = True) -> None:
         """The sequence gives all its blocks back, because it ended or was preempted; `last_step` is the last launched step that
@@ -242,6 +300,19 @@ class KvManager:
         """Whether a unit of the sequence could not be loaded."""
         return any(block.unit.spoilt for block in blocks.sealed)
 
+    def reserved(self, blocks: SequenceBlocks) -> list[int]:
+        """Blocks of each window pool that are for this sequence."""
+        return [part.reserved for part in blocks.windows]
+
+    def retiring_reserved(self) -> list[int]:
+        """The same of sequences that wait for launched steps to be complete."""
+        retiring = [blocks for batch in self._retiring.values() for blocks in batch]
+        return [sum(blocks.windows[at].reserved for blocks in retiring) for at in range(len(self.windows))]
+
+    def unreserved(self) -> list[int]:
+        """Blocks of each window pool that are for nobody."""
+        return [window.unreserved for window in self.windows]
+
     def reclaimable(self, blocks: SequenceBlocks, keep: Collection[Unit] = ()) -> int:
         """Blocks that become available when this sequence releases, not counting the units in `keep`."""
         sole = sum(block.unit.readers == 1 and block.unit not in keep for block in blocks.sealed)
@@ -260,6 +331,8 @@ class KvManager:
         for block in reversed(blocks.sealed):
             self.retention.expect(block.unit, blocks.owner, blocks.ended)
             self.pool.give_back(block)
+        for window, part in zip(self.windows, blocks.windows, strict=True):
+            window.give_back(part)
 
     def end_turn(self, session: str, end: TurnEnd) -> None:
         """Hint: how a session's last turn ended. O(units of the turn)."""
@@ -313,7 +386,8 @@ def manager_of(geometry: KvGeometry) -> KvManager:
     """The manager of a plan's blocks."""
     numbers = geometry.blocks, geometry.block_tokens, geometry.identity_tokens
     tier = geometry.host_blocks, geometry.bytes_per_block
-    return KvManager(*numbers, geometry.compatibility, geometry.shares_prefixes, *tier)
+    windows = [(pool.window, pool.blocks) for pool in geometry.windows]
+    return KvManager(*numbers, geometry.compatibility, geometry.shares_prefixes, *tier, windows)
 
 
 def _check_geometry(blocks: int, block_tokens: int, identity_tokens: int, host_blocks: int) -> None:

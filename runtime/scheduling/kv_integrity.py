@@ -70,6 +70,8 @@ def check_kv(kv: KvManager) -> None:
     _check_index(kv.pool, users)
     if kv.pool.tier is not None:
         _check_tier(kv.pool, kv.pool.tier, users)
+    for at, window in enumerate(kv.windows):
+        window.check(holder.windows[at] for holder in kv.holders())
     _require(all(step > kv.completed_step for step in kv.retiring_steps()), "blocks retire on a step that is complete")
 
 

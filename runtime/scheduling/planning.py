@@ -20,7 +20,7 @@ class StepPlanner:
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
-        self._blocked: tuple[Sequence, int] | None = None
+        self._blocked: tuple[Sequence, tuple[int, ...]] | None = None
         self._over_budget = False
         self._lost = state.lost_for_a_block if state.rules.least_lost_victim else None
 
@@ -166,9 +166,9 @@ class StepPlanner:
         if not state.slots.free and not self._may_take_a_slot(sequence):
             return False
         hits = state.find_hits(sequence)
-        if (not state.slots.free or state.shortage(sequence, hits) > 0) and self._make_room(sequence, hits):
+        if (not state.slots.free or max(state.shortages(sequence, hits)) > 0) and self._make_room(sequence, hits):
             hits = state.find_hits(sequence)
-        if not state.slots.free or state.shortage(sequence, hits) > 0:
+        if not state.slots.free or max(state.shortages(sequence, hits)) > 0:
             return False
         state.admit(sequence, hits)
         return True
@@ -178,10 +178,13 @@ class StepPlanner:
         state = self._state
         if self._blocked is None or self._blocked[0] is not sequence or not state.running:
             return False
-        return self._slack() <= self._blocked[1] and not (self._over_budget and state.losses.allows(state.clock))
+        stuck = all(now <= then for now, then in zip(self._slack(), self._blocked[1], strict=True))
+        return stuck and not (self._over_budget and state.losses.allows(state.clock))
 
-    def _slack(self) -> int:
-        return self._state.kv.available - policy.headroom(len(self._state.running))
+    def _slack(self) -> tuple[int, ...]:
+        """Of each pool."""
+        kv = self._state.kv
+        return kv.available - policy.headroom(len(self._state.running)), *kv.unreserved()
 
     def _may_take_a_slot(self, sequence: Sequence) -> bool:
         """All slots are taken: is there a sequence to preempt? Not while a slot is about to come free anyway."""
@@ -198,18 +201,20 @@ class StepPlanner:
         """
         state, keep, chosen = self._state, set(hits.units), []
         slots = state.slots.free + state.slots.draining
-        missing = state.shortage(sequence, hits) - state.kv.retiring_blocks(keep)
+        returning = [state.kv.retiring_blocks(keep), *state.kv.retiring_reserved()]
+        missing = [count - soon for count, soon in zip(state.shortages(sequence, hits), returning, strict=True)]
         if not state.losses.allows(state.clock):
             self._blocked, self._over_budget = (sequence, self._slack()), True
             return False
         for victim in policy.outranked(sequence, state.running.values(), self._lost):
-            if slots > 0 and missing <= 0:
+            if slots > 0 and max(missing) <= 0:
                 break
             assert victim.blocks is not None
             chosen.append(victim)
             slots += 1
-            missing -= state.kv.reclaimable(victim.blocks, keep) + 1
-        if slots <= 0 or missing > 0:
+            given = [state.kv.reclaimable(victim.blocks, keep) + 1, *state.kv.reserved(victim.blocks)]
+            missing = [count - gift for count, gift in zip(missing, given, strict=True)]
+        if slots <= 0 or max(missing) > 0:
             self._blocked, self._over_budget = (sequence, self._slack()), False
             return False
         for victim in chosen:

@@ -35,10 +35,11 @@ class SlotTable:
     `last_step`: last launched step with rows of this slot. `binding`: grows when the slot's sequence leaves it; `departures`
     counts that over all slots. `names`: request ids of slots that decode. `numbers`: 0, 1, 2, ...; not to be written to.
     `recent`[slot, position % identity_tokens]: output tokens not yet flushed to the sequence.
-    `block_table`[slot]: the sequence's physical blocks in order, 0 beyond its end.
+    `block_table`[slot]: the sequence's physical blocks in order, 0 beyond its end. `window_tables`: the same of each window
+    pool, 0 before the window as well.
     """
 
-    def __init__(self, slots: int, max_blocks: int, unit_tokens: int) -> None:
+    def __init__(self, slots: int, max_blocks: int, unit_tokens: int, windows: int = 0) -> None:
         def column() -> IntArray:
             return np.zeros(slots, dtype=np.int32)
 
@@ -49,6 +50,7 @@ class SlotTable:
         self.binding: NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
         self.recent: IntArray = np.zeros((slots, unit_tokens), dtype=np.int32)
         self.block_table: IntArray = np.zeros((slots, max_blocks), dtype=np.int32)
+        self.window_tables: list[IntArray] = [np.zeros((slots, max_blocks), dtype=np.int32) for _ in range(windows)]
         self.names: NDArray[Any] = np.full(slots, "", dtype=object)
         self.numbers: NDArray[np.intp] = np.arange(slots + 1)
         self.numbers.flags.writeable = False
@@ -76,6 +78,8 @@ class SlotTable:
         self.binding[slot] += 1
         self.departures += 1
         self.block_table[slot] = 0
+        for table in self.window_tables:
+            table[slot] = 0
         if self.last_step[slot] > completed_step:
             self._draining.setdefault(int(self.last_step[slot]), []).append(slot)
         else:

@@ -26,6 +26,7 @@ from .service import Service
 from .sessions import SessionTable
 from .slots import PENDING, Phase, SlotTable
 from .step import IntArray
+from .windows import entries
 
 LEAST_COPY_SECONDS = 0.005
 """A step may copy to and from the host for so long, however short it is."""
@@ -60,7 +61,8 @@ class SchedulerState:
         self.limits, self.kv, self.pipeline, self.rules, self.costs = limits, kv, pipeline, rules, costs
         kv.retention.by_reuse, kv.retention.supersede = rules.retention, rules.supersede
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
-        self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens)
+        kv.limit_rows(limits.prefill_chunk * (2 if pipeline is None else 1), min(limits.max_context, kv.tokens + 1))
+        self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens, len(kv.windows))
         self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
         self.requests: dict[str, Sequence] = {}
         self.running: dict[int, Sequence] = {}
@@ -131,8 +133,14 @@ class SchedulerState:
         units = (len(tokens) - 1) // self.kv.identity_tokens
         return self.kv.lookup(chain.first(units), token_bytes(tokens))
 
-    def shortage(self, sequence: Sequence, hits: Hits) -> int:
-        """Blocks missing to admit a waiting sequence (policy rule 4); not positive when it fits."""
+    def shortages(self, sequence: Sequence, hits: Hits) -> list[int]:
+        """Blocks missing of each pool to admit a waiting sequence (policy rule 4); none positive when it fits."""
+        wanted = self.kv.reservations(sequence.length, hits, sequence.limit)
+        windows = (count - free for count, free in zip(wanted, self.kv.unreserved(), strict=True))
+        return [self._shortage(sequence, hits), *windows]
+
+    def _shortage(self, sequence: Sequence, hits: Hits) -> int:
+        """Of pool 0."""
         needed = self.kv.blocks_for(sequence.length) - len(hits.units) * self.kv.unit_blocks + hits.idle_blocks
         needed += hits.reload_blocks
         return needed + policy.headroom(len(self.running)) - self.kv.available
@@ -142,11 +150,14 @@ class SchedulerState:
         slot = sequence.slot = self.slots.take()
         sequence.status = Status.RUNNING
         self.waiting.dropped(sequence)
-        blocks = sequence.blocks = self.kv.open(hits, sequence.owner)
+        reserve = self.kv.reservations(sequence.length, hits, sequence.limit)
+        blocks = sequence.blocks = self.kv.open(hits, sequence.owner, reserve)
         indices = blocks.indices()
         indices += self.kv.grow(blocks, self.kv.blocks_for(sequence.length) - len(indices))
         cached = len(hits.units) * self.kv.identity_tokens
         self._bind(sequence, slot, indices, cached)
+        for table, (start, seen) in zip(self.slots.window_tables, entries(blocks.windows, self.kv.windows), strict=True):
+            table[slot, start : start + len(seen)] = seen
         if self.shares is not None and sequence.start_tag is None:
             sequence.expected_seconds = self.prefill_seconds(sequence.length, cached)
             sequence.start_tag = self.shares.start(sequence.request.tenant, sequence.expected_seconds)
@@ -206,6 +217,23 @@ class SchedulerState:
         slot, slots = sequence.slot, self.slots
         slots.block_table[slot, slots.capacity[slot] // self.kv.block_tokens] = self.kv.grow(sequence.blocks, 1)[0]
         slots.capacity[slot] += self.kv.block_tokens
+        self.cover(sequence, int(slots.capacity[slot]))
+
+    def cover(self, sequence: Sequence, tokens: int) -> None:
+        """Blocks of window pools for rows up to so many tokens."""
+        assert sequence.blocks is not None
+        for table, (start, new) in zip(self.slots.window_tables, self.kv.cover(sequence.blocks, tokens), strict=True):
+            table[sequence.slot, start : start + len(new)] = new
+
+    def leave_behind(self, sequence: Sequence, confirmed: int) -> None:
+        """The KV of a running sequence's first `confirmed` tokens is written, and its full units are sealed: what no window
+        reaches any more is given back."""
+        assert sequence.blocks is not None
+        prefills = self.slots.phase[sequence.slot] != Phase.DECODE
+        firsts = [start for start, _ in entries(sequence.blocks.windows, self.kv.windows)]
+        gone = self.kv.leave_behind(sequence.blocks, confirmed, sequence.limit, bool(prefills))
+        for table, start, count in zip(self.slots.window_tables, firsts, gone, strict=True):
+            table[sequence.slot, start : start + count] = 0
 
     def preempt(self, sequence: Sequence) -> None:
         """Running -> waiting, at its old place. A token that a launched step samples for it will still be taken."""

@@ -113,7 +113,7 @@ def test_what_each_pool_gets() -> None:
     """For windows what running sequences can need, if there is room; else as many of the expected length fit all pools."""
     limits = schedule(TrafficProfile(prompt_tokens=6000, output_tokens=400), 100_000, 8, 512)
     demand, room = Demand(limits, 100_000, windows=(1024,)), Room(fixed(), (10, 30))
-    tail, in_flight = 17, 2 * 520 // 64 + 1
+    tail, in_flight = 18, 2 * 520 // 64 + 1
     assert demand.tails == (tail,) and demand.in_flight == in_flight
     memory = room.fixed.total + 1_000_000
     windows = 8 * tail + in_flight

@@ -16,6 +16,7 @@ from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
 from tokenspeed.runtime.scheduling.request import FinishReason, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import BlockCopies, IntArray, StepBatch
+from tokenspeed.runtime.scheduling.windows import WindowPool
 
 VOCABULARY = 12
 NEVER_WRITTEN, IN_TRANSFER, SPOILT = -7, -9, -8
@@ -53,8 +54,9 @@ def make_scheduler(
     policy: Policy = AGENTIC,
     weights: Mapping[str, float] | None = None,
     host_blocks: int = 0,
+    windows: Sequence[tuple[int, int]] = (),
 ) -> tuple[Scheduler, KvManager]:
-    kv = KvManager(blocks, block_tokens, identity_tokens, "test", host_blocks=host_blocks)
+    kv = KvManager(blocks, block_tokens, identity_tokens, "test", host_blocks=host_blocks, windows=windows)
     limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, max_waiting, max_context)
     return Scheduler(limits, kv, policy=policy, weights=weights), kv
 
@@ -86,6 +88,7 @@ class ShadowDevice:
     def __init__(self, kv: KvManager, limits: SchedulerLimits) -> None:
         self.kv, self.limits = kv, limits
         self.memory = np.full((kv.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
+        self.of_windows = [np.full((w.pool.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64) for w in kv.windows]
         tier = kv.pool.tier
         self.host = np.full((0 if tier is None else tier.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
         self.in_transfer: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -198,6 +201,7 @@ class ShadowDevice:
         self._land_loads(batch)
         self.memory.reshape(-1)[batch.slot_mapping] = tokens
         self._check_tenants(batch)
+        self._execute_windows(batch, tokens)
         read = [self._read(batch, sequence) for sequence in range(len(batch.request_ids))]
         for request_id, tokens_read in zip(batch.request_ids, read, strict=True):
             if request_id in self.failed:
@@ -214,6 +218,21 @@ class ShadowDevice:
         for slot, token in zip(batch.logit_slots, sampled, strict=True):
             self.last_token[int(slot)] = token
         self.sampled[batch.step_id] = sampled
+
+    def _execute_windows(self, batch: StepBatch, tokens: list[int]) -> None:
+        """Every row reads its own window in every window pool, through the tables of its sequence."""
+        size = self.kv.block_tokens
+        for pool, memory, part in zip(self.kv.windows, self.of_windows, batch.windows, strict=True):
+            memory.reshape(-1)[part.slot_mapping] = tokens
+            for sequence, request_id in enumerate(batch.request_ids):
+                if request_id in self.failed or request_id in self.spoilt_readers:
+                    continue
+                seen = _seen(batch, sequence, pool.window)
+                read = memory[part.block_tables[sequence, seen // size].astype(np.int64), seen % size]
+                expected = self.prefix[request_id]
+                while len(expected) <= seen[-1]:
+                    expected.append(next_token(expected))
+                assert read.tolist() == [expected[at] for at in seen.tolist()], f"{request_id}: a window holds other tokens"
 
     def _taint(self, batch: StepBatch, request_id: str) -> None:
         """A request reads what could not be loaded: what it writes is worth nothing, and it must never get a token again."""
@@ -255,6 +274,10 @@ class ShadowDevice:
         blocks = batch.block_tables[of_row, batch.positions // self.kv.block_tokens].astype(np.int64)
         assert (batch.slot_mapping == blocks * self.kv.block_tokens + batch.positions % self.kv.block_tokens).all()
         assert len(set(batch.slot_mapping.tolist())) == batch.rows, "two rows write one place"
+        for part in batch.windows if batch.rows else ():
+            blocks = part.block_tables[of_row, batch.positions // self.kv.block_tokens].astype(np.int64)
+            assert (part.slot_mapping == blocks * self.kv.block_tokens + batch.positions % self.kv.block_tokens).all()
+            assert len(set(part.slot_mapping.tolist())) == batch.rows, "two rows write one place of a window's pool"
         assert (batch.row_slots[batch.logit_rows] == batch.logit_slots).all()
         assert [batch.request_ids[of_row[row]] for row in batch.logit_rows] == list(batch.logit_request_ids)
         for array in (batch.token_ids, batch.positions, batch.row_slots, starts, batch.context_lengths, batch.block_tables):
@@ -279,6 +302,23 @@ class ShadowDevice:
                     assert states[block] == "writable", f"block {block} is {states[block]} and still to be written"
                     assert writer.setdefault(block, request_id) == request_id, f"block {block} has two writers"
 
+        for at, window in enumerate(self.kv.windows):
+            self._check_window_held(at, window)
+
+    def _check_window_held(self, at: int, window: WindowPool) -> None:
+        """The same of a window's pool: of blocks that a launched step's rows see, and of those it writes."""
+        size, pool = self.kv.block_tokens, window.pool
+        idle = {block.index for block in pool.free} | {index for block in pool.cached for index in block.unit.indices}
+        sealed = {index for holder in self.kv.holders() for share in holder.windows[at].sealed for index in share.unit.indices}
+        for batch in self.launched:
+            for sequence in range(len(batch.request_ids)):
+                part = batch.windows[at]
+                blocks = part.block_tables[sequence, _seen(batch, sequence, window.window) // size]
+                assert idle.isdisjoint(blocks.tolist()), "a launched step sees a block of a window's pool that is nobody's"
+                rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
+                written = {*(part.slot_mapping[rows] // size).tolist()}
+                assert written.isdisjoint(idle | sealed), "a launched step writes a block of a window's pool that is not its own"
+
     def _check_copies_held(self, batch: StepBatch, states: Mapping[int, BlockState], hosted: Mapping[int, HostState]) -> None:
         for blocks, found, wanted in (
             (_pairs(batch.saves)[0], states, "sealed"),
@@ -288,6 +328,12 @@ class ShadowDevice:
         ):
             for block in blocks.tolist():
                 assert found[block] == wanted, f"block {block} of a copy in flight is {found[block]}, not {wanted}"
+
+
+def _seen(batch: StepBatch, sequence: int, window: int) -> NDArray[np.int64]:
+    """Positions that a sequence's rows in a step see in a window."""
+    positions = batch.positions[batch.sequence_starts[sequence] : batch.sequence_starts[sequence + 1]]
+    return np.arange(max(0, int(positions[0]) - window + 1), int(positions[-1]) + 1)
 
 
 def _pairs(copies: Sequence[BlockCopies]) -> tuple[IntArray, IntArray]:

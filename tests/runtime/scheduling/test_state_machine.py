@@ -33,6 +33,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         stages=st.sampled_from([1, 1, 2, 3, 5]),
         host_units=st.sampled_from([0, 1, 2, 4, 12, 40]),
         copied_units=st.sampled_from([1, 1, 2, 5, 100]),
+        windows=st.sampled_from([(), (), (1,), (3,), (9,), (4, 6)]),
+        window_units=st.integers(0, 20),
     )
     def start(
         self,
@@ -46,12 +48,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         stages: int,
         host_units: int,
         copied_units: int,
+        windows: tuple[int, ...],
+        window_units: int,
     ) -> None:
         block_tokens, identity_tokens = geometry
         self.limits = SchedulerLimits(max_rows, min(max_decode_rows, max_rows), max_sequences, prefill_chunk, 6, 40)
         unit = identity_tokens // block_tokens
-        self.kv = KvManager(blocks * 4 // block_tokens, block_tokens, identity_tokens, "machine", True, host_units * unit)
         pipeline = None if stages == 1 else Pipeline(stages, lambda rows, context: 5.0 + rows + context / 8)
+        least = [2 + -(-(window - 1) // identity_tokens) - (-2 * prefill_chunk // identity_tokens) for window in windows]
+        pools = [(window, (units + window_units) * unit) for window, units in zip(windows, least, strict=True)]
+        size = blocks * 4 // block_tokens
+        self.kv = KvManager(size, block_tokens, identity_tokens, "machine", True, host_units * unit, windows=pools)
         self.scheduler = Scheduler(self.limits, self.kv, pipeline)
         self.scheduler._state.copied_blocks = lambda rows, token_pairs, context: copied_units * unit
         self.scheduler._planner._load_blocks = lambda decodes: copied_units * unit
@@ -230,6 +237,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.sound()
         assert not self.live
         assert self.kv.available == self.kv.blocks
+        assert all(window.unreserved == window.pool.available == window.pool.blocks for window in self.kv.windows)
         assert set(block_states(self.kv).values()) <= {"free", "cached"}
         assert set(host_states(self.kv).values()) <= {"free", "offloaded"}
         assert self.scheduler.stats().reloaded_tokens == self.device.loaded
