@@ -3,10 +3,12 @@
     tokenspeed-compile examples/configs/llama-3.1-8b.json --target h200 --max-context 65536 --memory 28GiB --host-kv 48GiB \
         --max-sequences 8 -o plan.bin
     python benchmarks/context_switch.py plan.bin [--tokens 10000]... [--new 64] [--repeats 3] [--weights dummy]
-    python benchmarks/context_switch.py plan.bin --url http://127.0.0.1:8000        # the same over HTTP, served from that plan
+    tokenspeed-run plan.bin --weights dummy --without retention --without supersede     # and over HTTP, from this server:
+    python benchmarks/context_switch.py plan.bin --url http://127.0.0.1:8000
 
 The plan's pool on the device must hold the longest session, and should hold little more: other prompts fill it, so that the
-session is in the host's memory alone. Its tier must hold several such pools. Weights are made up unless a path is given.
+session is in the host's memory alone; for that the least recently used must go first. Its tier must hold several such pools.
+Weights are made up unless a path is given.
 
 First what the link carries: one way, both ways at once, and KV blocks as the tier copies them (128 KiB of each of 64 caches in
 one call; layer by layer, two in a call). Then, for each number of tokens, the seconds from a prompt (the session and `--new` more
@@ -34,7 +36,7 @@ from tokenspeed.plans.schema import Manifest
 HOST_GOAL, DEVICE_GOAL = 4.0, 20.0
 """How many times faster than computing again."""
 
-_FILLINGS = 4
+_FILLINGS = 2
 
 
 def main() -> int:

@@ -24,8 +24,12 @@ from tokenspeed.runtime.protocol import (
     Submit,
     packed,
 )
+from tokenspeed.runtime.scheduling.ablation import POLICIES, without
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
+
+LEAST_RECENTLY_USED = ("retention", "supersede")
+"""Features of the policy that keep a session on the device although others came after it; without them, others drive it away."""
 
 _RELOADED = "tokenspeed:reloaded_tokens_total"
 
@@ -70,7 +74,7 @@ class InProcess:
     """A `Client` of an engine in this process: no HTTP, and no tokens on their way."""
 
     def __init__(self, plan: Plan, weights: str | None) -> None:
-        scheduler = scheduler_of(plan.manifest)
+        scheduler = scheduler_of(plan.manifest, without(POLICIES["agentic"], LEAST_RECENTLY_USED))
         if not isinstance(scheduler, Scheduler):
             raise SystemExit("this measures plans for one rank")
         started = time.perf_counter()
