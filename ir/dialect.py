@@ -1,39 +1,23 @@
-"""The `ts` dialect: every operation with its fields and its verifier (the shape rule).
+"""The `ts` dialect: every operation with its fields and its verifier (the shape rule); those of several ranks are in
+rank_operations.py.
 
 Rows are the first dimension of activations. Operands that may be absent (a bias) are variadic with at most one value.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
-from . import shapes
+from . import rank_operations as rank_operations  # they are of the dialect that is loaded
 from .mlir import ext, ir
-
-Tensor: TypeAlias = ir.RankedTensorType
-Operand: TypeAlias = ext.Operand[ir.RankedTensorType]
-Result: TypeAlias = ext.Result[ir.RankedTensorType]
+from .operations import Operand, Result, TsDialect, verify
 
 RECURRENCE_OPERANDS, RECURRENT_STATES = 40, 8
 """The most operands and states that a recurrence may have."""
 
 
-class TsDialect(ext.Dialect, name="ts"):
-    """LLM-level tensor operations on flat rows."""
-
-
-@staticmethod
-def _verify(op: ir.OpView) -> bool:
-    """The verifier of every operation: the rule that `shapes.RULES` holds for its name."""
-    problem = shapes.check(op.operation)
-    if problem:
-        op.operation.location.emit_error(f"'{op.operation.name}' {problem}")
-    return problem is None
-
-
 class Input(TsDialect.Operation, name="input", traits=[ext.Pure]):
     """A step input by its name in the step ABI."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     sym: ir.StringAttr
 
@@ -45,7 +29,7 @@ class Weight(TsDialect.Operation, name="weight", traits=[ext.Pure]):
     An attribute `arrangement`, where present, lists how each parameter is rearranged before (ir/arrangement.py).
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     sym: ir.StringAttr
     parameters: ir.ArrayAttr
@@ -62,7 +46,7 @@ def numbers_weight(count: int, sym: str) -> ir.Value:
 class Constant(TsDialect.Operation, name="constant", traits=[ext.Pure]):
     """A small array computed at compile time, by name."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     sym: ir.StringAttr
 
@@ -79,7 +63,7 @@ class Aten(TsDialect.Operation, name="aten", traits=[ext.Pure]):
     Operands of one variadic group must have one type (a limit of IRDL), so each operand has a group to itself.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     operand0: Sequence[Operand]
     operand1: Sequence[Operand]
@@ -101,7 +85,7 @@ def aten(kind: ir.Type, operands: list[ir.Value], target: str, arguments: str) -
 
 
 class Embedding(TsDialect.Operation, name="embedding", traits=[ext.Pure]):
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     ids: Operand
     table: Operand
@@ -110,7 +94,7 @@ class Embedding(TsDialect.Operation, name="embedding", traits=[ext.Pure]):
 class Linear(TsDialect.Operation, name="linear", traits=[ext.Pure]):
     """x[rows, k] times weight[n, k] transposed, plus bias[n] if there is one."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     weight: Operand
@@ -120,7 +104,7 @@ class Linear(TsDialect.Operation, name="linear", traits=[ext.Pure]):
 class RmsNorm(TsDialect.Operation, name="rms_norm", traits=[ext.Pure]):
     """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), computed in float32."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     weight: Operand
@@ -132,7 +116,7 @@ class RmsNorm(TsDialect.Operation, name="rms_norm", traits=[ext.Pure]):
 class AddRmsNorm(TsDialect.Operation, name="add_rms_norm", traits=[ext.Pure]):
     """sum = x + residual; normed = rms_norm(sum)."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     sum: Result
     normed: Result
     x: Operand
@@ -146,7 +130,7 @@ class AddRmsNorm(TsDialect.Operation, name="add_rms_norm", traits=[ext.Pure]):
 class LayerNorm(TsDialect.Operation, name="layer_norm", traits=[ext.Pure]):
     """Layer norm over the last dimension (Ba et al. 2016), in float32: (x - mean) / sqrt(variance + eps) * weight + bias."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     weight: Operand
@@ -157,7 +141,7 @@ class LayerNorm(TsDialect.Operation, name="layer_norm", traits=[ext.Pure]):
 class RopeTable(TsDialect.Operation, name="rope_table", traits=[ext.Pure]):
     """cos and sin of position x frequency (Su et al. 2021), both halves alike, scaled by `scaling`."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     cos: Result
     sin: Result
     positions: Operand
@@ -172,7 +156,7 @@ class Rope(TsDialect.Operation, name="rope", traits=[ext.Pure]):
     tables are of x's type, or float32: then products are not rounded.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     cos: Operand
@@ -188,7 +172,7 @@ class Attention(TsDialect.Operation, name="attention"):
     join the softmax's denominator and nothing else (gpt-oss; Xiao et al. 2023).
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     q: Operand
     k: Operand
@@ -203,7 +187,7 @@ class Attention(TsDialect.Operation, name="attention"):
 class RopeKvWrite(TsDialect.Operation, name="rope_kv_write"):
     """Rotates q and k as `rope` does, stores k and v in the KV cache of `layer`, gives back q."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     q: Operand
     k: Operand
@@ -217,7 +201,7 @@ class RopeKvWrite(TsDialect.Operation, name="rope_kv_write"):
 class CachedAttention(TsDialect.Operation, name="cached_attention"):
     """Causal attention of q over the KV cache of `layer`, whose rows are already stored. Attributes and sinks of `attention`."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     q: Operand
     sinks: Sequence[Operand]
@@ -236,7 +220,7 @@ class LatentAttention(TsDialect.Operation, name="latent_attention"):
     Scores are scale x (q_nope, q_rope).k, causal. The result is [rows, heads, v].
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     q_nope: Operand
     q_rope: Operand
@@ -260,7 +244,7 @@ class Recurrence(TsDialect.Operation, name="recurrence"):
     kept by `layer` and by sequence; at position 0 they are zero.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     __annotations__ |= _groups("operand", RECURRENCE_OPERANDS)
     layer: ir.StringAttr
@@ -290,7 +274,7 @@ def step(out: ir.Value, states: list[ir.Value]) -> ir.Operation:
 class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.Pure]):
     """activation(gate) * up."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     gate: Operand
     up: Operand
@@ -300,7 +284,7 @@ class GatedActivation(TsDialect.Operation, name="gated_activation", traits=[ext.
 class Activation(TsDialect.Operation, name="activation", traits=[ext.Pure]):
     """An activation without a gate, by its kind; "relu2" is the square of relu (So et al. 2021)."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     kind: ir.StringAttr
@@ -309,7 +293,7 @@ class Activation(TsDialect.Operation, name="activation", traits=[ext.Pure]):
 class Scale(TsDialect.Operation, name="scale", traits=[ext.Pure]):
     """x times a number."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     factor: ir.FloatAttr
@@ -318,7 +302,7 @@ class Scale(TsDialect.Operation, name="scale", traits=[ext.Pure]):
 class Softcap(TsDialect.Operation, name="softcap", traits=[ext.Pure]):
     """cap * tanh(x / cap) (Gemma 2)."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     cap: ir.FloatAttr
@@ -333,7 +317,7 @@ class MoeRoute(TsDialect.Operation, name="moe_route", traits=[ext.Pure]):
     their sum (`normalize`) and multiplied by `scale`.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     indices: Result
     weights: Result
     logits: Operand
@@ -359,7 +343,7 @@ class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
     there is. Others add nothing. An attribute `experts` then says how many the model has.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     indices: Operand
@@ -377,20 +361,20 @@ class MoeExperts(TsDialect.Operation, name="moe_experts", traits=[ext.Pure]):
 class Cast(TsDialect.Operation, name="cast", traits=[ext.Pure]):
     """The same values in the result's element type."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
 
 
 class Add(TsDialect.Operation, name="add", traits=[ext.Pure]):
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     a: Operand
     b: Operand
 
 
 class Mul(TsDialect.Operation, name="mul", traits=[ext.Pure]):
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     a: Operand
     b: Operand
@@ -399,7 +383,7 @@ class Mul(TsDialect.Operation, name="mul", traits=[ext.Pure]):
 class Reshape(TsDialect.Operation, name="reshape", traits=[ext.Pure]):
     """Same elements, rows kept: [rows, heads * d] <-> [rows, heads, d]."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
 
@@ -407,7 +391,7 @@ class Reshape(TsDialect.Operation, name="reshape", traits=[ext.Pure]):
 class Slice(TsDialect.Operation, name="slice", traits=[ext.Pure]):
     """A window of the last dimension of x[rows, n] or x[rows, heads, n], from column `start` on."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     start: ir.IntegerAttr
@@ -416,131 +400,10 @@ class Slice(TsDialect.Operation, name="slice", traits=[ext.Pure]):
 class GatherRows(TsDialect.Operation, name="gather_rows", traits=[ext.Pure]):
     """The rows of x that need logits."""
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Result
     x: Operand
     rows: Operand
-
-
-class AllReduce(TsDialect.Operation, name="all_reduce", traits=[ext.Pure]):
-    """Sum over the `ranks` ranks of mesh axis `axis`: partial -> replicate."""
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    axis: ir.StringAttr
-    ranks: ir.IntegerAttr
-
-
-class AllGather(TsDialect.Operation, name="all_gather", traits=[ext.Pure]):
-    """The parts that the `ranks` ranks of mesh axis `axis` have of dimension `dimension`, behind each other: shard -> replicate.
-
-    Zeros that fill up the last parts are at the end of the result, but for those of rows, which go.
-    """
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    axis: ir.StringAttr
-    dimension: ir.IntegerAttr
-    ranks: ir.IntegerAttr
-
-
-class ReduceScatter(TsDialect.Operation, name="reduce_scatter", traits=[ext.Pure]):
-    """The sum over the `ranks` ranks of mesh axis `axis`, of which each gets its part of dimension `dimension`: partial -> shard.
-
-    Rows are filled up with zeros where ranks do not divide them.
-    """
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    axis: ir.StringAttr
-    dimension: ir.IntegerAttr
-    ranks: ir.IntegerAttr
-
-
-class TakePart(TsDialect.Operation, name="take_part", traits=[ext.Pure]):
-    """This rank's part of what all `ranks` ranks of mesh axis `axis` have, along dimension `dimension`: replicate -> shard.
-
-    Nothing is sent. Rows are filled up with zeros where ranks do not divide them.
-    """
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    axis: ir.StringAttr
-    dimension: ir.IntegerAttr
-    ranks: ir.IntegerAttr
-
-
-class Dispatch(TsDialect.Operation, name="dispatch", traits=[ext.Pure]):
-    """As all_gather of rows, but each is sent only to the ranks of mesh axis `axis` that have experts it goes to.
-
-    indices[rows, k] are of all rows, `experts` is how many the ranks share out in order. Other rows of the result are undefined:
-    part -> dispatched.
-    """
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    indices: Operand
-    axis: ir.StringAttr
-    dimension: ir.IntegerAttr
-    ranks: ir.IntegerAttr
-    experts: ir.IntegerAttr
-
-
-class Combine(TsDialect.Operation, name="combine", traits=[ext.Pure]):
-    """As reduce_scatter of rows, but each comes only from the ranks that have experts it went to, as in dispatch.
-
-    It is of what experts made: rows that went to none of a rank's are zero there. partial -> part.
-    """
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    indices: Operand
-    axis: ir.StringAttr
-    dimension: ir.IntegerAttr
-    ranks: ir.IntegerAttr
-    experts: ir.IntegerAttr
-
-
-class Send(TsDialect.Operation, name="send"):
-    """Hands x on to the rank behind this one along mesh axis `axis`, which receives it as value `sym`."""
-
-    verify_invariants = _verify
-    x: Operand
-    sym: ir.StringAttr
-    axis: ir.StringAttr
-
-
-class Receive(TsDialect.Operation, name="receive"):
-    """What the rank before this one along mesh axis `axis` sends as value `sym`: in the order of its sends, of the same types."""
-
-    verify_invariants = _verify
-    res: Result
-    sym: ir.StringAttr
-    axis: ir.StringAttr
-
-
-class TakeRows(TsDialect.Operation, name="take_rows", traits=[ext.Pure]):
-    """The first half of the rows (`half` 0; one row more than the other where they do not divide) or the second (1)."""
-
-    verify_invariants = _verify
-    res: Result
-    x: Operand
-    half: ir.IntegerAttr
-
-
-class JoinRows(TsDialect.Operation, name="join_rows", traits=[ext.Pure]):
-    """The two halves of rows, one behind the other."""
-
-    verify_invariants = _verify
-    res: Result
-    first: Operand
-    second: Operand
 
 
 class Repeat(TsDialect.Operation, name="repeat"):
@@ -549,7 +412,7 @@ class Repeat(TsDialect.Operation, name="repeat"):
     One body per distinct layer kind keeps the program, and the work of every pass, independent of depth.
     """
 
-    verify_invariants = _verify
+    verify_invariants = verify
     res: Sequence[Result]
     args: Sequence[Operand]
     first: ir.IntegerAttr

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir import dialect
+from ..ir import dialect, rank_operations
 from ..ir import module as modules
 from ..ir.mlir import ir
 from ..ir.types import shape_of
@@ -66,12 +66,12 @@ def _halve(repeat: ir.Operation) -> None:
     with ir.InsertionPoint(repeat):
         for at, result in enumerate(repeat.results):
             first, second = (made.operation.results[half * each + at] for half in HALVES)
-            result.replace_all_uses_with(dialect.JoinRows(result.type, first, second).res)
+            result.replace_all_uses_with(rank_operations.JoinRows(result.type, first, second).res)
     repeat.erase()
 
 
 def _taken(value: ir.Value, half: int) -> ir.Value:
-    return dialect.TakeRows(value.type, value, modules.integer(half)).res
+    return rank_operations.TakeRows(value.type, value, modules.integer(half)).res
 
 
 @dataclass
@@ -129,7 +129,7 @@ class _Body:
             if maker is not None and _is_view_inside(maker):
                 self.wholes[value] = _again(maker, self._whole(maker.operands[0]))
             elif (value, 0) in self.halves:
-                self.wholes[value] = dialect.JoinRows(value.type, *(self.halves[value, half] for half in HALVES)).res
+                self.wholes[value] = rank_operations.JoinRows(value.type, *(self.halves[value, half] for half in HALVES)).res
             else:
                 self.wholes[value] = value
         return self.wholes[value]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
-from ..ir import dialect
 from ..ir import module as modules
+from ..ir import rank_operations
 from ..ir.mlir import func, ir
 from ..ir.rows import ROWS, count_rows
 from ..ir.sharding import COLLECTIVES
@@ -154,7 +154,7 @@ def _stage(text: str, stage_of: Sequence[int], number: int, crossing: Sequence[l
     counts = count_rows(block)
     with ir.InsertionPoint.at_block_begin(block):
         for at, made in enumerate(ends.received):
-            received = dialect.Receive(values[made].type, modules.text(_name(at)), modules.text(STAGES))
+            received = rank_operations.Receive(values[made].type, modules.text(_name(at)), modules.text(STAGES))
             modules.set_label(received.operation, modules.label_of(operations[made[0]]))
             if counts[values[made]] != ROWS:
                 received.operation.attributes["rows"] = modules.text(counts[values[made]])
@@ -182,6 +182,6 @@ def _send_on(block: ir.Block, values: Sequence[tuple[ir.Value, str]]) -> None:
     terminator = list(block.operations)[-1].operation
     with ir.InsertionPoint(terminator):
         for at, (value, label) in enumerate(values):
-            modules.set_label(dialect.Send(value, modules.text(_name(at)), modules.text(STAGES)).operation, label)
+            modules.set_label(rank_operations.Send(value, modules.text(_name(at)), modules.text(STAGES)).operation, label)
         func.ReturnOp([])
     terminator.erase()

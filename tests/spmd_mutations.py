@@ -17,7 +17,7 @@ import torch
 from tokenspeed.compiler.frontends.source import open_model
 from tokenspeed.compiler.options import CompileOptions
 from tokenspeed.compiler.pipeline import compile_model
-from tokenspeed.ir import dialect, module
+from tokenspeed.ir import module, rank_operations
 from tokenspeed.ir.mlir import ir
 from tokenspeed.ir.module import IrError
 from tokenspeed.ir.placements import parse_shard
@@ -101,10 +101,10 @@ def other_collective(parsed: ir.Module, chosen: random.Random) -> None:
 
 
 _KINDS = {
-    "ts.all_reduce": dialect.AllReduce,
-    "ts.all_gather": dialect.AllGather,
-    "ts.reduce_scatter": dialect.ReduceScatter,
-    "ts.take_part": dialect.TakePart,
+    "ts.all_reduce": rank_operations.AllReduce,
+    "ts.all_gather": rank_operations.AllGather,
+    "ts.reduce_scatter": rank_operations.ReduceScatter,
+    "ts.take_part": rank_operations.TakePart,
 }
 
 

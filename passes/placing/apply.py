@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...ir import dialect
+from ...ir import dialect, rank_operations
 from ...ir import module as modules
 from ...ir.mixture import all_experts
 from ...ir.mlir import ir
@@ -83,7 +83,7 @@ class _Application:
         x, indices = operation.operands[:2]
         kind = tensor(dtype_of(x), shape_of(x), {**placement_of(x), self.axis: DISPATCHED})
         with ir.InsertionPoint(operation):
-            sent = dialect.Dispatch(kind, x, indices, *self._exchange(operation))
+            sent = rank_operations.Dispatch(kind, x, indices, *self._exchange(operation))
         modules.set_label(sent.operation, modules.label_of(operation))
         operation.operands[0] = sent.res
         self._place(operation.results[0], PARTIAL)
@@ -142,26 +142,26 @@ class _Application:
         cut = parse_shard(before)
         if value in self.travelling:
             mixture, kind = self.travelling[value], tensor(dtype_of(value), shape_of(value), placements)
-            return dialect.Combine(kind, value, mixture.operands[1], *self._exchange(mixture)).res
+            return rank_operations.Combine(kind, value, mixture.operands[1], *self._exchange(mixture)).res
         if after == part_of(self.axis, 0):
             kind = tensor(dtype_of(value), shape_of(value), placements)
             rows = modules.integer(0)
             if before == PARTIAL:
-                return dialect.ReduceScatter(kind, value, axis, rows, ranks).res
+                return rank_operations.ReduceScatter(kind, value, axis, rows, ranks).res
             assert before == REPLICATE, f"no collective from {before} to {after}"
-            return dialect.TakePart(kind, value, axis, rows, ranks).res
+            return rank_operations.TakePart(kind, value, axis, rows, ranks).res
         if before == OWN:
             kind = tensor(dtype_of(value), shape_of(value), placements)
-            return dialect.AllGather(kind, value, axis, modules.integer(0), ranks).res
+            return rank_operations.AllGather(kind, value, axis, modules.integer(0), ranks).res
         assert after == REPLICATE and (before == PARTIAL or isinstance(cut, Shard)), f"no collective from {before} to {after}"
         if cut is None:
-            return dialect.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis, ranks).res
+            return rank_operations.AllReduce(tensor(dtype_of(value), shape_of(value), placements), value, axis, ranks).res
         shape = list(shape_of(value))
         true_size = self.whole[value][cut.dimension]
         own = shape[cut.dimension]
         shape[cut.dimension] = None if own is None else own * self.ranks
         dimension = modules.integer(cut.dimension)
-        gathered = dialect.AllGather(tensor(dtype_of(value), shape, placements), value, axis, dimension, ranks).res
+        gathered = rank_operations.AllGather(tensor(dtype_of(value), shape, placements), value, axis, dimension, ranks).res
         if shape[cut.dimension] == true_size:
             return gathered
         # what filled up the last parts goes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tokenspeed.ir import dialect, module
+from tokenspeed.ir import dialect, module, rank_operations
 from tokenspeed.ir.types import tensor, with_placement
 
 from .modules import Sample, decoder
@@ -37,7 +37,8 @@ def test_every_operation_has_a_sample() -> None:
 
 
 def operation_names() -> set[str]:
-    found = (getattr(value, "OPERATION_NAME", None) for value in vars(dialect).values())
+    defined = vars(dialect) | vars(rank_operations)
+    found = (getattr(value, "OPERATION_NAME", None) for value in defined.values())
     return {name for name in found if isinstance(name, str) and name.startswith("ts.")}
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from tokenspeed.ir import dialect, module
+from tokenspeed.ir import module, rank_operations
 from tokenspeed.ir.mlir import ir
 from tokenspeed.ir.types import dtype_of, placement_of, shape_of, tensor
 from tokenspeed.passes.split_stages import split_stages
@@ -120,16 +120,16 @@ def send_from_inside(found: list[ir.Module], chosen: random.Random) -> None:
     (repeat,) = named(stage, "ts.repeat")
     body = module.body_of(repeat)
     with ir.InsertionPoint(list(body.operations)[-1].operation):
-        dialect.Send(body.arguments[0], module.text("x"), module.text("pp"))
+        rank_operations.Send(body.arguments[0], module.text("x"), module.text("pp"))
 
 
 def send_back(found: list[ir.Module], chosen: random.Random) -> None:
     """The last stage sends, the first receives."""
     value = named(found[2], "ts.receive")[0].results[0]
     with ir.InsertionPoint(list(module.step_block(found[2]).operations)[-1].operation):
-        dialect.Send(value, module.text("x"), module.text("pp"))
+        rank_operations.Send(value, module.text("x"), module.text("pp"))
     with ir.InsertionPoint.at_block_begin(module.step_block(found[0])):
-        dialect.Receive(value.type, module.text("x"), module.text("pp"))
+        rank_operations.Receive(value.type, module.text("x"), module.text("pp"))
 
 
 MUTATIONS = [
