@@ -1,5 +1,5 @@
-"""One rank of several that run plans together, as a process: `python -m ... JSON`. The last one, which has them whatever
-the axes are, writes the logits. Goldens hold."""
+"""One rank of several that run plans together, as a process: a job after the other, each a line of stdin, answered by a line. The
+last rank, which has them whatever the axes are, writes the logits. Goldens hold."""
 
 from __future__ import annotations
 
@@ -59,4 +59,6 @@ def logits(plan: Plan, weights: str, job: Job, collectives: Collectives) -> Sequ
 
 
 if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=Job))
+    for line in sys.stdin:
+        main(msgspec.json.decode(line, type=Job))
+        print("done", flush=True)

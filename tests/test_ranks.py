@@ -7,6 +7,8 @@ import math
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +72,16 @@ def free_address() -> str:
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """As many as the largest mesh has ranks; a smaller one has the first of them."""
+    command, pipe = [sys.executable, str(Path(__file__).with_name("ranked_logits.py"))], subprocess.PIPE
+    with ExitStack() as stack:
+        yield [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) for _ in range(4)]
+
+
 @pytest.mark.parametrize("parallel", CHOSEN)
-def test_logits_on_several_ranks(parallel: str, tmp_path: Path) -> None:
+def test_logits_on_several_ranks(parallel: str, processes: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     ranks = math.prod(int(part.partition("=")[2]) for part in parallel.split(","))
     tokens = np.random.default_rng(11).integers(0, 160, (6, CONTEXT), dtype=np.int32)
     steps = [[(key, start, tokens[key, start : start + count].tolist()) for key, start, count in step] for step in ALL_KINDS]
@@ -87,12 +97,11 @@ def test_logits_on_several_ranks(parallel: str, tmp_path: Path) -> None:
             )
     out = tmp_path / "logits.npz"
     job = {"plans": plans, "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE, "address": free_address(), "out": str(out)}
-    script = Path(__file__).with_name("ranked_logits.py")
-    running = [
-        subprocess.Popen([sys.executable, str(script), json.dumps(job | {"rank": rank})], stdin=subprocess.DEVNULL)
-        for rank in range(ranks)
-    ]
-    assert [process.wait(timeout=300) for process in running] == [0] * ranks
+    for rank, process in enumerate(processes[:ranks]):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job | {"rank": rank}) + "\n")
+        process.stdin.flush()
+    assert [process.stdout.readline() for process in processes[:ranks] if process.stdout is not None] == ["done\n"] * ranks
     found = np.load(out)
     for name, model in models.items():
         lengths: dict[int, int] = {}
