@@ -1,7 +1,7 @@
 """What a step costs in the scheduler: microseconds of schedule() + complete() while `running` requests decode and others wait.
 
     python benchmarks/scheduler_cost.py [--running 1,16,64,256] [--waiting 0,128,5000] [--waiting-tokens 20000]
-                                        [--steps 400] [--overlap] [--peer DIR] [--json FILE]
+                                        [--behind slots|pool] [--steps 400] [--overlap] [--peer DIR] [--json FILE]
 
 Arms: `agentic` (the default policy: sessions, tenants, a clock that ticks, a cost model), `plain` (first come, first served)
 and `peer`, the C++ scheduler of the PyPI wheel `tokenspeed-scheduler`, where it is installed or unpacked in DIR:
@@ -9,7 +9,9 @@ and `peer`, the C++ scheduler of the PyPI wheel `tokenspeed-scheduler`, where it
     pip install --no-deps --target DIR tokenspeed-scheduler
 
 Every arm fills its slots, prefills, then times steady decode steps; block boundaries and sealing fall within them as they do in
-service. All slots are taken, so the queue waits. The arms of a case take turns, `--rounds` times; figures are medians over steps.
+service. The queue waits because all slots are taken, or (`--behind pool`, 64 steps) because no prompt of it fits the KV pool
+(beside 256 running that takes longer prompts than 20,000 tokens): ours alone, since the peer, without a snapshot pool, aborts
+running requests there. The arms of a case take turns, `--rounds` times; figures are medians over steps.
 CPU time stands beside wall time, for machines that are shared. Ours has the step ready as arrays and takes tokens as one. Of the
 peer, `calls` are next_execution_plan() and advance() alone; `with results` also makes the events that advance() takes and reads
 request ids and block tables, which an executor needs. The ratio is to its calls alone.
@@ -45,19 +47,25 @@ from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
 BLOCK_TOKENS, PREFILL_CHUNK, ANSWER = 64, 2048, 5
 STEP_SECONDS = 0.01
+_FREE_SLOTS = 16
 GOALS = {16: 50.0, 256: 400.0}
 """Microseconds of a step, by running requests."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`prompt` and `waiting_prompt` in tokens; `steps` are timed."""
+    """`prompt` and `waiting_prompt` in tokens; `steps` are timed. `behind_pool`: slots are free, blocks are not."""
 
     running: int
     waiting: int
     prompt: int
     waiting_prompt: int
     steps: int
+    behind_pool: bool = False
+
+    @property
+    def slots(self) -> int:
+        return self.running + (_FREE_SLOTS if self.behind_pool else 0)
 
     @property
     def output(self) -> int:
@@ -70,9 +78,15 @@ class Case:
 
     @property
     def blocks(self) -> int:
-        """For the running, or one of the others."""
+        """For the running, or one of the others. Behind the pool: for what the running will have by the last step, when those
+        that came first have had an answer's token for each step in which others were prefilled."""
         running, waiting = ((prompt + self.output) // BLOCK_TOKENS + 3 for prompt in (self.prompt, self.waiting_prompt))
-        return max(self.running * running, waiting)
+        if not self.behind_pool:
+            return max(self.running * running, waiting)
+        prefilling = self.running * self.prompt // PREFILL_CHUNK
+        ahead = (prefilling * (self.running - number) // self.running for number in range(self.running))
+        used = sum((self.prompt + BLOCK_TOKENS + steps + self.steps) // BLOCK_TOKENS + 2 for steps in ahead)
+        return max(used, waiting + 2)
 
     def prompts(self) -> Iterator[NDArray[np.int32]]:
         """No two begin alike."""
@@ -100,9 +114,9 @@ class OurScheduler:
 
     def __init__(self, case: Case, policy: Policy, costs: StepCosts | None, overlap: bool) -> None:
         limits = SchedulerLimits(
-            max_rows=case.running + PREFILL_CHUNK,
-            max_decode_rows=case.running,
-            max_sequences=case.running,
+            max_rows=case.slots + PREFILL_CHUNK,
+            max_decode_rows=case.slots,
+            max_sequences=case.slots,
             prefill_chunk=PREFILL_CHUNK,
             max_waiting=case.running + case.waiting,
             max_context=case.context,
@@ -145,8 +159,8 @@ class OurScheduler:
         self._tick()
         batch = scheduler.schedule()
         done = oldest if self._overlap else batch
-        if done is None or batch is None or batch.decode_rows != self._case.running:
-            raise SystemExit("the benchmark ran out of decode steps: give fewer --steps")
+        if done is None or batch is None or batch.rows != self._case.running:
+            raise SystemExit("a step is not that of the running alone: give fewer --steps, or longer --waiting-tokens")
         scheduler.complete(done.step_id, tokens)
         spent = time.perf_counter() - start, time.thread_time() - cpu
         self._pending = batch
@@ -253,21 +267,25 @@ def main() -> None:
     parser.add_argument("--waiting", type=counts, default=[0, 128, 5000])
     parser.add_argument("--prompt", type=int, default=2000, help="tokens of the running")
     parser.add_argument("--waiting-tokens", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--behind", choices=("slots", "pool"), default="slots", help="what the queue waits for")
+    parser.add_argument("--steps", type=int, help="[default: 400; 64 behind the pool]")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--peer", type=Path, help="folder with tokenspeed_scheduler")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    peer, results = peer_module(options.peer), list[dict[str, Any]]()
+    peer = peer_module(options.peer) if options.behind == "slots" else "not measured behind the pool"
+    results: list[dict[str, Any]] = []
     for waiting, running in product(options.waiting, options.running):
-        case = Case(running, waiting, options.prompt, options.waiting_tokens, options.steps)
+        steps = options.steps or (64 if options.behind == "pool" else 400)
+        case = Case(running, waiting, options.prompt, options.waiting_tokens, steps, options.behind == "pool")
         print(f"{running} running, {waiting} waiting", file=sys.stderr, flush=True)
         arms = measure(case, arms_of(case, options.overlap, peer), options.rounds)
         results.append({"running": running, "waiting": waiting, "arms": arms})
     print(table(results, peer))
     if options.json is not None:
-        content = {"machine": msgspec.to_builtins(environment()), "overlap": options.overlap, "results": results}
+        machine = msgspec.to_builtins(environment())
+        content = {"machine": machine, "overlap": options.overlap, "behind": options.behind, "results": results}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_ANSWER = 5
+_ANSWER, _MOST_STEPS = 5, 10_000
 
 
 class PeerScheduler:
@@ -41,9 +41,12 @@ class PeerScheduler:
         """Prompts that run are submitted first; the others once these decode, as they would find no place before."""
         specs = [self._spec(number, tokens) for number, tokens in enumerate(self._prompts())]
         self._scheduler.submit_requests(specs[: self._running])
-        while self._scheduler.decoding_size() < self._running:
-            plan = self._scheduler.next_execution_plan()
-            self._scheduler.advance(self._event(plan))
+        for _ in range(_MOST_STEPS):
+            if self._scheduler.decoding_size() == self._running:
+                break
+            self._scheduler.advance(self._event(self._scheduler.next_execution_plan()))
+        else:
+            raise SystemExit(f"the peer does not come to run {self._running} requests at a time")
         if specs[self._running :]:
             self._scheduler.submit_requests(specs[self._running :])
 

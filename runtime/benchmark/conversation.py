@@ -70,7 +70,7 @@ class TextConversation:
         elif self._messages and self._answer is not None and self._continues(turn):
             text, length = self._answer
             rest = self._tokens.prompt(turn)[self._session.turns[turn - 1].prompt_tokens + length :]
-            self._messages += [_message("assistant", text), _message("user", words(rest[:]) or WORDS[0])]
+            self._messages += [_message("assistant", text), _message("user", words(rest) or WORDS[0])]
         else:
             self._messages = [_message("user", words(self._tokens.prompt(turn)))]
         self._answer = None
