@@ -38,7 +38,7 @@ def partition(
             continue
         assert prices is not None
         of_axis = replace(prices, axis=axis.name, ranks=axis.size, further=prod(inner.size for inner in mesh[at + 1 :]))
-        found = search(module, axis.name, of_axis, pins or Pins())
+        found = search(module, axis.name, of_axis, (pins or Pins()).along(axis.name))
         apply(module, axis.name, axis.size, {operation: choice.strategy for operation, choice in found.items()})
         chosen += (choice for operation, choice in found.items() if operation.name != "ts.repeat")
     verify_spmd(module)

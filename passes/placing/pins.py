@@ -24,16 +24,18 @@ class Pin:
 
     `weight` is "cut" (in whichever way, as far as the layout of the others allows), "replicate", or a placement such as
     "shard(0)". `rows` is "cut" (each rank does some of the rows, where that can be) or "replicate". "": as is cheapest.
+    Along mesh axis `axis`, or along every one.
     """
 
     module: str
     weight: str = ""
     rows: str = ""
+    axis: str = ""
 
     @property
     def summary(self) -> str:
         """On one line."""
-        return " ".join(filter(None, (self.module, self.weight, self.rows and f"rows={self.rows}")))
+        return " ".join(filter(None, (self.module, self.axis, self.weight, self.rows and f"rows={self.rows}")))
 
     def fits(self, operation: ir.Operation, strategy: Strategy) -> bool:
         """Whether the strategy places the operation's weights so."""
@@ -48,6 +50,10 @@ class Pins:
     """Pins in order; of several that match a module the last one counts."""
 
     pins: tuple[Pin, ...] = ()
+
+    def along(self, axis: str) -> Pins:
+        """Those that count along a mesh axis."""
+        return Pins(tuple(pin for pin in self.pins if pin.axis in {"", axis}))
 
     def allowed(self, operation: ir.Operation, strategies: Sequence[Strategy]) -> Sequence[Strategy]:
         """The strategies that the pins allow. Raises UsageError where a placement is asked for that does not exist."""

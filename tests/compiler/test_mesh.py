@@ -53,6 +53,8 @@ def test_placement_files(tmp_path: Path) -> None:
     assert read_placement(path) == (Pin("*", "cut"), Pin("lm_head", "shard(0)"))
     path.write_text('[[pin]]\nmodule = "*norm"\nrows = "cut"\n')
     assert read_placement(path) == (Pin("*norm", rows="cut"),)
+    path.write_text('[[pin]]\nmodule = "lm_head"\nweight = "replicate"\naxis = "ep"\n')
+    assert read_placement(path) == (Pin("lm_head", "replicate", axis="ep"),)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,7 @@ def test_placement_files(tmp_path: Path) -> None:
         '[[pin]]\nmodule = "*"\n',
         '[[pin]]\nmodule = "*"\nweight = "diagonal"\n',
         '[[pin]]\nmodule = "*"\nrows = "diagonal"\n',
+        '[[pin]]\nmodule = "*"\nweight = "cut"\naxis = "pp"\n',
         '[[pin]]\nmodule = "*"\nweight = "cut"\nbias = "cut"\n',
         '[[pins]]\nmodule = "*"\nweight = "cut"\n',
         "\udcff",

@@ -23,9 +23,9 @@ def collectives(parsed: ir.Module) -> Counter[str]:
     return Counter(name for name in names if name in {"ts.all_reduce", "ts.all_gather"})
 
 
-def weights(parsed: ir.Module) -> dict[str, str]:
+def weights(parsed: ir.Module, axis: str = "tp") -> dict[str, str]:
     found = (item for item in module.walk(module.step_block(parsed)) if item.name == "ts.weight")
-    return {module.text_attribute(item, "sym"): placement_of(item.results[0])["tp"] for item in found}
+    return {module.text_attribute(item, "sym"): placement_of(item.results[0])[axis] for item in found}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -74,6 +74,15 @@ def test_a_pinned_weight_lies_as_it_is_pinned() -> None:
     partition(parsed, mesh(tp=2), prices(), pins)
     found = weights(parsed)
     assert found["layers.{i}.down_proj.weight"] == "replicate" and found["layers.{i}.o_proj.weight"] == "shard(0)"
+
+
+def test_a_pin_may_be_of_one_axis() -> None:
+    parsed = module.parse(decoder())
+    pins = Pins((Pin("*", "cut"), Pin("layers.*.down_proj", "replicate", axis="ep"), Pin("lm_head", "replicate", axis="tp")))
+    partition(parsed, mesh(ep=2, tp=2), prices(), pins)
+    outer, inner = weights(parsed, "ep"), weights(parsed, "tp")
+    assert outer["layers.{i}.down_proj.weight"] == "replicate" != inner["layers.{i}.down_proj.weight"]
+    assert outer["lm_head.weight"] != "replicate" == inner["lm_head.weight"]
 
 
 def test_pins_that_do_not_fit_together_are_refused() -> None:
