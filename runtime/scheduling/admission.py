@@ -49,6 +49,10 @@ class Admission:
         """A waiting sequence has just been given another status."""
         self._queue(sequence).dropped(sequence)
 
+    def alike(self, first: Sequence, seconds: float) -> list[Sequence]:
+        """Some of the requests that are due within so many seconds of the first, of its tenant and priority, itself included."""
+        return self._ready.alike(first, seconds)
+
     def refresh(self, tenant: str) -> None:
         """The tenant's tag changed."""
         self._ready.refresh(tenant)

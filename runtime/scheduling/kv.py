@@ -171,6 +171,17 @@ class KvManager:
                 best, count = Hits(units, idle, reload), len(units)
         return best._replace(units=units[:count], windows=behind.last(count)) if self.windows else best
 
+    def probable_units(self, digests: Sequence[bytes]) -> int:
+        """How many units of a chain are known, if none is missing before one that is there: found by halving, O(log units)."""
+        low, high = 0, len(digests) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if digests[middle] in self.pool.index:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def limit_rows(self, rows: int, longest: int) -> None:
         """Sequences have up to `longest` tokens, and so many rows in steps in flight: said before the first. Raises PlanError
         where a window's pool does not hold one of them."""

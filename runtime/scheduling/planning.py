@@ -16,12 +16,14 @@ from .state import SchedulerState
 
 class StepPlanner:
     """Plans one step at a time over the scheduler's state. Keeps only which waiting head did not fit, and how much was free;
-    `_over_budget`: because preempting has cost too much."""
+    `_over_budget`: because preempting has cost too much. `_turn`: the step that began the
+    turn in which each decoding sequence has a row."""
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._blocked: tuple[Sequence, tuple[int, ...]] | None = None
         self._over_budget = False
+        self._turn = 0
         self._lost = state.lost_for_a_block if state.rules.least_lost_victim else None
 
     def plan(self) -> tuple[NDArray[np.intp], list[Chunk]]:
@@ -58,7 +60,7 @@ class StepPlanner:
         if state.pipeline is not None:
             ready = ready[~state.is_held(ready)]
             maximum = min(maximum, self._share(ready))
-        ready = policy.choose_decodes(ready, maximum, slots, state.priority, state.rules.turn_steps)
+        ready = self._turns(ready, maximum)
         needy = ready[slots.computed[ready] >= slots.capacity[ready]]
         if not len(needy):
             return ready
@@ -66,6 +68,18 @@ class StepPlanner:
             if sequence.status is Status.RUNNING and self._find_block(sequence):
                 state.grow(sequence)
         return ready[(slots.phase[ready] == Phase.DECODE) & (slots.computed[ready] < slots.capacity[ready])]
+
+    def _turns(self, ready: NDArray[np.intp], maximum: int) -> NDArray[np.intp]:
+        """Rule 3: which of the ready sequences have a row in this step."""
+        state, slots = self._state, self._state.slots
+        priority = state.priority[ready]
+        together = state.rules.group_by_footprint and state.pipeline is None
+        if len(ready) <= maximum or not together or priority.min() != priority.max():
+            return policy.choose_decodes(state.rules, ready, maximum, slots, state.priority)
+        unserved = ready[slots.last_step[ready] < self._turn]
+        if not len(unserved):
+            self._turn, unserved = state.next_step, ready
+        return policy.alike(unserved, maximum, slots)
 
     def _load_blocks(self, decodes: NDArray[np.intp]) -> int:
         """Blocks that the step may bring back from the host: as many as others' rows hide; all where no other is held up."""
@@ -78,7 +92,7 @@ class StepPlanner:
         """How many of the ready sequences a step of a pipeline takes."""
         state, slots = self._state, self._state.slots
         assert state.pipeline is not None
-        order = policy.waited_longest(ready, slots, state.priority, state.rules.turn_steps)
+        order = policy.waited_longest(state.rules, ready, slots, state.priority)
         every = slots.computed[slots.phase == Phase.DECODE].astype(np.int64)
         further = state.pipeline.depth - len(state.flights) - 1
         return state.pipeline.decode_share(further, slots.computed[order].astype(np.int64), every)
@@ -137,10 +151,12 @@ class StepPlanner:
         while budget > 0:
             waiting = state.next_waiting() if admitting else None
             if waiting is not None and (not running or waiting.rank < running[-1].rank):
-                admitting = self._try_to_admit(waiting)
+                sequence = self._best_cached(waiting)
+                admitting = self._try_to_admit(sequence)
+                if not admitting and sequence is not waiting:
+                    sequence, admitting = waiting, self._try_to_admit(waiting)
                 if not admitting:
                     continue
-                sequence = waiting
             elif running:
                 sequence = running.pop()
             else:
@@ -158,6 +174,16 @@ class StepPlanner:
                         break
                     time.add(start, rows)
         return chunks
+
+    def _best_cached(self, first: Sequence) -> Sequence:
+        """Rule 11: of the requests that are due about when the first is, the one whose prompt is cached furthest."""
+        state, window = self._state, self._state.rules.cache_aware_order
+        if not window or state.clock is None or not state.slots.free or self._is_blocked(first):
+            return first
+        alike = state.waiting.alike(first, window)
+        if len(alike) < 2:
+            return first
+        return max(alike, key=lambda sequence: (state.probably_cached(sequence), -sequence.due, -sequence.arrival))
 
     def _try_to_admit(self, sequence: Sequence) -> bool:
         state = self._state

@@ -5,6 +5,8 @@
    request is due, once and for all when it comes. Tenants share by weight (fairness.py, waiting.py): of those that wait
    the one that had least is next. Who is due `patience_seconds` before that one goes first all the same, so waiting is bounded.
 3. When more sequences decode than `max_decode_rows`, those of a priority take turns; one worse waits `turn_steps` more.
+   Where all are of one priority, each has one row in a turn, together with those whose contexts are alike: nobody waits for
+   longer than twice as many steps as a turn has.
 4. A waiting request is admitted when a slot is free and the blocks of all its tokens, less prefix hits, are available with one
    block to spare for each running sequence (its next one): admission does not provoke preemption. All its blocks are
    taken at once, so a prefill never stops half-way for want of blocks.
@@ -22,6 +24,8 @@
    of admitted sessions go first, but not before those of parked ones that were due `hold_seconds` earlier.
 10. A step with decoding rows takes no longer than their tightest inter-token target, or than leaves prompts `prefill_share` of
    the time, or than one row of a prompt takes beside them (composing.py): so long a prompt may stall decoding.
+11. Of requests of one tenant and priority that are due within `cache_aware_order` seconds of the next one, the one whose prompt
+   is cached furthest is admitted first; a bounded number of them is looked at.
 """
 
 from __future__ import annotations
@@ -43,12 +47,13 @@ class Policy:
 
     `aging_seconds`: a step of priority is worth so many seconds of waiting; 0: priorities are strict. `fair_sessions`,
     `fair_tenants`: who had more service is due later, by at most `fair_seconds` and `patience_seconds`. `deadlines`: a deadline
-    makes a request due earlier. `session_admission`: sessions are admitted and parked, not requests. `cache_aware_order`: seconds
-    of due time within which the longest cached prefix goes first; 0: none. `chunk_by_cost`: prompts have as many rows of a step
-    as its decoding rows' inter-token target allows, `inter_token_seconds` where a request has none (None: by the plan).
-    `group_by_footprint`: of more decoding sequences than a step takes, those alike go together. `preemption_budget`: share of the
-    time that preemption for better priorities may cost. `least_lost_victim`: who loses least work for a block gives way. `swap`:
-    the preempted go to the host tier where that is cheaper. `retention`, `supersede`: the KV manager's order of eviction.
+    makes a request due earlier. `session_admission`: sessions are admitted and parked, not requests. `cache_aware_order`:
+    seconds of due time within which the longest cached prefix goes first; 0: none. `chunk_by_cost`: prompts have as many rows
+    of a step as its decoding rows' inter-token target allows, `inter_token_seconds` where a request has none (None: by the
+    plan). `group_by_footprint`: of more decoding sequences than a step takes, those with contexts alike go together.
+    `preemption_budget`: share of the time that preemption for better priorities may cost. `least_lost_victim`: who loses least
+    work for a block gives way. `swap`: the preempted go to the host tier where that is cheaper. `retention`, `supersede`: the
+    KV manager's order of eviction.
     """
 
     aging_seconds: float = 60.0
@@ -110,20 +115,27 @@ def due_time(rules: Policy, now: float | None, request: Request, attained: float
 
 
 def choose_decodes(
-    ready: NDArray[np.intp], maximum: int, slots: SlotTable, priority: NDArray[np.int64], turn_steps: int
+    rules: Policy, ready: NDArray[np.intp], maximum: int, slots: SlotTable, priority: NDArray[np.int64]
 ) -> NDArray[np.intp]:
     """Rule 3: of one priority, those that have waited longest for a row."""
     if len(ready) <= maximum:
         return ready
-    return np.sort(waited_longest(ready, slots, priority, turn_steps)[:maximum])
+    return np.sort(waited_longest(rules, ready, slots, priority)[:maximum])
 
 
-def waited_longest(ready: NDArray[np.intp], slots: SlotTable, priority: NDArray[np.int64], turn_steps: int) -> NDArray[np.intp]:
+def waited_longest(rules: Policy, ready: NDArray[np.intp], slots: SlotTable, priority: NDArray[np.int64]) -> NDArray[np.intp]:
     """The slots in the order of rule 3. With `turn_steps` 0 a priority waits until there is room for it."""
     last = slots.last_step[ready]
-    if turn_steps:
-        return ready[np.lexsort((ready, last, last + turn_steps * priority[ready]))]
-    return ready[np.lexsort((ready, last, priority[ready]))]
+    late = last + rules.turn_steps * priority[ready] if rules.turn_steps else priority[ready]
+    return ready[np.lexsort((ready, last, late))]
+
+
+def alike(unserved: NDArray[np.intp], maximum: int, slots: SlotTable) -> NDArray[np.intp]:
+    """Rule 3, where all are of one priority: of those that had no row in this turn, neighbours in size of context, as many as
+    leave the steps of the turn even."""
+    steps = -(-len(unserved) // maximum)
+    by_size = unserved[np.argsort(slots.computed[unserved], kind="stable")]
+    return np.sort(by_size[: -(-len(unserved) // steps)])
 
 
 def headroom(running: int) -> int:

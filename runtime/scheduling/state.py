@@ -128,6 +128,10 @@ class SchedulerState:
             return hits
         return self.kv.lookup(sequence.chain.first(there), token_bytes(sequence.tokens()[:before]))
 
+    def probably_cached(self, sequence: Sequence) -> int:
+        """About how many units of a waiting sequence's prompt are cached. O(log units)."""
+        return self.kv.probable_units(sequence.chain.digests)
+
     def find_cached(self, chain: PrefixChain, tokens: IntArray) -> Hits:
         """Cached prefix of all tokens but the last, which `chain` covers."""
         units = (len(tokens) - 1) // self.kv.identity_tokens

@@ -10,6 +10,8 @@ from .fairness import TenantShares
 from .sequence import Sequence, Status
 
 _COMPACT_FROM = 64
+_TOP = 15
+"""Entries at the top of a heap that are looked at: four levels of it."""
 
 
 class RankedHeap:
@@ -35,6 +37,10 @@ class RankedHeap:
         while self._heap and not self._holds(self._heap[0][2]):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
+
+    def top(self) -> list[Sequence]:
+        """Some of the first, in no order: a bounded number."""
+        return [entry[2] for entry in self._heap[:_TOP] if self._holds(entry[2])]
 
     def sweep(self, waiting: int) -> None:
         """`waiting` sequences of it are left."""
@@ -88,6 +94,13 @@ class WaitingQueue:
             return oldest
         fair = self._fair()
         return oldest if oldest.due + self._patience < fair.due else fair
+
+    def alike(self, first: Sequence, seconds: float) -> list[Sequence]:
+        """Of those near the top that are of the first one's tenant and priority, who is due within so many seconds of it."""
+        tenant, priority = first.request.tenant, first.request.priority
+        heap = self._all if self._shares is None else self._tenants[tenant].heap
+        found = {id(other): other for other in heap.top() if other.due <= first.due + seconds}
+        return [other for other in found.values() if other.request.priority == priority and other.request.tenant == tenant]
 
     def dropped(self, sequence: Sequence) -> None:
         """A waiting sequence has just been given another status where it stood."""

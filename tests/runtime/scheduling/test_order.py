@@ -240,3 +240,28 @@ def test_requests_do_not_pile_up_in_the_queue_of_tenants() -> None:
     queue = scheduler._state.waiting._ready
     assert len(queue) == 200 and len(queue._all) <= 2 * 200 + 1 and len(queue._turns) <= 64
     assert len(order(scheduler)) == 200
+
+
+def test_who_has_a_cached_prefix_goes_before_who_is_due_about_as_soon() -> None:
+    for window, expected in ((1.0, ["b", "a", "c"]), (0.0, ["a", "b", "c"])):
+        scheduler = one_at_a_time(Policy(cache_aware_order=window))
+        scheduler.tick(0)
+        scheduler.submit(make_request("before", [1] * 16, 1))
+        order(scheduler)
+        for now, name, token in ((1.0, "a", 2), (1.9, "b", 1), (2.1, "c", 1)):
+            scheduler.tick(now)
+            scheduler.submit(make_request(name, [token] * 20, 1))
+        assert order(scheduler) == expected, "c is due too late to go before a"
+
+
+def test_sequences_of_like_size_take_turns_together() -> None:
+    scheduler, _ = make_scheduler(64, max_rows=64, max_decode_rows=2, prefill_chunk=64)
+    for number, length in enumerate((5, 30, 6, 31)):
+        scheduler.submit(make_request(str(number), [number] * length, 20))
+    seen = []
+    for _ in range(7):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.complete(batch.step_id, [5] * len(batch.logit_rows))
+        seen.append(batch.request_ids[: batch.decode_rows])
+    assert seen[-4:] in ([("0", "2"), ("1", "3")] * 2, [("1", "3"), ("0", "2")] * 2)
