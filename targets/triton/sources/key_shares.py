@@ -43,6 +43,7 @@ def share_of_place(
     tokens = tl.where(needed, _of_sequence(numbers, length, sequence), 0)
     share = place - (_of_sequence(numbers, ends, sequence) - count)
     start = tl.where(needed, _of_sequence(numbers, first, sequence) + share * size * BLOCK_T, 0)
+    start = tl.multiple_of(start, PAGE if WINDOW > 0 else BLOCK_T)
     return sequence, tokens, start, tl.minimum(start + size * BLOCK_T, tokens), count
 
 
