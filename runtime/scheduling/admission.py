@@ -102,7 +102,7 @@ class Admission:
         missing = table.admitted_tokens + session.footprint - table.capacity
         if missing <= 0:
             return chosen
-        away = [other for other in table if other.admitted and may_take(session, other, now, forced, idle)]
+        away = [other for other in table.admitted.values() if may_take(session, other, now, forced, idle)]
         for other in sorted(
             away, key=lambda other: (-other.running, not other.requests, other.remaining(now or 0.0)), reverse=True
         ):
@@ -110,9 +110,9 @@ class Admission:
             missing -= other.footprint
             if missing <= 0:
                 return chosen
-        if len(chosen) == sum(other.admitted for other in table):
+        if len(chosen) == len(table.admitted):
             return chosen
-        later = [other.held_until for other in table if other.admitted and not other.requests]
+        later = [other.held_until for other in table.admitted.values() if not other.requests]
         self.wake = min((time for time in later if now is not None and time > now), default=None)
         return None
 

@@ -75,13 +75,14 @@ class Session:
 
 class SessionTable:
     """Sessions that are admitted, have requests, or were active lately; their number is bounded. `capacity` is in tokens,
-    `recompute_seconds`(tokens) what it takes to compute a context of so many."""
+    `recompute_seconds`(tokens) what it takes to compute a context of so many. `admitted` are those that are."""
 
     def __init__(self, capacity: int, recompute_seconds: Callable[[int], float]) -> None:
         self.capacity, self._recompute_seconds = capacity, recompute_seconds
         self.admitted_tokens = self._growth = 0.0
         self.version = 0
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.admitted: dict[str, Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -162,6 +163,8 @@ class SessionTable:
     def check_integrity(self) -> None:
         """Raises IntegrityError where the admitted tokens are not those of the admitted sessions."""
         total = sum(session.footprint for session in self if session.admitted)
+        if self.admitted.keys() != {session.name for session in self if session.admitted}:
+            raise IntegrityError("sessions are listed as admitted that are not, or the other way round")
         if abs(total - self.admitted_tokens) > 1e-6 * max(1.0, total):
             raise IntegrityError(f"{self.admitted_tokens} admitted tokens are counted, sessions have {total}")
 
@@ -177,6 +180,10 @@ class SessionTable:
     def _changed(self, session: Session) -> None:
         counted = session.footprint if session.admitted else 0.0
         self.admitted_tokens += counted - session.counted
+        if session.admitted:
+            self.admitted[session.name] = session
+        else:
+            self.admitted.pop(session.name, None)
         session.counted = counted
         self.version += 1
 
