@@ -38,7 +38,7 @@ class HostTier:
         self.loading: dict[int, list[LoadingBlock]] = {}
         self.saving: dict[int, list[SavingBlock]] = {}
         self.put_back: set[Unit] = set()
-        self._arriving: dict[Unit, LoadingBlock] = {}
+        self.arriving: dict[Unit, LoadingBlock] = {}
         self._next_place = 0
         self._room = 0
 
@@ -93,13 +93,13 @@ class HostTier:
         """Bring a unit back for its first user."""
         block = self.copies.take(unit).load(into)
         self.waiting[unit] = WaitingLoad(self._next_place, block)
-        self._arriving[unit] = block
+        self.arriving[unit] = block
         self._next_place += 1
         return block.share()
 
     def share(self, unit: Unit) -> SealedBlock:
         """Wait with others, or alone, for a unit that is arriving."""
-        return self._arriving[unit].share()
+        return self.arriving[unit].share()
 
     def place(self, unit: Unit) -> int:
         """The place of a load in the queue; -1 when it has left."""
@@ -114,7 +114,7 @@ class HostTier:
         if unit not in self.waiting:
             return ()
         copy, freed = self.waiting.pop(unit).block.cancel()
-        del self._arriving[unit]
+        del self.arriving[unit]
         self.copies.add(unit, copy)
         return freed
 
@@ -164,7 +164,7 @@ class HostTier:
 
     def arrive(self, unit: Unit) -> None:
         """A load of this unit is over."""
-        del self._arriving[unit]
+        del self.arriving[unit]
 
     def in_transfer(self) -> Iterator[LoadingBlock | SavingBlock]:
         """What steps carry or are to carry."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from .blocks import LoadingBlock, Unit
+from .blocks import LoadingBlock, Reuse, Unit
 from .errors import IntegrityError
 from .host_tier import HostTier
 from .kv import KvManager
@@ -101,21 +101,25 @@ def _check_tier(pool: BlockPool, tier: HostTier, users: Counter[Unit]) -> None:
     saving = {block.unit for saves in tier.saving.values() for block in saves}
     held = {*(block.unit for block in tier.copies), *tier.spare}
     _require(arriving == {unit for unit in pool.index.values() if unit.arriving}, "an arriving unit is not being loaded")
+    _require(arriving == {*tier.arriving}, "the tier lists other loads than it has")
     _require(saving == {unit for unit in users if unit.leaving}, "a leaving unit is not being saved")
     _require(tier.put_back <= saving, "a unit is to be put back after no save")
     for unit in [*held, *arriving, *saving]:
         _require(pool.index.get(unit.digest) is unit, f"unit at {unit.indices} is on the host but not in the index")
     for unit in held | arriving:
         _require(len(unit.host) == pool.unit_blocks, f"copy at {unit.host} has the wrong size")
+    for unit in {block.unit for block in tier.copies}:
+        _require(not unit.users, f"copy at {unit.host} is not spare, but the unit is in use")
     for unit in tier.spare:
         _require(bool(unit.indices), f"copy at {unit.host} is spare, but the device does not have the unit")
     for unit in arriving & tier.waiting.keys():
         _require(unit.users > 0, f"nobody waits for unit at {unit.indices}")
-    for unit in {*tier.unsaved}:
-        _require(unit in pool.cached and not unit.host, f"unit at {unit.indices} is cached and unsaved without cause")
-    for unit in tier.fresh:
-        _require(unit.readers > 0 and not unit.leaving and not unit.host, f"unit at {unit.indices} is no fresh one")
-        _require(pool.index.get(unit.digest) is unit, f"fresh unit at {unit.indices} is not in the index")
+    cached = {block.unit for block in pool.cached}
+    unsaved = {unit for unit in cached if not unit.host and unit.reuse is not Reuse.GONE}
+    _require(unsaved == {*tier.unsaved}, "the cached units without a copy are others than those listed")
+    used = {unit for unit in users if pool.index.get(unit.digest) is unit}
+    fresh = {unit for unit in used if not (unit.host or unit.leaving or unit.arriving)}
+    _require(fresh == {*tier.fresh}, "the units in use without a copy are others than those listed")
 
 
 def _loads(tier: HostTier) -> list[LoadingBlock]:

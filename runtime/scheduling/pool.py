@@ -59,7 +59,10 @@ class BlockPool:
             if self.tier is not None:
                 self.tier.taken(unit)
             return share
-        return self.tier.share(unit) if unit.arriving and self.tier is not None else None
+        if not unit.arriving:
+            return None
+        assert self.tier is not None
+        return self.tier.share(unit)
 
     def load(self, unit: Unit) -> SealedBlock:
         """A share of a unit that the host alone has; its blocks must be available."""
@@ -93,7 +96,8 @@ class BlockPool:
         cached = share.release()
         if cached is not None:
             self._keep_or_free(cached)
-        elif unit.arriving and not unit.users and self.tier is not None:
+        elif not unit.users:  # it is arriving
+            assert self.tier is not None
             self.free.extend(reversed(self.tier.cancel(unit)))
 
     def _keep_or_free(self, cached: CachedBlock, first: bool = False) -> None:
@@ -119,8 +123,8 @@ class BlockPool:
     def _copies(self, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> BlockCopies | None:
         if not pairs:
             return None
-        device, host = (np.array(indices, np.int32).reshape(-1) for indices in zip(*pairs, strict=True))
-        return BlockCopies(device, host, self.number)
+        device, host = ([index for pair in pairs for index in pair[side]] for side in (0, 1))
+        return BlockCopies(np.array(device, np.int32), np.array(host, np.int32), self.number)
 
     def _choose_saves(self, tier: HostTier, units: int) -> list[SavingBlock]:
         """Cached units in the order of their eviction; units in use, oldest first, while that costs no other copy."""

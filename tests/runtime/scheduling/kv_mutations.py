@@ -30,6 +30,7 @@ from .random_traffic import Figures, play
 from .small_world import Configuration, explore
 
 TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention)
+TESTS = (test_blocks, test_kv, test_host_tier, test_retention)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 
@@ -231,10 +232,17 @@ class _Patched:
         self._spoilt = found[mutation.function]
 
     def __enter__(self) -> None:
-        setattr(self._target, self._name, self._spoilt)
+        self._put(self._sound, self._spoilt)
 
     def __exit__(self, *_: object) -> None:
-        setattr(self._target, self._name, self._sound)
+        self._put(self._spoilt, self._sound)
+
+    def _put(self, before: object, after: object) -> None:
+        """In its class, or in all modules that have the function."""
+        owners = (self._target,) if isinstance(self._target, type) else (*TARGETS, *TESTS)
+        for owner in owners:
+            if vars(owner).get(self._name) is before:
+                setattr(owner, self._name, after)
 
 
 class EndlessLoop(Exception):
@@ -248,7 +256,7 @@ def _alarm(*_: object) -> None:
 def unit_tests() -> list[Callable[[], object]]:
     """The tests of blocks, pool, tier and retention that need nothing from pytest."""
     found: list[Callable[[], object]] = []
-    for module in (test_blocks, test_kv, test_host_tier, test_retention):
+    for module in TESTS:
         for name, test in vars(module).items():
             if name.startswith("test_") and not inspect.signature(test).parameters:
                 found.append(test)

@@ -389,6 +389,71 @@ def test_what_nobody_will_want_is_not_saved_and_its_copy_goes_first():
     check_kv(kv)
 
 
+def test_no_more_is_saved_of_units_in_use_than_a_step_copies():
+    kv = manager()
+    steps = Steps(kv)
+    assert compute(kv, prompt(1, 3)).live
+    assert [len(steps.run(saved=count)[0]) for count in (1, 0, 2)] == [1, 0, 2]
+
+
+def test_loads_of_later_steps_are_still_under_way():
+    kv, steps = offloaded(prompt(1), prompt(2))
+    kv.begin_step(1)
+    start(kv, prompt(1))
+    start(kv, prompt(2))
+    steps.launch(loaded=1)
+    first = steps.number
+    steps.launch(loaded=1)
+    kv.complete_step(first)
+    check_kv(kv)
+    assert sorted(block_states(kv).values()) == ["free", "free", "loading", "sealed"] and kv.reloaded_tokens == 4
+
+
+def test_enough_to_evict_counts_blocks_not_units():
+    kv = manager(blocks=16, host_blocks=2, unit_blocks=2)
+    kv.retention.supersede = True
+    steps = Steps(kv)
+    turn(kv, "", prompt(1, 2))
+    assert len(steps.run()[0]) == 2
+    turn(kv, "gone", prompt(2, 2))
+    kv.close_session("gone")
+    held = compute(kv, prompt(5, 10))
+    turn(kv, "", prompt(3, 2))
+    assert held.live and not kv.pool.free
+    assert steps.run() == ([], [])  # two units of two blocks can be evicted without loss: a quarter of the pool
+
+
+def test_cached_units_that_lost_their_copy_are_unsaved_again():
+    kv, steps = offloaded(prompt(1), blocks=8, host_blocks=1)
+    kv.begin_step(ALL)
+    back = start(kv, prompt(1))
+    steps.run()
+    held = compute(kv, prompt(5, 6))
+    turn(kv, "", prompt(2))
+    kv.release(back, -1)  # its copy is a spare one
+    assert len(steps.run()[0]) == 1 and held.live
+    assert not find(kv, prompt(1)).units[0].host and find(kv, prompt(2)).units[0].host
+    assert [unit.tokens for unit in kv.pool.tier.unsaved] == [find(kv, prompt(1)).units[0].tokens] if kv.pool.tier else False
+
+
+def test_a_manager_without_a_tier_copies_nothing():
+    kv = manager(host_blocks=0)
+    steps = Steps(kv)
+    turn(kv, "", prompt(1))
+    assert not kv.has_tier and not kv.has_loads and steps.launch() == ([], []) and not steps.fail()
+
+
+def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_host_has(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tokenspeed.runtime.scheduling.prefix.unit_digest", lambda parent, tokens: b"collision")
+    kv, _ = offloaded(prompt(1))
+    unit = find(kv, prompt(1)).units[0]
+    other = compute(kv, prompt(2))
+    assert other.sealed[0].unit is not unit and find(kv, prompt(1)).units == [unit]
+    kv.release(other, -1)
+    check_kv(kv)
+    assert kv.available == 4
+
+
 def test_a_tier_needs_sharing_and_loads_need_blocks():
     assert not KvManager(4, 4, 4, "kv", share=False, host_blocks=4).has_tier
     kv, _ = offloaded(prompt(1), blocks=4)

@@ -139,6 +139,16 @@ def test_released_blocks_cannot_be_used():
             use()
 
 
+def test_a_manager_that_does_not_share_keeps_nothing():
+    kv = KvManager(4, 4, UNIT, "kv", share=False)
+    first, second = compute(kv, list(range(8))), compute(kv, list(range(8)))
+    assert not set(first.indices()) & set(second.indices())
+    assert not kv.pool.index and find(kv, list(range(8))) == Hits([], 0)
+    kv.release(first, -1)
+    check_kv(kv)
+    assert not kv.pool.index and sorted(block_states(kv).values()) == ["free", "free", "sealed", "sealed"]
+
+
 def test_reclaimable_counts_what_nobody_else_uses():
     kv = KvManager(16, 2, UNIT, "kv")
     first = compute(kv, list(range(9)))

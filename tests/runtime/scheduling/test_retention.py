@@ -153,6 +153,19 @@ def test_a_closed_session_goes_first():
     assert left(kv, prompt(1), prompt(2)) == [0, 2]
 
 
+def test_a_hint_moves_units_that_are_not_the_next():
+    kv = manager()
+    for name, number in (("one", 1), ("two", 2), ("three", 3)):
+        turn(kv, name, prompt(number))
+    kv.end_turn("two", "tool_call")
+    kv.close_session("three")
+    evict(kv, 2)
+    assert left(kv, prompt(1), prompt(2), prompt(3)) == [2, 2, 0]
+    turn(kv, "four", prompt(4, 1))
+    evict(kv, 3)
+    assert left(kv, prompt(1), prompt(2), prompt(4, 1)) == [0, 2, 0]
+
+
 def test_a_session_closed_while_it_runs_goes_first_at_its_end():
     kv = manager()
     turn(kv, "one", prompt(1))
