@@ -74,14 +74,14 @@ class HostTier:
             self.copies.add(unit, self.spare.pop(unit))
         return bool(unit.host)
 
-    def regarded(self, unit: Unit) -> None:
-        """Its expected reuse is another now."""
+    def regarded(self, unit: Unit, cached: bool) -> None:
+        """Its expected reuse is another now; whether it is cached."""
         if unit in self.copies:
             self.copies.add(unit, self.copies.take(unit))
         if unit in self.unsaved:
             self.unsaved.take(unit)
-            if unit.reuse is not Reuse.GONE:
-                self.unsaved.add(unit, unit)
+        if cached:
+            self.cached(unit)
 
     def _make_spare(self, unit: Unit) -> None:
         if unit in self.copies:

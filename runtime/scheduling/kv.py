@@ -153,8 +153,6 @@ class KvManager:
 
     def lookup(self, digests: Sequence[bytes], tokens: bytes) -> Hits:
         """The longest known prefix of a chain (its seed, then one digest per unit); changes nothing. O(units of the hit)."""
-        if not self.shares:
-            return Hits([], 0)
         size, units, idle, reload, count = self.identity_tokens * TOKEN_BYTES, list[Unit](), 0, 0, 0
         behind, best = WindowHits(self.windows), Hits([], 0)
         for number, digest in enumerate(digests[1:]):

@@ -82,10 +82,11 @@ class BlockPool:
 
     def regard(self, unit: Unit) -> None:
         """A unit's expected reuse has changed: give it its new place among those that nobody uses."""
-        if unit in self.cached:
+        cached = unit in self.cached
+        if cached:
             self.cached.add(unit, self.cached.take(unit))
         if self.tier is not None:
-            self.tier.regarded(unit)
+            self.tier.regarded(unit, cached)
 
     def free_writable(self, blocks: Iterable[WritableBlock]) -> None:
         self.free.extend(block.free() for block in blocks)

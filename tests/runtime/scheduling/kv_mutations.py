@@ -254,14 +254,20 @@ def _alarm(*_: object) -> None:
 
 
 def unit_tests() -> list[Callable[[], object]]:
-    """The tests of blocks, pool, tier and retention that need nothing from pytest."""
+    """The tests of blocks, pool, tier and retention, each with each of its parameters."""
     found: list[Callable[[], object]] = []
     for module in TESTS:
         for name, test in vars(module).items():
-            if name.startswith("test_") and not inspect.signature(test).parameters:
-                found.append(test)
-            elif name.startswith("test_") and [*inspect.signature(test).parameters] == ["monkeypatch"]:
+            if not name.startswith("test_"):
+                continue
+            marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+            if marks:
+                for values in marks[0].args[1]:
+                    found.append(lambda test=test, values=values: test(*(values if isinstance(values, tuple) else (values,))))
+            elif inspect.signature(test).parameters:
                 found.append(lambda test=test: _with_monkeypatch(test))
+            else:
+                found.append(test)
     return found
 
 

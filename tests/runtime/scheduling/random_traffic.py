@@ -52,6 +52,8 @@ def _start(machine: SchedulerMachine, chosen: Random) -> None:
         stages=chosen.choice([1, 1, 1, 3]),
         host_units=chosen.choice([1, 4, 12, 40]),
         copied_units=chosen.choice([1, 1, 2, 100]),
+        windows=chosen.choice([(), (), (1,), (6,), (4, 6)]),
+        window_units=chosen.choice([0, 3, 20]),
     )
 
 

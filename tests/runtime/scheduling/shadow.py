@@ -222,6 +222,8 @@ class ShadowDevice:
     def _execute_windows(self, batch: StepBatch, tokens: list[int]) -> None:
         """Every row reads its own window in every window pool, through the tables of its sequence."""
         size = self.kv.block_tokens
+        if not batch.rows:
+            return
         for pool, memory, part in zip(self.kv.windows, self.of_windows, batch.windows, strict=True):
             memory.reshape(-1)[part.slot_mapping] = tokens
             for sequence, request_id in enumerate(batch.request_ids):

@@ -211,6 +211,15 @@ def test_a_budget_counts_what_boards_while_the_step_is_planned():
     assert len(steps.launch(loaded=3)[1]) == 3 and len(steps.launch(loaded=3)[1]) == 1
 
 
+def test_a_step_carries_as_many_loads_as_it_may():
+    kv, steps = offloaded(prompt(1, 2), prompt(2, 2))
+    kv.begin_step(3)
+    start(kv, prompt(1, 2))
+    start(kv, prompt(2, 2))
+    _, loads = kv.launch(steps.number + 1, ALL)
+    assert len(pairs(loads)) == 3 and {copies.pool for copies in loads} == {0}
+
+
 def test_a_load_that_nobody_waits_for_any_more_is_dropped():
     kv, steps = offloaded(prompt(1, 2))
     kv.begin_step(1)
@@ -345,6 +354,30 @@ def test_a_full_host_gives_up_spare_copies_first_the_newest_before_all():
     check_kv(kv)
 
 
+def test_a_full_host_gives_up_a_spare_copy_where_it_has_no_other():
+    kv, steps = offloaded(prompt(1), host_blocks=1)
+    kv.begin_step(ALL)
+    start(kv, prompt(1))
+    steps.run()
+    held = compute(kv, prompt(5, 2))
+    turn(kv, "", prompt(2))
+    assert len(steps.run()[0]) == 1 and held.live and not find(kv, prompt(1)).units[0].host
+
+
+def test_copies_of_what_nobody_will_want_go_before_spare_ones():
+    kv = manager(blocks=4, host_blocks=2)
+    kv.retention.supersede = True
+    steps = Steps(kv)
+    turn(kv, "one", prompt(1))
+    turn(kv, "", prompt(2))
+    steps.run()
+    start(kv, prompt(2))
+    kv.close_session("one")
+    turn(kv, "", prompt(3))
+    assert len(steps.run()[0]) == 1
+    assert not find(kv, prompt(1)).units[0].host and find(kv, prompt(2)).units[0].host
+
+
 def test_a_full_host_gives_up_the_oldest_of_what_it_alone_has():
     kv, steps = offloaded(prompt(1), prompt(2), host_blocks=2)
     held = compute(kv, prompt(5, 3))
@@ -440,7 +473,9 @@ def test_a_manager_without_a_tier_copies_nothing():
     kv = manager(host_blocks=0)
     steps = Steps(kv)
     turn(kv, "", prompt(1))
-    assert not kv.has_tier and not kv.has_loads and steps.launch() == ([], []) and not steps.fail()
+    assert not kv.has_tier and not kv.has_loads and kv.bytes_per_block == 0 and not KvManager(4, 4, 4, "kv").has_tier
+    assert (kv.host_usage, kv.kept_tokens, kv.tokens) == (0.0, 16, 16)
+    assert steps.launch() == ([], []) and not steps.fail()
 
 
 def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_host_has(monkeypatch: pytest.MonkeyPatch):
@@ -452,6 +487,11 @@ def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_hos
     kv.release(other, -1)
     check_kv(kv)
     assert kv.available == 4
+
+
+def test_how_full_the_host_is():
+    kv, _ = offloaded(prompt(1, 2), host_blocks=8)
+    assert kv.host_usage == 0.25 and kv.kept_tokens == 48
 
 
 def test_a_tier_needs_sharing_and_loads_need_blocks():

@@ -139,6 +139,15 @@ def test_released_blocks_cannot_be_used():
             use()
 
 
+def test_released_blocks_of_an_empty_sequence_cannot_be_used():
+    kv = KvManager(4, 2, UNIT, "kv")
+    blocks = kv.open(Hits([], 0))
+    kv.release(blocks, -1)
+    with pytest.raises(HandleConsumed):
+        blocks.indices()
+    assert kv.tokens == 8
+
+
 def test_a_manager_that_does_not_share_keeps_nothing():
     kv = KvManager(4, 4, UNIT, "kv", share=False)
     first, second = compute(kv, list(range(8))), compute(kv, list(range(8)))

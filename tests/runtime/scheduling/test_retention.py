@@ -190,6 +190,7 @@ def test_sessions_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     for number in range(10):
         turn(kv, f"s{number}", prompt(number, 1))
     assert len(kv.retention) == 3
+    assert KvManager(8, 4, 8, "kv", host_blocks=4).retention._most_digests == 28
     for number in range(10):
         turn(kv, f"t{number}", prompt(number, 2))
     assert sum(len(session.digests) for session in kv.retention._sessions.values()) == kv.retention._digests <= 12
