@@ -13,10 +13,12 @@ import msgspec
 
 from ...plans.errors import TokenspeedError
 from ..protocol import EngineFailed
+from .child_process import exit_code_of
 from .engine_client import EngineClient, Sockets
 
 _LAST_NEWS_SECONDS = 0.5
 _EXIT_SECONDS = 5.0
+_STOPPED_SECONDS = 60.0
 
 
 class EngineError(TokenspeedError):
@@ -38,6 +40,9 @@ class EngineProcess:
         # -P: the current directory must not decide which `tokenspeed` runs. Its own session: Ctrl-C is for the entrypoint.
         command = [sys.executable, "-P", "-m", "tokenspeed.runtime.engine_process", arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+        self._patience = float(str(options.get("step_timeout", _STOPPED_SECONDS)))
+        self.was_stopped = False
+        """Whether it was ended because it had been stopped for too long."""
 
     async def wait(self) -> int:
         """The exit code, once it has exited."""
@@ -49,7 +54,7 @@ class EngineProcess:
                 ended.set_result(code)
 
         def watch() -> None:
-            code = self._process.wait()
+            code, self.was_stopped = exit_code_of(self._process, self._patience)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(finish, code)
 
@@ -99,4 +104,6 @@ async def _watch(client: EngineClient, process: EngineProcess, listening: asynci
     await asyncio.wait({listening}, timeout=_LAST_NEWS_SECONDS)
     if not client.drained.is_set():
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if process.was_stopped:
+            how = "it had been stopped, and was not continued"
         client.fail(EngineFailed(f"the engine process ended unexpectedly ({how})", 1))
