@@ -28,7 +28,7 @@ def standing(unit: Unit, now: float) -> Reuse:
     age = now - unit.since
     if unit.reuse > Reuse.HINTED and age < SECONDS[unit.reuse]:
         return unit.reuse
-    if unit.reuse > Reuse.USER and age < SECONDS[Reuse.USER]:
+    if unit.reuse in (Reuse.TOOL, Reuse.SHARED) and age < SECONDS[Reuse.USER]:
         return Reuse.USER
     if unit.reuse > Reuse.IDLE and age < unit.hint:
         return Reuse.HINTED

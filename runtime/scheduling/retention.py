@@ -16,7 +16,7 @@ MOST_SESSIONS = 8192
 LONGEST_HINT = 3600.0
 """Seconds that a client's wish to keep a prefix counts for at most."""
 
-_AFTER: dict[TurnEnd, Reuse] = {"tool_call": Reuse.TOOL, "end_of_turn": Reuse.USER}
+_AFTER: dict[TurnEnd | None, Reuse] = {"tool_call": Reuse.TOOL, "end_of_turn": Reuse.USER, None: Reuse.USER}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ class Retention:
         elif not ended:
             unit.reuse = Reuse.TOOL  # preempted: it comes back as soon as it can
         elif owner.named:
-            unit.reuse = _AFTER.get(session.end, Reuse.USER) if session is not None and session.end else Reuse.USER
+            unit.reuse = _AFTER[session.end] if session is not None else Reuse.USER
         else:
             unit.reuse = Reuse.HINTED if owner.hint else Reuse.IDLE
 

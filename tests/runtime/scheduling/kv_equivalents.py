@@ -25,6 +25,9 @@ EQUIVALENT: dict[str, str] = {
     "host_tier.HostTier.place: 1 + 1": _ONLY_COMPARED,
     "host_tier.HostTier.begin_step: max(1, units) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.cached: self.unsaved.add(unit, unit, first) with its arguments swapped": _BOTH_ALIKE,
+    "order.standing: min(unit.reuse, Reuse.IDLE) with its arguments swapped": _BOTH_ALIKE,
+    "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
+    "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,
     "kv.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
     "kv.SequenceBlocks.__init__: not False": _SET_LATER,
 }

@@ -5,7 +5,8 @@ from tokenspeed.runtime.scheduling import retention
 from tokenspeed.runtime.scheduling.blocks import Reuse, Unit
 from tokenspeed.runtime.scheduling.kv import Hits, KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import check_kv
-from tokenspeed.runtime.scheduling.order import Clock, EvictionOrder
+from tokenspeed.runtime.scheduling.order import Clock, EvictionOrder, standing
+from tokenspeed.runtime.scheduling.retention import Owner, Retention
 
 from .kv_helpers import compute, find, turn
 
@@ -116,8 +117,8 @@ def test_hints_decay():
 def test_what_a_turn_replaces_goes_first():
     kv = manager()
     first = [*prompt(1, 2), *prompt(2, 2)]
-    turn(kv, "one", first)
     turn(kv, "two", prompt(5, 1))
+    turn(kv, "one", first)
     turn(kv, "one", [*prompt(1, 2), *prompt(3, 1)])
     evict(kv, 2)
     assert left(kv, first, prompt(5, 1), [*prompt(1, 2), *prompt(3, 1)]) == [2, 1, 3]
@@ -193,4 +194,121 @@ def test_sessions_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     assert KvManager(8, 4, 8, "kv", host_blocks=4).retention._most_digests == 28
     for number in range(10):
         turn(kv, f"t{number}", prompt(number, 2))
+        assert kv.retention._digests <= 12
     assert sum(len(session.digests) for session in kv.retention._sessions.values()) == kv.retention._digests <= 12
+
+
+def test_what_still_stands_of_an_expectation():
+    for reuse, hint, ages in (
+        (Reuse.TOOL, 500.0, {59: Reuse.TOOL, 60: Reuse.USER, 299: Reuse.USER, 300: Reuse.HINTED, 500: Reuse.IDLE}),
+        (Reuse.USER, 0.0, {299: Reuse.USER, 300: Reuse.IDLE}),
+        (Reuse.SHARED, 5000.0, {899: Reuse.SHARED, 900: Reuse.HINTED, 5000: Reuse.IDLE}),
+        (Reuse.HINTED, 10.0, {0: Reuse.HINTED, 9: Reuse.HINTED, 10: Reuse.IDLE}),
+        (Reuse.IDLE, 10.0, {0: Reuse.IDLE}),
+        (Reuse.GONE, 10.0, {0: Reuse.GONE, 10000: Reuse.GONE}),
+    ):
+        unit = unit_of(reuse, since=1000.0, hint=hint)
+        for age, wanted in ages.items():
+            assert standing(unit, 1000.0 + age) is wanted, (reuse, age)
+    assert Clock().now == 0.0
+
+
+def test_what_fell_is_found_where_it_fell():
+    clock = Clock()
+    order = EvictionOrder[Unit](clock)
+    unit = unit_of(Reuse.TOOL)
+    order.add(unit, unit)
+    clock.now = 400.0
+    assert order.lowest() is Reuse.IDLE and order.take(unit) is unit and len(order) == 0
+
+
+def digests(*numbers: int) -> list[bytes]:
+    return [bytes([number]) for number in numbers]
+
+
+def ended_turn(known: Retention, session: str, *numbers: int) -> list[bytes]:
+    owner = Owner(session, True, digests(*numbers))
+    replaced = [*known.begin(owner)]
+    known.end(owner)
+    assert known._digests == sum(len(session.digests) for session in known._sessions.values())
+    return replaced
+
+
+def test_which_units_a_turn_replaces():
+    known = Retention(Clock(), 100, supersede=True)
+    assert ended_turn(known, "one", 0, 1, 2, 3, 4) == []
+    assert ended_turn(known, "one", 0, 1, 9) == []  # less than half is another conversation
+    assert ended_turn(known, "one", 0, 1, 9, 10) == []
+    assert ended_turn(known, "one", 0, 1, 11) == digests(10, 9)  # half is not
+    assert ended_turn(known, "one", 0, 1, 11, 12, 13) == []
+    assert ended_turn(known, "one", 0, 1, 11) == digests(13, 12)
+    assert ended_turn(known, "two", 0, 1) == [] and len(known) == 2
+    unnamed = Owner("three", False, digests(1))
+    assert [*known.begin(unnamed)] == [] and len(known) == 2
+    assert [*known.close("two")] == digests(1, 0) and [*known.end_turn("two", "tool_call")] == []
+
+
+def test_without_supersede_nothing_is_replaced_and_without_both_nothing_is_known():
+    known = Retention(Clock(), 100, by_reuse=True)
+    assert ended_turn(known, "one", 0, 1, 2) == [] and ended_turn(known, "one", 0, 1) == [] and len(known) == 1
+    assert [*known.close("one")] == []
+    assert [*known.end_turn("one", "tool_call")] == [(b"\x01", Reuse.TOOL), (b"\x00", Reuse.TOOL)]
+    plain = Retention(Clock(), 100)
+    assert ended_turn(plain, "one", 0) == [] and len(plain) == 0 and not plain.by_reuse and not plain.supersede
+
+
+def expected(
+    known: Retention, owner: Owner, *, ended: bool = True, shared: bool = False, hint: float = 0.0
+) -> tuple[Reuse, float]:
+    unit = unit_of(Reuse.IDLE, hint=hint)
+    unit.shared = shared
+    known.expect(unit, owner, ended)
+    assert unit.since == known._clock.now
+    return unit.reuse, unit.hint
+
+
+def test_what_is_expected_of_what_a_sequence_gives_back():
+    clock = Clock()
+    clock.now = 5.0
+    known = Retention(clock, 100, by_reuse=True, supersede=True)
+    one, nobody, hinting = Owner("one", True, digests(1), 300.0), Owner("r", False, ()), Owner("r", False, (), 60.0)
+    assert expected(known, one) == (Reuse.USER, 300.0)  # a session that was forgotten
+    ended_turn(known, "one", 1)
+    assert expected(known, one) == (Reuse.USER, 300.0)
+    list(known.end_turn("one", "tool_call"))
+    assert expected(known, one, hint=900.0) == (Reuse.TOOL, 300.0)
+    list(known.end_turn("one", "end_of_turn"))
+    assert expected(known, one) == (Reuse.USER, 300.0)
+    assert expected(known, one, ended=False) == (Reuse.TOOL, 300.0)
+    assert expected(known, one, shared=True, hint=900.0) == (Reuse.SHARED, 900.0)
+    assert expected(known, nobody) == (Reuse.IDLE, 0.0) and expected(known, hinting) == (Reuse.HINTED, 60.0)
+    list(known.close("one"))
+    assert expected(known, one)[0] is Reuse.GONE and expected(known, one, ended=False)[0] is Reuse.TOOL
+    assert expected(known, one, shared=True)[0] is Reuse.SHARED
+    known.supersede = False
+    assert expected(known, one)[0] is Reuse.USER
+    known.by_reuse = False
+    unit = unit_of(Reuse.TOOL)
+    known.expect(unit, one, True)
+    assert unit.reuse is Reuse.IDLE
+    known.by_reuse = known.supersede = True
+    list(known.begin(one))  # another turn: how the last one ended says nothing any more
+    assert expected(known, one)[0] is Reuse.USER
+
+
+def test_sessions_that_never_end_a_turn_are_forgotten_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retention, "MOST_SESSIONS", 3)
+    known = Retention(Clock(), 100, by_reuse=True)
+    for number in range(9):
+        list(known.begin(Owner(f"s{number}", True, ())))
+        assert len(known) <= 3
+
+
+def test_who_has_used_a_unit():
+    known, unit = Retention(Clock(), 100), unit_of(Reuse.IDLE)
+    one, two = Owner("one", True, ()), Owner("two", True, ())
+    known.used(unit, one)
+    known.used(unit, one)
+    assert unit.session == "one" and not unit.shared
+    known.used(unit, two)
+    assert unit.session == "one" and unit.shared
