@@ -103,9 +103,11 @@ class KvManager:
 
     @property
     def kept_tokens(self) -> int:
-        """How many tokens of prefixes can be kept, on the device and on the host together."""
+        """About how many tokens of prefixes are kept, on the device and on the host together. Of what one of them holds the other
+        has copies: about half of the smaller one adds to the larger."""
         tier = self.pool.tier
-        return self.tokens + (0 if tier is None else tier.blocks * self.block_tokens)
+        on_host = 0 if tier is None else tier.blocks * self.block_tokens
+        return max(self.tokens, on_host) + min(self.tokens, on_host) // 2
 
     @property
     def available(self) -> int:
