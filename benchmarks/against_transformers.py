@@ -24,7 +24,7 @@ import torch
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.environment import Environment, environment
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
-from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.fixed_batch import Rows, equal_places, fixed_batch
 from tokenspeed.runtime.protocol import SamplingParameters
 from tokenspeed.runtime.tokenizer import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -87,7 +87,7 @@ def with_plan(plan: Plan, executor: PlanExecutor) -> Generate:
 
     def step(start: int, tokens: list[int]) -> int:
         needed = min(blocks, -(-(start + len(tokens)) // size))
-        batch = fixed_batch([Rows(0, start, tokens)], needed, size)
+        batch = fixed_batch([Rows(0, start, tokens)], needed, size, windows=equal_places(plan.manifest.kv, 1))
         return int(executor.run(batch).tokens[-1])
 
     def generate(prompt: list[int], count: int) -> Run:

@@ -20,7 +20,7 @@ import numpy as np
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.fixed_steps import admit_greedy
 from tokenspeed.runtime.executor import load_executor
-from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.fixed_batch import Rows, equal_places, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 
 
@@ -48,13 +48,14 @@ def agree(plan: Plan, name: str, counts: Sequence[int], tokens: int) -> None:
     blocks = -(-tokens // size)
     random = np.random.default_rng(0)
     for count in counts:
+        windows = equal_places(manifest.kv, count)
         texts = [random.integers(0, manifest.model.vocabulary, tokens).tolist() for _ in range(count)]
         whole, cut = [], []
         for sequence, text in enumerate(texts):
-            whole.append(executor.logits_for(fixed_batch([Rows(sequence, 0, text)], blocks, size))[0])
-            executor.logits_for(fixed_batch([Rows(sequence, 0, text[:-1])], blocks, size))
+            whole.append(executor.logits_for(fixed_batch([Rows(sequence, 0, text)], blocks, size, windows=windows))[0])
+            executor.logits_for(fixed_batch([Rows(sequence, 0, text[:-1])], blocks, size, windows=windows))
         last = [Rows(sequence, tokens - 1, text[-1:]) for sequence, text in enumerate(texts)]
-        cut = executor.logits_for(fixed_batch(last, blocks, size))
+        cut = executor.logits_for(fixed_batch(last, blocks, size, windows=windows))
         difference = np.abs(np.stack(whole) - cut).max(1) / np.abs(np.stack(whole)).max(1)
         same = int((np.stack(whole).argmax(1) == cut.argmax(1)).sum())
         figures = {"largest": float(difference.max()), "median": float(np.median(difference)), "same_token": f"{same} of {count}"}

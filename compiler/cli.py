@@ -86,9 +86,9 @@ PHASES = ("import", "raise", "partition", "fuse", "quantize", "select", "split",
 )
 @click.option(
     "--window-pools/--no-window-pools",
-    default=False,
+    default=True,
     show_default=True,
-    help="Layers that see a window of tokens free KV blocks that are behind it.",
+    help="Layers that see a window of tokens free KV blocks that are behind it; not together with --host-kv.",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--memory", help="Device memory the plan may use, e.g. 8GiB, by default all of it; the KV pool takes what is left.")

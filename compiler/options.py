@@ -31,7 +31,7 @@ class CompileOptions:
     kernels: Literal["auto", "library"] = "auto"
     collectives: Literal["auto", "library"] = "auto"
     overlap: Overlap = "auto"
-    window_pools: bool = False
+    window_pools: bool = True
     parallel: str = "auto"
     placement: tuple[Pin, ...] = ()
     traffic: TrafficProfile = field(default_factory=TrafficProfile)

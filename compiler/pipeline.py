@@ -119,8 +119,10 @@ class Compilation:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The windows that have pools of KV blocks of their own."""
-        return window_pools(self.module, self.max_context, IDENTITY_TOKENS) if self.options.window_pools else ()
+        """The windows that have pools of KV blocks of their own; none with a tier on the host, which pool 0 alone has."""
+        if not self.options.window_pools or self.options.host_kv:
+            return ()
+        return window_pools(self.module, self.max_context, IDENTITY_TOKENS)
 
     @property
     def bucket_sizes(self) -> tuple[BucketSize, ...]:

@@ -21,13 +21,19 @@ from tokenspeed.ir.module import context
 from tokenspeed.passes.schedule import TrafficProfile
 from tokenspeed.plans.kv_caches import cache_names
 from tokenspeed.plans.reader import Plan
-from tokenspeed.plans.schema import KvGeometry, WindowPool
+from tokenspeed.plans.schema import KvGeometry, Manifest, WindowPool
 from tokenspeed.plans.window_blocks import window_blocks
 from tokenspeed.plans.writer import write_plan
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
 from tokenspeed.runtime.fixed_batch import Rows, WindowPlaces, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.host_arrays import HostArray
+from tokenspeed.runtime.protocol import SamplingParameters
+from tokenspeed.runtime.scheduling.kv import KvManager, SequenceBlocks, manager_of
+from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.windows import WindowBlocks
+from tokenspeed.runtime.scheduling.windows import WindowPool as ManagedPool
 from transformers import PreTrainedModel
 
 from .mesh import WHATEVER_CAN_BE
@@ -191,3 +197,55 @@ def test_on_two_ranks(tmp_path: Path) -> None:
     found = np.load(out)
     for number, wanted in enumerate(expected(model, tokens, STEPS)):
         assert np.abs(found[f"model/{number}"] - wanted).max() <= TOLERANCE, number
+
+
+def test_served_sequences_keep_their_windows_alone(tmp_path: Path) -> None:
+    """Through the scheduler: long outputs, prompts in chunks, equal prefixes; blocks that nobody has are not numbers."""
+    model = build(family("gemma2"))
+    directory = save(model, tmp_path / "model")
+    with Plan.open(compiled(directory)) as plan:
+        manifest = plan.manifest
+        executor = load_executor(plan, str(directory), 1, lambda _phase: None)
+        scheduler, kv = one_group(manifest)
+        caches = Sequences(manifest.kv, executor).caches
+        tokens = np.random.default_rng(5).integers(0, 160, (2, CONTEXT), dtype=np.int32)
+        prompts = {"long": tokens[0, :200], "short": tokens[1, :10], "again": tokens[0, :230]}
+        found: dict[str, list[int]] = {name: [] for name in prompts}
+        scheduler.submit(Request("long", prompts["long"], 150))
+        scheduler.submit(Request("short", prompts["short"], 180))
+        sampling = SamplingParameters(max_tokens=CONTEXT, temperature=0.0, ignore_eos=True)
+        most = 0
+        while scheduler.has_work:
+            batch = scheduler.schedule()
+            assert batch is not None
+            for pool, cache in caches:
+                cache[[block.index for block in (kv.windows[pool - 1].pool if pool else kv.pool).free]] = np.nan
+            for admission in batch.admissions:
+                executor.admit(admission.slot, sampling, (), admission.prompt, admission.output)
+            for outcome in scheduler.complete(batch.step_id, executor.run(batch).tokens):
+                assert outcome.token is not None
+                found[outcome.request_id].append(outcome.token)
+                if outcome.request_id == "long" and outcome.finish_reason:
+                    scheduler.submit(Request("again", prompts["again"], 20))
+            scheduler.check_integrity()
+            held = (windows_of(kv, blocks) for blocks in kv.open_sequences())
+            most = max([most, *(len(window.indices(part)) for pairs in held for window, part in pairs)])
+        assert most <= window_blocks(WINDOWS["gemma2"], 2 * CHUNK, BLOCK) + 1 < BLOCKS_PER_SEQUENCE
+        assert scheduler.stats().prefix_hits == 192
+        executor.close()
+    for name, prompt in prompts.items():
+        whole = np.concatenate([prompt, np.array(found[name], np.int32)])
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(whole.astype(np.int64))[None], use_cache=False).logits[0].numpy()
+        chosen = logits[len(prompt) - 1 : -1]
+        best = chosen.max(1)
+        assert (best - chosen[np.arange(len(chosen)), found[name]]).max() <= TOLERANCE, name
+
+
+def one_group(manifest: Manifest) -> tuple[Scheduler, KvManager]:
+    kv = manager_of(manifest.kv)
+    return Scheduler(SchedulerLimits.from_plan(manifest.schedule, manifest.model.max_context), kv), kv
+
+
+def windows_of(kv: KvManager, blocks: SequenceBlocks) -> Iterator[tuple[ManagedPool, WindowBlocks]]:
+    return zip(kv.windows, blocks.windows, strict=True)

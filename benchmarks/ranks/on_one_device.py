@@ -27,7 +27,7 @@ from tokenspeed.runtime.device.arrays import DeviceArray
 from tokenspeed.runtime.device.device import Device
 from tokenspeed.runtime.device.driver import Driver
 from tokenspeed.runtime.executor import PlanExecutor, load_executor
-from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+from tokenspeed.runtime.fixed_batch import Rows, equal_places, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.mesh import Rank
 from torch import distributed
@@ -107,12 +107,13 @@ def _tokens(plan: Any, weights: str, collectives: Collectives | None) -> tuple[l
     size = plan.manifest.kv.block_tokens
     for slot, prompt in enumerate(prompts):
         executor.admit(slot, sampling, (), np.array(prompt, np.int32), np.empty(0, np.int32))
-    tokens = executor.run(fixed_batch([Rows(slot, 0, prompt) for slot, prompt in enumerate(prompts)], 4, size)).tokens.tolist()
+    windows, rows = equal_places(plan.manifest.kv, len(prompts)), [Rows(slot, 0, prompt) for slot, prompt in enumerate(prompts)]
+    tokens = executor.run(fixed_batch(rows, 4, size, windows=windows)).tokens.tolist()
     logits, seconds = [], []
     for at in range(NEW_TOKENS):
         last = tokens[-len(prompts) :]
         rows = [Rows(slot, len(prompt) + at, [last[slot]]) for slot, prompt in enumerate(prompts)]
-        batch = fixed_batch(rows, 4, size)
+        batch = fixed_batch(rows, 4, size, windows=windows)
         start = time.perf_counter()
         tokens += executor.run(batch).tokens.tolist()
         seconds.append(time.perf_counter() - start)

@@ -135,7 +135,7 @@ class OnePlan:
 
     def _tokens(self, executor: Any) -> None:
         """Greedy tokens of three prompts together, and the largest logarithms at each."""
-        from tokenspeed.runtime.fixed_batch import Rows, fixed_batch
+        from tokenspeed.runtime.fixed_batch import Rows, equal_places, fixed_batch
         from tokenspeed.runtime.protocol import SamplingParameters
 
         random = np.random.default_rng(4)
@@ -149,7 +149,7 @@ class OnePlan:
         steps = [[Rows(slot, 0, prompt) for slot, prompt in enumerate(prompts)]]
         steps += [[Rows(slot, len(prompt) + at, [-1]) for slot, prompt in enumerate(prompts)] for at in range(NEW_TOKENS)]
         for step in steps:
-            result = executor.start(fixed_batch(step, blocks, size))()
+            result = executor.start(fixed_batch(step, blocks, size, windows=equal_places(self.manifest.kv, len(prompts))))()
             tokens += result.tokens.tolist()
             top += [[value for _, value in item.top] for item in result.logprobs if item is not None]
         say({"tokens_of": self.path.name, "tokens": tokens, "top": [[round(value, 5) for value in values] for values in top]})
