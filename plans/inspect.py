@@ -87,6 +87,7 @@ def _kv(manifest: Manifest) -> dict[str, Any]:
     kv, tier = manifest.kv, host_tier(manifest)
     return _fields(kv) | {
         "groups": [_fields(group) for group in kv.groups],
+        "windows": [_fields(pool) for pool in kv.windows],
         "states": [_fields(group) | {"bytes": state_bytes(group)} for group in kv.states],
         "shares_prefixes": kv.shares_prefixes,
         "prefix_reuse": kv.prefix_reuse,
@@ -155,6 +156,11 @@ def _kv_table(kv: dict[str, Any]) -> Table:
         "pool": f"{kv['blocks']} blocks of {kv['block_tokens']} tokens = {kv['tokens']:,} tokens{every}",
         "block": format_bytes(kv["bytes_per_block"]),
         "host tier": kv["host_tier"]["text"] if kv["host_tier"] else "none (tokenspeed-compile --host-kv)",
+        **{
+            f"pool {number}": f"{pool['blocks']} blocks of {format_bytes(pool['bytes_per_block'])}, kept for the last"
+            f" {pool['window']} tokens of a sequence"
+            for number, pool in enumerate(kv["windows"], 1)
+        },
         "prefix identity": f"{kv['identity_tokens']} tokens, compatibility {kv['compatibility']}",
     }
     for group in kv["groups"]:
