@@ -65,7 +65,8 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     if chunks:
         rows = _with_chunks(rows, chunks)
     row_slots = np.repeat(rows.sequence_slots, np.diff(rows.starts)) if chunks else decodes
-    blocks, offsets = np.divmod(rows.positions, block_tokens)
+    size = np.array(block_tokens, np.int32)  # beside an array of this type cheaper than a number
+    blocks, offsets = rows.positions // size, rows.positions % size
     context = (rows.positions[rows.starts[1:] - 1] if chunks else rows.positions) + 1
     names = tuple(slots.names[decodes].tolist() + [chunk.sequence.request_id for chunk in chunks])
     sampled_names = names if len(rows.samples) == len(names) else tuple(names[i] for i in rows.samples.tolist())
@@ -98,7 +99,9 @@ def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
                 slot_mapping=table[row_slots, blocks].astype(np.int64) * block_tokens + offsets,
             )
             for table in slots.window_tables
-        ),
+        )
+        if slots.window_tables
+        else (),
     )
     return batch, flight
 

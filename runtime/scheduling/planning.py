@@ -72,9 +72,11 @@ class StepPlanner:
     def _turns(self, ready: NDArray[np.intp], maximum: int) -> NDArray[np.intp]:
         """Rule 3: which of the ready sequences have a row in this step."""
         state, slots = self._state, self._state.slots
+        if len(ready) <= maximum:
+            return ready
         priority = state.priority[ready]
         together = state.rules.group_by_footprint and state.pipeline is None
-        if len(ready) <= maximum or not together or priority.min() != priority.max():
+        if not together or priority.min() != priority.max():
             return policy.choose_decodes(state.rules, ready, maximum, slots, state.priority)
         unserved = ready[slots.last_step[ready] < self._turn]
         if not len(unserved):
