@@ -27,7 +27,7 @@ class Admission:
         self._rules, self._table, self._losses, self._gave_up = rules, table, losses, gave_up
         self._ready = WaitingQueue(False, shares, rules.aging_seconds, rules.patience_seconds)
         self._parked = WaitingQueue(True, shares, rules.aging_seconds, rules.patience_seconds)
-        self._blocked: tuple[Session, int, bool] | None = None
+        self._blocked: tuple[Session, int, bool, bool] | None = None
         self.wake: float | None = None
         """When a parked session may take the place of one that is idle until then; None: time changes nothing."""
 
@@ -70,13 +70,13 @@ class Admission:
                 return ready
             session, forced = self._table.of(parked), self._is_overdue(parked, ready, now)
             idle = machine_idle and ready is None
-            if self._is_blocked((session, self._table.version, forced), now):
+            if self._is_blocked((session, self._table.version, forced, idle), now):
                 return None if forced else ready
             if not session.turns:
                 session.tokens, session.shared = max(session.tokens, parked.length), shared(parked)
             room = self._room(session, now, forced, idle)
             if room is None:
-                self._blocked = (session, self._table.version, forced)
+                self._blocked = (session, self._table.version, forced, idle)
                 return None if forced else ready
             for other in room:
                 self._park(other)
@@ -84,7 +84,7 @@ class Admission:
                     self._losses.lose(now, other.recompute)
             self._admit(session)
 
-    def _is_blocked(self, found: tuple[Session, int, bool], now: float | None) -> bool:
+    def _is_blocked(self, found: tuple[Session, int, bool, bool], now: float | None) -> bool:
         """Whether nothing has changed since a session was found not to fit: saves the search each step."""
         return self._blocked == found and (self.wake is None or (now or 0.0) < self.wake)
 
@@ -112,7 +112,7 @@ class Admission:
                 return chosen
         if len(chosen) == len(table.admitted):
             return chosen
-        later = [other.held_until for other in table.admitted.values() if not other.requests]
+        later = [other.given_up_at(idle) for other in table.admitted.values() if not other.requests]
         self.wake = min((time for time in later if now is not None and time > now), default=None)
         return None
 
@@ -146,4 +146,4 @@ def may_take(session: Session, other: Session, now: float | None, forced: bool, 
         return other.priority > session.priority or (forced and not other.running)
     if forced or other.priority > session.priority or now is None:
         return forced or idle or other.priority > session.priority
-    return now >= other.held_until or (idle and other.remaining(now) > PATIENCE * other.recompute)
+    return now >= other.given_up_at(idle) or (idle and other.remaining(now) > PATIENCE * other.recompute)

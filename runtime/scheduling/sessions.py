@@ -72,6 +72,10 @@ class Session:
         """Its place is kept until then though others wait; who takes much longer than that is worth has to give it up at once."""
         return self.since + (self.worth if self.gap <= PATIENCE * self.worth else 0.0)
 
+    def given_up_at(self, machine_idle: bool) -> float:
+        """When another session that waits may have its place; on an idle machine as soon as its context could be computed."""
+        return min(self.held_until, self.since + PATIENCE * self.recompute) if machine_idle else self.held_until
+
 
 class SessionTable:
     """Sessions that are admitted, have requests, or were active lately; their number is bounded. `capacity` is in tokens,

@@ -136,6 +136,19 @@ def test_a_session_keeps_its_place_between_its_turns_and_others_wait_for_it() ->
     assert scheduler.next_wake is None
 
 
+def test_an_idle_machine_waits_no_longer_than_the_place_it_keeps_is_worth() -> None:
+    """Sessions that came back at once are held, by which an idle machine loses no more than to compute their contexts again."""
+    scheduler = admitted("ab", 12)
+    turn(scheduler, "c1", 12)
+    assert serve(scheduler) == [], "their places are kept"
+    wake = scheduler.next_wake
+    state = scheduler._state  # pyright: ignore[reportPrivateUsage]
+    assert wake is not None and state.clock is not None and state.table is not None
+    assert wake <= state.clock + sessions.PATIENCE * max(session.recompute for session in state.table if session.admitted)
+    scheduler.tick(wake)
+    assert serve(scheduler) == ["c1"]
+
+
 def test_a_closed_session_makes_room_at_once() -> None:
     scheduler = admitted("ab", 12)
     turn(scheduler, "c1", 12)
