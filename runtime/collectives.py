@@ -12,6 +12,7 @@ from torch import distributed
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..plans.errors import PlanError
+from ..plans.mesh import STAGES
 from ..plans.schema import Manifest
 from .mesh import Rank
 from .network_interface import interface_towards
@@ -67,9 +68,15 @@ class Collectives:
         return self._groups
 
     def _connect(self) -> None:
-        """Meet once along each axis: what a device's library takes is taken before collectives are captured."""
-        for group in self._groups.values():
-            distributed.all_reduce(torch.zeros(1, device="cuda"), group=group)
+        """Meet once along each axis, and send once from stage to stage, for which pairs of ranks connect by themselves: what a
+        device's library takes is taken before collectives are captured."""
+        for axis, group in self._groups.items():
+            word, place = torch.zeros(1, device="cuda"), self.rank.coordinates[axis]
+            distributed.all_reduce(word, group=group)
+            if axis == STAGES and place > 0:
+                distributed.recv(word, group=group, group_src=place - 1)
+            if axis == STAGES and place + 1 < group.size():
+                distributed.send(word, group=group, group_dst=place + 1)
         torch.cuda.synchronize()
 
     def agree(self, plan_id: str) -> None:
