@@ -60,7 +60,7 @@ class HostTier:
                 self.unsaved.take(unit)
             self.fresh[unit] = None
 
-    def cached(self, unit: Unit, first: bool = False) -> None:
+    def cached(self, unit: Unit, first: bool) -> None:
         """Nobody uses a unit of the index any more; `first`: the device evicts it next."""
         self.fresh.pop(unit, None)
         if not unit.host and unit.reuse is not Reuse.GONE:
@@ -81,7 +81,7 @@ class HostTier:
         if unit in self.unsaved:
             self.unsaved.take(unit)
         if cached:
-            self.cached(unit)
+            self.cached(unit, False)
 
     def _make_spare(self, unit: Unit) -> None:
         if unit in self.copies:

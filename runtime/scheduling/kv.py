@@ -82,7 +82,6 @@ class KvManager:
         windows: Sequence[tuple[int, int]] = (),
     ) -> None:
         _check_geometry(blocks, block_tokens, identity_tokens, host_blocks)
-        self.shares = share
         self.blocks, self.block_tokens, self.identity_tokens = blocks, block_tokens, identity_tokens
         self.unit_blocks = identity_tokens // block_tokens
         self.compatibility, self.bytes_per_block = compatibility, bytes_per_block

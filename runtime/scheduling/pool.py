@@ -148,7 +148,7 @@ class BlockPool:
         while len(tier.free) < self.unit_blocks:
             unit = tier.evict()
             if unit in self.cached:
-                tier.cached(unit)
+                tier.cached(unit, False)
             elif unit.users:
                 tier.sealed(unit)
             else:

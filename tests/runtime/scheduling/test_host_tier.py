@@ -245,6 +245,10 @@ def test_a_sequence_joins_a_load_whose_first_reader_left():
     kv.release(start(kv, prompt(1)), -1)
     blocks = start(kv, prompt(1))
     assert kv.is_ready(blocks) and kv.reclaimable(blocks) == 1
+    kv.release(blocks, -1)
+    hits = find(kv, prompt(1))
+    assert len(hits.units) == 1 and (hits.idle_blocks, hits.reload_blocks) == (0, 0)  # its block is taken already
+    blocks = start(kv, prompt(1))
     assert len(steps.run()[1]) == 1 and sorted(block_states(kv).values()) == ["free", "free", "free", "sealed"]
 
 
@@ -492,6 +496,24 @@ def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_hos
 def test_how_full_the_host_is():
     kv, _ = offloaded(prompt(1, 2), host_blocks=8)
     assert kv.host_usage == 0.25 and kv.kept_tokens == 48
+
+
+def test_what_is_wanted_after_all_is_saved_and_what_is_not_is_not():
+    kv = manager()
+    kv.retention.by_reuse = kv.retention.supersede = True
+    steps = Steps(kv)
+    turn(kv, "one", prompt(1))
+    kv.close_session("one")
+    check_kv(kv)
+    assert kv.launch(0, ALL) == ((), ())
+    kv.end_turn("one", "tool_call")
+    check_kv(kv)
+    assert len(steps.run()[0]) == 1
+    empty = kv.open(Hits([], 0))
+    kv.grow(empty, 4)
+    kv.end_turn("one", "end_of_turn")  # the host alone has it
+    check_kv(kv)
+    assert find(kv, prompt(1)).reload_blocks == 1 and steps.run() == ([], [])
 
 
 def test_a_tier_needs_sharing_and_loads_need_blocks():

@@ -5,6 +5,7 @@ from tokenspeed.plans.errors import PlanError
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, OutOfBlocks
 from tokenspeed.runtime.scheduling.kv import Hits, KvManager, SequenceBlocks
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv
+from tokenspeed.runtime.scheduling.prefix import chain_seed
 
 from .kv_helpers import chain_of, compute, find
 
@@ -146,6 +147,10 @@ def test_released_blocks_of_an_empty_sequence_cannot_be_used():
     with pytest.raises(HandleConsumed):
         blocks.indices()
     assert kv.tokens == 8
+
+
+def test_a_seed_is_of_compatibility_and_salt_in_this_order():
+    assert KvManager(4, 4, UNIT, "kv").seed("salt") == chain_seed("kv", "salt") != chain_seed("salt", "kv")
 
 
 def test_a_manager_that_does_not_share_keeps_nothing():

@@ -304,6 +304,16 @@ def test_sessions_that_never_end_a_turn_are_forgotten_too(monkeypatch: pytest.Mo
         assert len(known) <= 3
 
 
+def test_long_chains_are_forgotten_at_the_end_of_a_turn():
+    known = Retention(Clock(), 5, by_reuse=True)
+    ended_turn(known, "one", 0, 1, 2, 3)
+    assert len(known) == 1
+    ended_turn(known, "two", 0, 1, 2, 3)
+    assert [*known._sessions] == ["two"]
+    ended_turn(known, "two", *range(9))  # one is remembered, however long
+    assert len(known) == 1
+
+
 def test_who_has_used_a_unit():
     known, unit = Retention(Clock(), 100), unit_of(Reuse.IDLE)
     one, two = Owner("one", True, ()), Owner("two", True, ())
