@@ -307,6 +307,12 @@ def caught_by(mutation: Mutation, seeds: int = SEEDS, models: bool = True) -> st
     return ""
 
 
+def require_sound(seeds: int = SEEDS, models: bool = True) -> None:
+    """The code as it is passes what mutations are tried with; without that nothing is shown."""
+    for _, check in checks(seeds, models):
+        check()
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int)
@@ -320,6 +326,7 @@ def main(arguments: Sequence[str]) -> int:
     tried = [mutation for mutation in mutations() if options.only in mutation.name][part::parts]
     if options.sample is not None:
         tried = Random(options.seed).sample(tried, options.sample)
+    require_sound(options.seeds, not options.no_models)
     counts, missed, begun = Counter[str](), 0, time.process_time()
     for mutation in tried:
         if mutation.name in EQUIVALENT:
