@@ -41,6 +41,10 @@ class BlockTier(Protocol):
         """
         ...
 
+    def wait(self) -> None:
+        """Until its memory is there. Raises a TokenspeedError where that cannot be had."""
+        ...
+
     def settle(self) -> None:
         """After a step could not be started: return when nothing is under way. What goes wrong then is not told."""
         ...
@@ -108,6 +112,9 @@ class NoTier:
         if batch.saves or batch.loads:
             raise ValueError("a step copies KV blocks, but there is no host tier")
         return NO_COPIES
+
+    def wait(self) -> None:
+        pass
 
     def settle(self) -> None:
         pass

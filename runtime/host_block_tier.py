@@ -34,6 +34,9 @@ class HostBlockTier:
             self._copy(copies, to_host=False)
         return NO_COPIES
 
+    def wait(self) -> None:
+        pass
+
     def settle(self) -> None:
         pass
 

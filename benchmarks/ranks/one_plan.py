@@ -146,11 +146,12 @@ class OnePlan:
         top: list[list[float]] = []
         for slot, prompt in enumerate(prompts):
             executor.admit(slot, sampling, (), np.array(prompt, np.int32), np.empty(0, np.int32))
-        steps = [[Rows(slot, 0, prompt) for slot, prompt in enumerate(prompts)]]
-        steps += [[Rows(slot, len(prompt) + at, [-1]) for slot, prompt in enumerate(prompts)] for at in range(NEW_TOKENS)]
-        for step in steps:
+        step = [Rows(slot, 0, prompt) for slot, prompt in enumerate(prompts)]
+        for at in range(NEW_TOKENS + 1):
             result = executor.start(fixed_batch(step, blocks, size, windows=equal_places(self.manifest.kv, len(prompts))))()
             tokens += result.tokens.tolist()
+            # said, not left to the device: of a pipeline's stages only the last one knows what was sampled
+            step = [Rows(slot, len(prompt) + at, [tokens[slot - len(prompts)]]) for slot, prompt in enumerate(prompts)]
             top += [[value for _, value in item.top] for item in result.logprobs if item is not None]
         say({"tokens_of": self.path.name, "tokens": tokens, "top": [[round(value, 5) for value in values] for values in top]})
 

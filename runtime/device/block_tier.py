@@ -115,6 +115,10 @@ class DeviceBlockTier:
         self._recent.append(batch)
         return copies
 
+    def wait(self) -> None:
+        for pool in self._pools.values():
+            pool.pieces.wait()
+
     def settle(self) -> None:
         for stream in (self._saving, self._loading):
             with suppress(TokenspeedError):

@@ -15,6 +15,7 @@ class PageLockedPieces:
     def __init__(self, device: Device, sizes: Sequence[int], purpose: str) -> None:
         self._device, self._purpose = device, purpose
         self._addresses: list[int] = []
+        self._count = len(sizes)
         self._failed: TokenspeedError | None = None
         self._changed, self._ends = threading.Condition(), False
         self._thread = threading.Thread(target=self._make, args=(tuple(sizes),), name="page-locking", daemon=True)
@@ -32,6 +33,10 @@ class PageLockedPieces:
             if piece >= len(addresses) and self._failed is not None:
                 raise self._failed
         return addresses[piece]
+
+    def wait(self) -> None:
+        """Until all are made."""
+        self.address(self._count - 1)
 
     def close(self) -> None:
         """Make no more; those that are made are given back with the device."""

@@ -84,6 +84,10 @@ class DevicePlacement:
     def wait_for_weights(self) -> None:
         self._loading.wait()
         self._report("weights")
+        if not isinstance(self.tier, NoTier):
+            # the driver makes launches wait for each piece of memory that it locks: requests that came now would be served slowly
+            self.tier.wait()
+            self._report("host tier")
 
     def next_inputs(self) -> Mapping[str, HostArray]:
         return self._inputs.next()

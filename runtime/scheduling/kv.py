@@ -102,11 +102,11 @@ class KvManager:
 
     @property
     def kept_tokens(self) -> int:
-        """About how many tokens of prefixes are kept, on the device and on the host together. Of what one of them holds the other
-        has copies: about half of the smaller one adds to the larger."""
+        """How many tokens sessions may be let into. A tier as large as the device mostly has copies of what the device has, and
+        adds a quarter (docs/performance.md, "Agents' traffic, simulated"); of what it has beyond, three quarters are supposed."""
         tier = self.pool.tier
         on_host = 0 if tier is None else tier.blocks * self.block_tokens
-        return max(self.tokens, on_host) + min(self.tokens, on_host) // 2
+        return self.tokens + min(self.tokens, on_host) // 4 + max(on_host - self.tokens, 0) * 3 // 4
 
     @property
     def available(self) -> int:

@@ -64,7 +64,7 @@ class Policy:
     turn_steps: int = 16
     deadlines: bool = True
     session_admission: bool = True
-    hold_seconds: float = 120.0
+    hold_seconds: float = 900.0
     cache_aware_order: float = 1.0
     chunk_by_cost: bool = True
     inter_token_seconds: float | None = None
