@@ -29,9 +29,10 @@ from tokenspeed.runtime.fixed_batch import Rows, WindowPlaces, fixed_batch
 from tokenspeed.runtime.goldens import replay_goldens
 from tokenspeed.runtime.host_arrays import HostArray
 from tokenspeed.runtime.protocol import SamplingParameters
-from tokenspeed.runtime.scheduling.kv import KvManager, SequenceBlocks, manager_of
+from tokenspeed.runtime.scheduling.kv import KvManager, manager_of
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.sequence_blocks import SequenceBlocks
 from tokenspeed.runtime.scheduling.windows import WindowBlocks
 from tokenspeed.runtime.scheduling.windows import WindowPool as ManagedPool
 from transformers import PreTrainedModel

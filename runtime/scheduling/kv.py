@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
 
 from ...plans.errors import PlanError
 from ...plans.schema import KvGeometry
-from .blocks import Handle, Reuse, SealedBlock, Unit, WritableBlock
+from .blocks import Reuse, Unit
 from .errors import OutOfBlocks
 from .order import Clock
 from .pool import BlockPool
 from .prefix import TOKEN_BYTES, chain_seed
 from .request import TurnEnd
 from .retention import Owner, Retention
+from .sequence_blocks import NOBODY, Hits, SequenceBlocks
 from .step import BlockCopies
-from .windows import WindowBlocks, WindowHits, WindowPool
-
-NOBODY = Owner("", False, ())
-"""Of blocks whose request nothing is known about."""
-
-
-class SequenceBlocks(Handle):
-    """The blocks of one running sequence, in order: sealed units first, then blocks it may write; and those of window pools.
-
-    `awaits` is the last place in the queue of loads that the sequence waits for (-1: none); `owner` is whose they are;
-    `ended` says why they were released.
-    """
-
-    __slots__ = ("awaits", "ended", "owner", "sealed", "windows", "writable")
-
-    def __init__(self, sealed: list[SealedBlock], owner: Owner) -> None:
-        super().__init__()
-        self.sealed, self.owner, self.awaits, self.ended = sealed, owner, -1, False
-        self.writable: list[WritableBlock] = []
-        self.windows: tuple[WindowBlocks, ...] = ()
-
-    def indices(self) -> list[int]:
-        """Physical blocks in the order of the sequence's tokens."""
-        self.require()
-        sealed = [index for block in self.sealed for index in block.unit.indices]
-        return sealed + [block.index for block in self.writable]
-
-
-class Hits(NamedTuple):
-    """The longest cached prefix: its units in order, and how many of the available blocks it takes: those of units without a
-    user (evictable until taken), and `reload_blocks` new ones for units that the host alone has. `windows`: the units of each
-    window pool that the next row sees."""
-
-    units: list[Unit]
-    idle_blocks: int
-    reload_blocks: int = 0
-    windows: tuple[list[Unit], ...] = ()
+from .windows import WindowHits, WindowPool
 
 
 class KvManager:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from . import policy
 from .chunk import Chunk
 from .composing import StepTime
-from .kv import Hits
 from .sequence import Sequence, Status
+from .sequence_blocks import Hits
 from .slots import Phase
 from .state import SchedulerState
 

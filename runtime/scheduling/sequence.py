@@ -7,10 +7,10 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
-from .kv import SequenceBlocks
 from .prefix import PrefixChain, token_bytes
 from .request import FinishReason, Outcome, Request
 from .retention import LONGEST_HINT, Owner
+from .sequence_blocks import SequenceBlocks
 from .step import IntArray
 
 NO_SLOT = -1

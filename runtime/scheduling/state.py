@@ -15,13 +15,14 @@ from .admission import Admission
 from .costs import NOMINAL_ROW_SECONDS, StepCosts
 from .fairness import SessionService, TenantShares
 from .flight import Flight
-from .kv import Hits, KvManager
+from .kv import KvManager
 from .losses import LossBudget
 from .pipeline import Pipeline
 from .policy import AGENTIC, Policy
 from .prefix import PrefixChain, token_bytes
 from .request import SchedulerLimits
 from .sequence import NO_SLOT, Sequence, Status
+from .sequence_blocks import Hits
 from .service import Service
 from .sessions import SessionTable
 from .slots import PENDING, Phase, SlotTable

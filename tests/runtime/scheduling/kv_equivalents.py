@@ -28,6 +28,6 @@ EQUIVALENT: dict[str, str] = {
     "order.standing: min(unit.reuse, Reuse.IDLE) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,
-    "kv.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
-    "kv.SequenceBlocks.__init__: not False": _SET_LATER,
+    "sequence_blocks.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
+    "sequence_blocks.SequenceBlocks.__init__: not False": _SET_LATER,
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from tokenspeed.runtime.scheduling.kv import NOBODY, Hits, KvManager, SequenceBlocks
+from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import check_kv
 from tokenspeed.runtime.scheduling.prefix import PrefixChain, token_bytes
 from tokenspeed.runtime.scheduling.retention import Owner
+from tokenspeed.runtime.scheduling.sequence_blocks import NOBODY, Hits, SequenceBlocks
 
 
 def chain_of(kv: KvManager, tokens: list[int], salt: str = "") -> tuple[PrefixChain, bytes]:

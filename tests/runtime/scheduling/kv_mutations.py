@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention
+from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks
 
 from . import test_blocks, test_host_tier, test_kv, test_retention
 from .kv_equivalents import EQUIVALENT
 from .random_traffic import Figures, play
 from .small_world import Configuration, explore
 
-TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention)
+TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks)
 TESTS = (test_blocks, test_kv, test_host_tier, test_retention)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from tokenspeed.runtime.scheduling.blocks import Reuse
 from tokenspeed.runtime.scheduling.errors import OutOfBlocks
-from tokenspeed.runtime.scheduling.kv import Hits, KvManager, SequenceBlocks
+from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv, host_states
+from tokenspeed.runtime.scheduling.sequence_blocks import Hits, SequenceBlocks
 from tokenspeed.runtime.scheduling.step import BlockCopies
 
 from .kv_helpers import chain_of, compute, find, turn

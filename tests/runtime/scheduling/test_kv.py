@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, OutOfBlocks
-from tokenspeed.runtime.scheduling.kv import Hits, KvManager, SequenceBlocks
+from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv
 from tokenspeed.runtime.scheduling.prefix import chain_seed
+from tokenspeed.runtime.scheduling.sequence_blocks import Hits, SequenceBlocks
 
 from .kv_helpers import chain_of, compute, find
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 from tokenspeed.runtime.scheduling import retention
 from tokenspeed.runtime.scheduling.blocks import Reuse, Unit
-from tokenspeed.runtime.scheduling.kv import Hits, KvManager
+from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import check_kv
 from tokenspeed.runtime.scheduling.order import Clock, EvictionOrder, standing
 from tokenspeed.runtime.scheduling.retention import Owner, Retention
+from tokenspeed.runtime.scheduling.sequence_blocks import Hits
 
 from .kv_helpers import compute, find, turn
 
