@@ -189,11 +189,12 @@ def test_on_two_ranks(tmp_path: Path) -> None:
     out = tmp_path / "logits.npz"
     job = {"plans": [("model", str(path), str(directory))], "steps": steps, "blocks_per_sequence": BLOCKS_PER_SEQUENCE}
     job |= {"address": free_address(), "out": str(out)}
-    script = Path(__file__).with_name("ranked_logits.py")
-    running = [
-        subprocess.Popen([sys.executable, str(script), json.dumps(job | {"rank": rank})], stdin=subprocess.DEVNULL)
-        for rank in range(2)
-    ]
+    command = [sys.executable, str(Path(__file__).with_name("ranked_logits.py"))]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    for rank, process in enumerate(running):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job | {"rank": rank}) + "\n")
+        process.stdin.close()
     assert [process.wait(timeout=300) for process in running] == [0, 0]
     found = np.load(out)
     for number, wanted in enumerate(expected(model, tokens, STEPS)):
