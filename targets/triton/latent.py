@@ -171,7 +171,9 @@ class _Latent:
             if count == 1:
                 return None
             parameters = (*pointers, Constant("i32", count))
-            return Launch("attention.merge_rows", constants, parameters, ("rows", self.heads, 1), dependent_launch=self.dependent)
+            grid: tuple[Size, Size, Size] = ("rows", self.heads, 1)
+            # latents are wide, and their shares are put together in registers
+            return Launch("attention.merge_rows", constants, parameters, grid, 8, dependent_launch=self.dependent)
 
         return self._function("latent_merge", ("f32", "f32", "i32"), (dtype,), launch)
 
