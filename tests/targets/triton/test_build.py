@@ -89,6 +89,15 @@ def test_chunks_on_hopper_have_warps_with_roles_of_their_own(cache: str, shares:
     assert all(part in code for part in ("wgmma.mma_async", "setmaxnreg", "cp.async.bulk.tensor"))
 
 
+@pytest.mark.parametrize("target", ["h200", "b200", "a100"])
+def test_shares_of_wide_latents_are_put_together_in_registers(cache: str, target: str) -> None:
+    constants: dict[str, Constexpr] = {"HEADS": 16, "D": 512, "BLOCK_S": 32, "BLOCK_D": 512, "DECODING": True}
+    constants |= {"sinks": None, "DEPENDENT": False}
+    parameters = (Pointer(0, "f32", 16), Pointer(1, "f32", 16), Pointer(2, "i32", 16), Pointer(3, "bf16", 16), Constant("i32", 8))
+    launch = Launch("attention.merge_rows", constants, parameters, ("rows", 16, 1), 8)
+    assert build(launch, ACCELERATORS[target], cache)[0].receipt.spills == 0
+
+
 def test_launches_that_differ_in_numbers_share_their_code(cache: str) -> None:
     first = product()
     other = replace(first, parameters=(*PARAMETERS[:4], *(Constant("i32", size) for size in (512, 256, 256))))
