@@ -6,6 +6,8 @@ _ANY_BLOCK = "which of the free blocks is taken next is nobody's business"
 _SET_LATER = "set before it is read"
 _BOTH_ALIKE = "the two are the same, or in no order"
 _ONLY_COMPARED = "places are only compared: any that grow will do, any negative one means none"
+_LESS_THAN_ONE = "a share of one token is rounded to none"
+_ALL_WITHOUT_WINDOWS = "without windows every prefix has what they need: the condition saves time"
 
 EQUIVALENT: dict[str, str] = {
     "blocks.Unit.__init__: 0.0 + 1": _SET_LATER,
@@ -28,6 +30,11 @@ EQUIVALENT: dict[str, str] = {
     "order.standing: min(unit.reuse, Reuse.IDLE) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,
+    "kv.KvManager.kept_tokens: 0 + 1": _LESS_THAN_ONE,
+    "kv.KvManager.kept_tokens: 0 + 1 (1)": _LESS_THAN_ONE,
+    "kv.KvManager.kept_tokens: min(self.tokens, on_host) with its arguments swapped": _BOTH_ALIKE,
+    "kv.KvManager.kept_tokens: max(on_host - self.tokens, 0) with its arguments swapped": _BOTH_ALIKE,
+    "kv.KvManager.lookup: not self.windows or behind.tell(digest, *of_unit) without not self.windows": _ALL_WITHOUT_WINDOWS,
     "sequence_blocks.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
     "sequence_blocks.SequenceBlocks.__init__: not False": _SET_LATER,
 }

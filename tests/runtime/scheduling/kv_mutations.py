@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks
+from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks, windows
 
-from . import test_blocks, test_host_tier, test_kv, test_retention
+from . import test_blocks, test_host_tier, test_kv, test_retention, test_windows
 from .kv_equivalents import EQUIVALENT
 from .random_traffic import Figures, play
 from .small_world import Configuration, explore
 
-TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks)
-TESTS = (test_blocks, test_kv, test_host_tier, test_retention)
+TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks, windows)
+TESTS = (test_blocks, test_kv, test_host_tier, test_retention, test_windows)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 
@@ -85,7 +85,7 @@ def _of_module(module: types.ModuleType) -> Iterator[Mutation]:
         members = item.body if isinstance(item, ast.ClassDef) else [item]
         owner = item.name if isinstance(item, ast.ClassDef) else ""
         for member in members:
-            if isinstance(member, ast.FunctionDef) and not member.name.startswith("_check"):
+            if isinstance(member, ast.FunctionDef) and not member.name.lstrip("_").startswith("check"):
                 seen = Counter[str]()
                 for what, tree in _of_function(member):
                     yield Mutation(module, owner, member.name, what, seen[what], tree)
@@ -239,8 +239,8 @@ class _Patched:
 
     def _put(self, before: object, after: object) -> None:
         """In its class, or in all modules that have the function."""
-        owners = (self._target,) if isinstance(self._target, type) else (*TARGETS, *TESTS)
-        for owner in owners:
+        having = [module for name, module in sys.modules.items() if ".runtime.scheduling." in name]
+        for owner in [self._target] if isinstance(self._target, type) else having:
             if vars(owner).get(self._name) is before:
                 setattr(owner, self._name, after)
 

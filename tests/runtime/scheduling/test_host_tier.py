@@ -523,3 +523,59 @@ def test_a_tier_needs_sharing_and_loads_need_blocks():
     kv.grow(kv.open(Hits([], 0)), 4)
     with pytest.raises(OutOfBlocks):
         kv.grow(kv.open(Hits([], 0)), 1)
+
+
+def test_blocks_on_their_way_become_available_with_their_step():
+    kv = manager(blocks=8, host_blocks=8, unit_blocks=2)
+    steps = Steps(kv)
+    turn(kv, "", prompt(1, 4))
+    units = find(kv, prompt(1, 4)).units
+    held = compute(kv, prompt(2, 1))
+    assert kv.retiring_blocks() == 0 and not kv.retiring
+    steps.launch()
+    assert kv.retiring_blocks() == 4 and kv.retiring and kv.retiring_blocks({units[1]}) == 2
+    kv.release(held, steps.number)
+    assert kv.retiring_blocks() == 5 and kv.retiring_blocks(set(units)) == 1
+    steps.complete()
+    assert kv.retiring_blocks() == 0 and not kv.retiring
+
+
+def test_a_load_that_a_step_carries_for_nobody_is_on_its_way():
+    kv, steps = offloaded(prompt(1))
+    kv.begin_step(ALL)
+    blocks = start(kv, prompt(1))
+    steps.launch()
+    assert kv.retiring_blocks() == 0 and not kv.retiring
+    kv.release(blocks, -1)
+    assert kv.retiring_blocks() == 1 and kv.retiring and kv.available == 3
+    steps.complete()
+    assert not kv.retiring and kv.available == 4
+
+
+def test_a_step_loads_as_many_units_as_its_blocks_make():
+    kv = manager(blocks=8, host_blocks=8, unit_blocks=2)
+    steps = Steps(kv)
+    turn(kv, "", prompt(1, 8))
+    steps.run()
+    empty = kv.open(Hits([], 0))
+    kv.grow(empty, 8)
+    kv.release(empty, -1)
+    kv.begin_step(5)
+    blocks = start(kv, prompt(1, 8))
+    assert not kv.is_ready(blocks)
+    assert [len(steps.launch(loaded=loaded)[1]) for loaded in (5, 1)] == [4, 2] and not kv.is_ready(blocks)
+    kv.begin_step(0)
+    assert kv.is_ready(blocks)
+
+
+def test_what_lost_its_copy_is_saved_after_what_has_waited():
+    kv, steps = offloaded(prompt(1), blocks=8, host_blocks=1)
+    kv.begin_step(ALL)
+    back = start(kv, prompt(1))
+    steps.run()
+    held = compute(kv, prompt(5, 5))
+    turn(kv, "", prompt(2))
+    turn(kv, "", prompt(3))
+    kv.release(back, -1)
+    assert len(steps.run(saved=1)[0]) == 1 and held.live and kv.pool.tier is not None
+    assert [unit.tokens for unit in kv.pool.tier.unsaved] == [find(kv, prompt(which)).units[0].tokens for which in (3, 1)]

@@ -173,6 +173,15 @@ def test_reclaimable_counts_what_nobody_else_uses():
     assert kv.reclaimable(first, {first.sealed[1].unit}) == 1
 
 
+@pytest.mark.parametrize("known", [0, 1, 2, 3, 4, 5])
+def test_how_much_of_a_chain_is_probably_known(known: int):
+    kv = KvManager(16, 2, UNIT, "kv")
+    kv.release(compute(kv, list(range(4 * known))), -1)
+    chain, _ = chain_of(kv, list(range(20)))
+    assert kv.probable_units(chain.digests) == known
+    assert kv.probable_units(chain.digests[:1]) == 0
+
+
 def test_integrity_check_sees_damage():
     def damaged() -> tuple[KvManager, SequenceBlocks]:
         kv = KvManager(4, 4, UNIT, "kv")

@@ -323,3 +323,68 @@ def test_who_has_used_a_unit():
     assert unit.session == "one" and not unit.shared
     known.used(unit, two)
     assert unit.session == "one" and unit.shared
+
+
+def test_a_parked_session_is_expected_no_more():
+    kv = manager(16)
+    for name, number in (("one", 1), ("two", 2)):
+        turn(kv, name, prompt(number))
+        kv.end_turn(name, "tool_call")
+    units = find(kv, prompt(1)).units
+    turn(kv, "", prompt(3))
+    kv.clock.now = 5.0
+    kv.park_session("one")
+    kv.park_session("unknown")
+    assert [(unit.reuse, unit.since) for unit in units] == [(Reuse.IDLE, 5.0)] * 2
+    assert [block.unit for block in kv.pool.cached][2:4] == units[::-1], "after the idle, before what is expected"
+    turn(kv, "", prompt(4))
+    kv.clock.now = 6.0
+    kv.park_session("one")  # again: they keep their place
+    assert {unit.since for unit in units} == {5.0}
+    assert [block.unit for block in kv.pool.cached][2:4] == units[::-1]
+    units[0].reuse = Reuse.GONE
+    kv.park_session("one")
+    assert units[0].reuse is Reuse.GONE
+    check_kv(kv)
+
+
+def test_parking_spares_what_others_use_and_what_is_used_now():
+    kv = manager(16)
+    turn(kv, "one", prompt(1, 4))
+    evict(kv, 1)  # its last unit
+    units = find(kv, prompt(1, 4)).units
+    assert len(units) == 3
+    blocks = compute(kv, prompt(1, 1), owner=retention.Owner("one", False, ()))
+    turn(kv, "two", prompt(1, 2))
+    units[0].shared = False  # in use
+    kv.park_session("one")
+    assert [unit.reuse for unit in units] == [Reuse.SHARED, Reuse.SHARED, Reuse.IDLE]
+    kv.close_session("one")
+    assert [unit.reuse for unit in units] == [Reuse.SHARED, Reuse.SHARED, Reuse.GONE] and blocks.live
+
+
+def test_another_sessions_units_are_not_parked():
+    kv = manager(16)
+    tokens = prompt(1, 1)
+    turn(kv, "one", tokens)
+    unit = find(kv, tokens).units[0]
+    unit.session = "two"
+    kv.park_session("one")
+    assert unit.reuse is Reuse.USER
+
+
+def test_which_units_are_parked():
+    known = Retention(Clock(), 100, by_reuse=True)
+    ended_turn(known, "one", 0, 1, 2)
+    assert [*known.digests("one")] == digests(2, 1, 0) and [*known.digests("two")] == []
+    known.by_reuse = False
+    assert [*known.digests("one")] == []
+
+
+def test_units_that_a_hint_moves_keep_the_order_of_saving():
+    kv = manager(host_blocks=4)
+    for name, number in (("one", 1), ("two", 2)):
+        turn(kv, name, prompt(number))
+        kv.end_turn(name, "tool_call")
+    assert kv.pool.tier is not None
+    assert [*kv.pool.tier.unsaved] == [block.unit for block in kv.pool.cached]
