@@ -8,6 +8,9 @@ _BOTH_ALIKE = "the two are the same, or in no order"
 _ONLY_COMPARED = "places are only compared: any that grow will do, any negative one means none"
 _LESS_THAN_ONE = "a share of one token is rounded to none"
 _ALL_WITHOUT_WINDOWS = "without windows every prefix has what they need: the condition saves time"
+_TWO_ROWS_AT_LEAST = "fewer than two rows count as two"
+_ANY_PLACE_BETWEEN = "any place above the low one and up to the high one halves what is left"
+_SWAPPED = "with its arguments swapped"
 
 EQUIVALENT: dict[str, str] = {
     "blocks.Unit.__init__: 0.0 + 1": _SET_LATER,
@@ -35,6 +38,32 @@ EQUIVALENT: dict[str, str] = {
     "kv.KvManager.kept_tokens: min(self.tokens, on_host) with its arguments swapped": _BOTH_ALIKE,
     "kv.KvManager.kept_tokens: max(on_host - self.tokens, 0) with its arguments swapped": _BOTH_ALIKE,
     "kv.KvManager.lookup: not self.windows or behind.tell(digest, *of_unit) without not self.windows": _ALL_WITHOUT_WINDOWS,
+    "kv.KvManager.probable_units: 1 + 1 (1)": _ANY_PLACE_BETWEEN,
+    "kv.KvManager.limit_rows: 0 + 1": "with so many rows the length is the bound",
+    "kv.KvManager.open: not True": "one share is held for each unit of the hits",
+    "kv.KvManager.open: 1 + 1": _ONLY_COMPARED,
+    "kv.KvManager.leave_behind: window.blocks_to_reserve(0, 0, limit) with its arguments swapped": _BOTH_ALIKE,
+    "kv.KvManager.leave_behind: 0 + 1": _TWO_ROWS_AT_LEAST,
+    "kv.KvManager.leave_behind: 0 + 1 (1)": _TWO_ROWS_AT_LEAST,
+    "kv.KvManager.complete_step: max(self.completed_step, step_id) with its arguments swapped": _BOTH_ALIKE,
+    "retention._common: min(len(one), len(other)) with its arguments swapped": _BOTH_ALIKE,
+    "retention._common: 1 + 1": _ANY_PLACE_BETWEEN,
+    "windows.WindowPool.limit_rows: max(2, rows) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.first_seen: max(0, position - self.window + 1) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.blocks_to_reserve: max(2, min(self._rows, length - cached + 1)) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.blocks_to_reserve: min(units, -(-limit // size)) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.blocks_to_reserve: min(self._rows, length - cached + 1) with its arguments swapped": _BOTH_ALIKE,
+    f"windows.WindowPool.leave_behind: min(self.first_seen(confirmed) - part.first, len(part.sealed)) {_SWAPPED}": _BOTH_ALIKE,
+    "windows.WindowPool.leave_behind: min(part.reserved, max(reserve, held + 1)) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.leave_behind: max(reserve, held + 1) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.leave_behind: max(0, gone) with its arguments swapped": _BOTH_ALIKE,
+    "windows.WindowPool.leave_behind: max(0, gone) with its arguments swapped (1)": _BOTH_ALIKE,
+    "windows.WindowPool.leave_behind: gone > 0 with GtE": "nothing is left out of nothing",
+    "windows.WindowPool.open: whatever share is not None": "the units of hits are on the device, so that they can be held",
+    "windows.WindowPool.give_back: reversed(part.writable) as it is": _ANY_BLOCK,
+    "windows.WindowHits.__init__: 0 + 1": "a row without a gap from the first unit on is always long enough",
+    "windows.WindowHits.last: whatever unit is not None": "where `tell` gave true they are all there",
+    "windows.WindowHits.last: not True": "it has a list for each of its pools",
     "sequence_blocks.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
     "sequence_blocks.SequenceBlocks.__init__: not False": _SET_LATER,
 }

@@ -481,6 +481,7 @@ def test_a_manager_without_a_tier_copies_nothing():
     assert not kv.has_tier and not kv.has_loads and kv.bytes_per_block == 0 and not KvManager(4, 4, 4, "kv").has_tier
     assert (kv.host_usage, kv.kept_tokens, kv.tokens) == (0.0, 16, 16)
     assert steps.launch() == ([], []) and not steps.fail()
+    assert kv.is_ready(compute(kv, prompt(1)))
 
 
 def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_host_has(monkeypatch: pytest.MonkeyPatch):

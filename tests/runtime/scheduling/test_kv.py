@@ -101,6 +101,16 @@ def test_blocks_of_a_launched_step_are_set_aside_until_it_completes():
     assert sorted(block_states(kv).values()) == ["cached", "cached", "free", "free"]
 
 
+def test_blocks_set_aside_come_back_in_the_order_of_steps():
+    kv = KvManager(4, 4, UNIT, "kv")
+    late, early = compute(kv, list(range(4))), compute(kv, list(range(50, 54)))
+    units = [blocks.sealed[0].unit for blocks in (early, late)]
+    kv.release(late, 7)
+    kv.release(early, 6)
+    kv.complete_step(7)
+    assert [block.unit for block in kv.pool.cached] == units
+
+
 def test_a_duplicate_stays_unshared_and_takes_over_when_the_first_is_gone():
     kv = KvManager(4, 4, UNIT, "kv")
     tokens = list(range(4))

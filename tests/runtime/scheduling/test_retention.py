@@ -244,6 +244,10 @@ def test_which_units_a_turn_replaces():
     assert ended_turn(known, "one", 0, 1, 11, 12, 13) == []
     assert ended_turn(known, "one", 0, 1, 11) == digests(13, 12)
     assert ended_turn(known, "two", 0, 1) == [] and len(known) == 2
+    assert ended_turn(known, "three", 7, 8) == [] and ended_turn(known, "three", 0, 1) == []  # nothing in common
+    known = Retention(Clock(), 100, supersede=True)
+    ended_turn(known, "one", 0, 1)
+    ended_turn(known, "two", 0, 1)
     unnamed = Owner("three", False, digests(1))
     assert [*known.begin(unnamed)] == [] and len(known) == 2
     assert [*known.close("two")] == digests(1, 0) and [*known.end_turn("two", "tool_call")] == []
@@ -307,6 +311,9 @@ def test_sessions_that_never_end_a_turn_are_forgotten_too(monkeypatch: pytest.Mo
 
 def test_long_chains_are_forgotten_at_the_end_of_a_turn():
     known = Retention(Clock(), 5, by_reuse=True)
+    ended_turn(known, "zero", 0, 1)
+    ended_turn(known, "one", 0, 1, 2)
+    assert len(known) == 2
     ended_turn(known, "one", 0, 1, 2, 3)
     assert len(known) == 1
     ended_turn(known, "two", 0, 1, 2, 3)
@@ -388,3 +395,25 @@ def test_units_that_a_hint_moves_keep_the_order_of_saving():
         kv.end_turn(name, "tool_call")
     assert kv.pool.tier is not None
     assert [*kv.pool.tier.unsaved] == [block.unit for block in kv.pool.cached]
+
+
+def test_a_hint_that_says_nothing_new_changes_nothing():
+    kv = manager()
+    for name, number in (("one", 1), ("two", 2)):
+        turn(kv, name, prompt(number))
+        kv.end_turn(name, "tool_call")
+    order = [block.unit for block in kv.pool.cached]
+    kv.clock.now = 5.0
+    kv.end_turn("one", "tool_call")
+    assert [block.unit for block in kv.pool.cached] == order and {unit.since for unit in order} == {0.0}
+    for name in ("one", "two", "one"):
+        kv.close_session(name)
+    assert [block.unit for block in kv.pool.cached] == order and {unit.reuse for unit in order} == {Reuse.GONE}
+
+
+@pytest.mark.parametrize("length", range(7))
+def test_what_two_chains_have_in_common(length: int):
+    for common in range(length + 1):
+        for other in range(common, 8):
+            chains = [*range(length)], [*range(common), *range(50, 50 + other - common)]
+            assert retention._common(*(digests(*chain) for chain in chains)) == common

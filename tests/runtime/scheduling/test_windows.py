@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.schema import KvGeometry, WindowPool
-from tokenspeed.runtime.scheduling.errors import HandleConsumed, SchedulerMisuse
+from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, SchedulerMisuse
 from tokenspeed.runtime.scheduling.kv import KvManager, manager_of
 from tokenspeed.runtime.scheduling.kv_integrity import check_kv
 from tokenspeed.runtime.scheduling.sequence_blocks import Hits, SequenceBlocks
+from tokenspeed.runtime.scheduling.windows import entries
 
 from .kv_helpers import chain_of, find
 
@@ -56,6 +57,15 @@ def test_what_a_row_sees_and_what_is_reserved():
     window.limit_rows(12)
     assert [window.blocks_to_reserve(length, 4, 64) for length in (4, 8, 9, 15, 64)] == [8, 8, 10, 12, 12]
     assert (window.pool.number, window.unreserved, window.window, window.unit_tokens) == (1, 32, WINDOW, UNIT)
+
+
+def test_two_rows_are_the_least():
+    (window,) = KvManager(8, 1, 1, "kv", windows=[(3, 8)]).windows
+    assert window.blocks_to_reserve(64, 0, 64) == 4
+    window.limit_rows(1)
+    assert window.blocks_to_reserve(64, 0, 64) == 4
+    window.limit_rows(3)
+    assert [window.blocks_to_reserve(length, 4, 64) for length in (4, 5, 6)] == [4, 4, 5]
 
 
 def test_a_pool_that_does_not_hold_one_sequence_is_refused():
@@ -170,6 +180,13 @@ def test_a_prefix_needs_what_its_next_row_sees():
     assert find(kv, tokens) == Hits([], 0, 0, ([],))
 
 
+def test_what_is_cached_needs_no_rows():
+    kv = manager(32, rows=12)
+    tokens = list(range(12))
+    kv.release(compute(kv, tokens), -1)
+    assert [kv.reservations(12, find(kv, tokens[:cached]), 64) for cached in (0, 4, 8)] == [(12,), (10,), (8,)]
+
+
 def test_every_window_must_have_what_the_next_row_sees():
     kv = manager(32, 32, windows=(1, WINDOW), rows=12)
     tokens = list(range(12))
@@ -203,6 +220,26 @@ def test_the_fullest_pool_tells_the_usage():
     assert kv.usage == 2 / 8
 
 
+def test_the_entries_of_a_sequence():
+    kv = manager(16, 32, windows=(WINDOW, 20))
+    blocks = compute(kv, list(range(13)))
+    kv.leave_behind(blocks, 13, 64, prefills=True)
+    assert list(entries(blocks.windows, kv.windows)) == [(4, [4, 5, 6]), (0, [0, 1, 2, 3, 4, 5, 6])]
+    with pytest.raises(ValueError, match="zip"):
+        list(entries(blocks.windows, kv.windows[:1]))
+
+
+def test_the_check_sees_damage():
+    kv = manager(16)
+    blocks = compute(kv, list(range(9)))
+    (part,), (window,) = blocks.windows, kv.windows
+    part.sealed[0].unit.users += 1
+    with pytest.raises(IntegrityError, match=r"window pool 1: .* counts 2 users, has 1"):
+        window.check([part])
+    with pytest.raises(IntegrityError, match="two states, or none"):
+        window.check([])
+
+
 def test_a_sequence_of_other_windows_is_refused():
     kv = manager(16)
     tokens = list(range(4))
@@ -227,7 +264,7 @@ def test_a_sequence_of_other_windows_is_refused():
 def test_a_released_sequence_seals_nothing():
     kv = manager(16)
     blocks = begin(kv, list(range(4)))
-    kv.release(blocks, -1)
+    kv.release(blocks, 5)  # its blocks are still set aside
     with pytest.raises(HandleConsumed):
         kv.seal(blocks, b"1", b"0", bytes(16))
     with pytest.raises(HandleConsumed):
