@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from gpu.acceptance.server import Server as ServerProcess
@@ -74,8 +75,7 @@ def main() -> int:
     report = {"load": load.__dict__, "plan": options.plan, "host": platform.node(), "time": time.time(), "arms": arms}
     text = json.dumps(report, indent=1)
     if options.out:
-        with open(options.out, "w") as file:  # noqa: PTH123
-            file.write(text)
+        Path(options.out).write_text(text)
     else:
         print(text)
     return sum(arm["errors"] for arm in arms.values()) > 0

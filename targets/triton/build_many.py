@@ -6,15 +6,16 @@ What is built does not depend on how many processes there are. A process that fa
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from dataclasses import dataclass, fields
+from typing import IO, get_type_hints
+
+import msgspec
 
 from ...plans.device_kernels import DeviceKernel
 from ...plans.errors import ModelError
@@ -27,6 +28,9 @@ Built = tuple[DeviceKernel, bytes] | None
 
 _KINDS_OF_A_PROCESS = 16
 """Of code, for which starting a process pays."""
+
+_FACTS = {item.name: get_type_hints(Accelerator)[item.name] for item in fields(Accelerator) if item.name != "kernels"}
+"""What a worker is told of an accelerator: all but its kernels, which are functions of this process; building needs none."""
 
 _WORKER = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import serve; serve()"
 
@@ -50,14 +54,13 @@ def build_many(launches: Sequence[Launch], accelerator: Accelerator, cache: str,
             try:
                 for place in places:
                     found[place] = build_one(launches[place])
-            except (EOFError, OSError, pickle.PickleError):
+            except (EOFError, OSError, msgspec.MsgspecError):
                 waiting.append(places)
                 return
 
     def work_beside() -> None:
         with suppress(OSError), _Worker() as worker:
-            # kernels are functions of this process, and building needs none of them
-            worker.tell(replace(here, accelerator=replace(accelerator, kernels=())))
+            worker.tell((cache, {name: getattr(accelerator, name) for name in _FACTS}))
             work(worker.build)
 
     here = _Here(accelerator, cache)
@@ -99,13 +102,28 @@ class _Worker:
 
     def tell(self, what: object) -> None:
         assert self._process.stdin is not None
-        pickle.dump(what, self._process.stdin)
-        self._process.stdin.flush()
+        _write(self._process.stdin, what)
 
     def build(self, launch: Launch) -> Built:
         self.tell(launch)
         assert self._process.stdout is not None
-        return pickle.load(self._process.stdout)
+        return msgspec.msgpack.decode(_read(self._process.stdout), type=Built)
+
+
+def _write(to: IO[bytes], what: object) -> None:
+    """A message behind its length."""
+    message = msgspec.msgpack.encode(what)
+    to.write(len(message).to_bytes(8, "little") + message)
+    to.flush()
+
+
+def _read(source: IO[bytes]) -> bytes:
+    """The next message. Raises EOFError where there is no whole one."""
+    head = source.read(8)
+    message = source.read(int.from_bytes(head, "little"))
+    if len(head) < 8 or len(message) < int.from_bytes(head, "little"):
+        raise EOFError
+    return message
 
 
 def serve() -> None:
@@ -113,15 +131,16 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for answer in _answers(sys.stdin.buffer):
-        pickle.dump(answer, answers)
-        answers.flush()
+        _write(answers, answer)
 
 
-def _answers(asked: BinaryIO) -> Iterable[Built]:
-    here: _Here = pickle.load(asked)
+def _answers(asked: IO[bytes]) -> Iterable[Built]:
+    cache, facts = msgspec.msgpack.decode(_read(asked), type=tuple[str, dict[str, msgspec.Raw]])
+    known = {name: msgspec.msgpack.decode(facts[name], type=kind) for name, kind in _FACTS.items()}
+    here = _Here(Accelerator(kernels=(), **known), cache)
     while True:
         try:
-            launch: Launch = pickle.load(asked)
+            launch = msgspec.msgpack.decode(_read(asked), type=Launch)
         except EOFError:
             return
         yield here.build(launch)
