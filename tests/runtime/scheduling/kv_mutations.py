@@ -24,13 +24,13 @@ from random import Random
 import pytest
 from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks, windows
 
-from . import test_blocks, test_host_tier, test_kv, test_retention, test_windows
+from . import test_blocks, test_full_host, test_host_tier, test_kv, test_retention, test_windows
 from .kv_equivalents import EQUIVALENT
 from .random_traffic import Figures, play
 from .small_world import Configuration, explore
 
 TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks, windows)
-TESTS = (test_blocks, test_kv, test_host_tier, test_retention, test_windows)
+TESTS = (test_blocks, test_kv, test_host_tier, test_full_host, test_retention, test_windows)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 

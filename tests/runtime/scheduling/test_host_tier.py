@@ -1,82 +1,15 @@
-"""The tier in host memory, played on the KV manager alone: what is saved, in which order, and what comes back for whom."""
+"""The tier in host memory, played on the KV manager alone: what is saved, and what comes back for whom."""
 
 from __future__ import annotations
 
 import pytest
-from tokenspeed.runtime.scheduling.blocks import Reuse
 from tokenspeed.runtime.scheduling.errors import OutOfBlocks
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, check_kv, host_states
-from tokenspeed.runtime.scheduling.sequence_blocks import Hits, SequenceBlocks
-from tokenspeed.runtime.scheduling.step import BlockCopies
+from tokenspeed.runtime.scheduling.sequence_blocks import Hits
 
 from .kv_helpers import chain_of, compute, find, turn
-
-ALL = 1000
-
-
-def manager(blocks: int = 4, host_blocks: int = 4, unit_blocks: int = 1) -> KvManager:
-    return KvManager(blocks, 4, 4 * unit_blocks, "kv", host_blocks=host_blocks)
-
-
-def prompt(number: int, units: int = 1) -> list[int]:
-    return [100 * number + token for token in range(4 * units)]
-
-
-def pairs(copies: tuple[BlockCopies, ...]) -> list[tuple[int, int]]:
-    return [pair for each in copies for pair in zip(each.device.tolist(), each.host.tolist(), strict=True)]
-
-
-class Steps:
-    """Steps of a manager, one after the other."""
-
-    def __init__(self, kv: KvManager) -> None:
-        self.kv, self.number = kv, -1
-
-    def launch(self, saved: int = ALL, loaded: int = ALL) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        self.kv.begin_step(loaded)
-        self.number += 1
-        saves, loads = self.kv.launch(self.number, saved)
-        check_kv(self.kv)
-        return pairs(saves), pairs(loads)
-
-    def complete(self) -> None:
-        self.kv.complete_step(self.number)
-        check_kv(self.kv)
-
-    def fail(self) -> bool:
-        spoilt = self.kv.fail_step(self.number)
-        self.kv.complete_step(self.number)
-        check_kv(self.kv)
-        return spoilt
-
-    def run(self, saved: int = ALL, loaded: int = ALL) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        copies = self.launch(saved, loaded)
-        self.complete()
-        return copies
-
-
-def start(kv: KvManager, tokens: list[int]) -> SequenceBlocks:
-    """A sequence that takes its hits and has blocks for all its tokens."""
-    blocks = kv.open(find(kv, tokens))
-    kv.grow(blocks, kv.blocks_for(len(tokens)) - len(blocks.indices()))
-    check_kv(kv)
-    return blocks
-
-
-def offloaded(*prompts: list[int], blocks: int = 4, host_blocks: int = 4) -> tuple[KvManager, Steps]:
-    """A manager whose host alone has these prompts."""
-    kv = manager(blocks, host_blocks)
-    steps = Steps(kv)
-    for tokens in prompts:
-        turn(kv, "", tokens)
-    steps.run()
-    empty = kv.open(Hits([], 0))
-    kv.grow(empty, blocks)
-    kv.release(empty, -1)
-    check_kv(kv)
-    assert set(block_states(kv).values()) == {"free"}
-    return kv, steps
+from .tier_helpers import ALL, Steps, manager, offloaded, pairs, prompt, start
 
 
 def test_units_are_saved_in_the_order_of_their_eviction_and_keep_it():
@@ -332,108 +265,6 @@ def test_what_is_computed_while_it_is_loaded_stays_its_sequences_own():
     assert kv.available == 3
 
 
-def test_a_unit_used_while_it_is_saved_is_the_most_recent():
-    kv = manager(host_blocks=1)
-    steps = Steps(kv)
-    turn(kv, "", prompt(1))
-    turn(kv, "", prompt(2))
-    steps.launch(saved=1)
-    kv.release(start(kv, prompt(1)), -1)
-    steps.complete()
-    assert [block.unit for block in kv.pool.cached] == find(kv, prompt(2)).units + find(kv, prompt(1)).units
-
-
-def test_a_full_host_gives_up_spare_copies_first_the_newest_before_all():
-    kv, steps = offloaded(prompt(1), prompt(2), prompt(3), host_blocks=3)
-    kv.begin_step(ALL)
-    held = [start(kv, prompt(1)), start(kv, prompt(2))]
-    steps.run()
-    turn(kv, "", prompt(4))
-    assert find(kv, prompt(3)).reload_blocks == 1
-    kv.grow(held[0], 1)
-    saves, _ = steps.run()
-    assert len(saves) == 1 and find(kv, prompt(3)).units  # prompt 2, in use and last to come back, is on the device alone
-    assert not find(kv, prompt(2)).units[0].host and find(kv, prompt(1)).units[0].host
-    kv.release(held[1], -1)
-    assert steps.run()[0] == []  # nothing else is worth less than what may be evicted soon, and enough is ready
-    check_kv(kv)
-
-
-def test_a_full_host_gives_up_a_spare_copy_where_it_has_no_other():
-    kv, steps = offloaded(prompt(1), host_blocks=1)
-    kv.begin_step(ALL)
-    start(kv, prompt(1))
-    steps.run()
-    held = compute(kv, prompt(5, 2))
-    turn(kv, "", prompt(2))
-    assert len(steps.run()[0]) == 1 and held.live and not find(kv, prompt(1)).units[0].host
-
-
-def test_copies_of_what_nobody_will_want_go_before_spare_ones():
-    kv = manager(blocks=4, host_blocks=2)
-    kv.retention.supersede = True
-    steps = Steps(kv)
-    turn(kv, "one", prompt(1))
-    turn(kv, "", prompt(2))
-    steps.run()
-    start(kv, prompt(2))
-    kv.close_session("one")
-    turn(kv, "", prompt(3))
-    assert len(steps.run()[0]) == 1
-    assert not find(kv, prompt(1)).units[0].host and find(kv, prompt(2)).units[0].host
-
-
-def test_a_full_host_gives_up_the_oldest_of_what_it_alone_has():
-    kv, steps = offloaded(prompt(1), prompt(2), host_blocks=2)
-    held = compute(kv, prompt(5, 3))
-    turn(kv, "", prompt(3))
-    assert len(steps.run()[0]) == 1
-    assert find(kv, prompt(1)).units == [] and find(kv, prompt(2)).units and prompt(1)
-    assert held.live and set(kv.pool.index) >= {block.unit.digest for block in held.sealed}
-
-
-def test_a_full_host_keeps_what_is_worth_more():
-    kv, steps = offloaded(prompt(1), host_blocks=1)
-    unit = find(kv, prompt(1)).units[0]
-    unit.reuse, unit.since = Reuse.TOOL, kv.clock.now
-    kv.pool.regard(unit)
-    held = compute(kv, prompt(5, 3))
-    turn(kv, "", prompt(3))
-    assert steps.run()[0] == [] and find(kv, prompt(1)).units and held.live
-    kv.clock.now = 1000.0
-    assert len(steps.run()[0]) == 1 and find(kv, prompt(1)).units == []
-
-
-def test_a_full_host_saves_nothing_while_enough_can_be_evicted_for_nothing():
-    kv, steps = offloaded(prompt(1), prompt(2), blocks=8, host_blocks=2)
-    turn(kv, "", prompt(3))
-    assert steps.run() == ([], []) and find(kv, prompt(1)).units
-
-
-def test_what_nobody_will_want_is_not_saved_and_its_copy_goes_first():
-    kv = manager(host_blocks=1)
-    kv.retention.supersede = True
-    steps = Steps(kv)
-    turn(kv, "one", prompt(1))
-    steps.run()
-    kv.close_session("one")
-    check_kv(kv)
-    turn(kv, "", prompt(2))
-    turn(kv, "two", prompt(3))
-    kv.close_session("two")
-    saves, _ = steps.run()
-    assert len(saves) == 1 and find(kv, prompt(2)).units[0].host and not find(kv, prompt(3)).units[0].host
-    assert not find(kv, prompt(1)).units[0].host
-    check_kv(kv)
-
-
-def test_no_more_is_saved_of_units_in_use_than_a_step_copies():
-    kv = manager()
-    steps = Steps(kv)
-    assert compute(kv, prompt(1, 3)).live
-    assert [len(steps.run(saved=count)[0]) for count in (1, 0, 2)] == [1, 0, 2]
-
-
 def test_loads_of_later_steps_are_still_under_way():
     kv, steps = offloaded(prompt(1), prompt(2))
     kv.begin_step(1)
@@ -445,33 +276,6 @@ def test_loads_of_later_steps_are_still_under_way():
     kv.complete_step(first)
     check_kv(kv)
     assert sorted(block_states(kv).values()) == ["free", "free", "loading", "sealed"] and kv.reloaded_tokens == 4
-
-
-def test_enough_to_evict_counts_blocks_not_units():
-    kv = manager(blocks=16, host_blocks=2, unit_blocks=2)
-    kv.retention.supersede = True
-    steps = Steps(kv)
-    turn(kv, "", prompt(1, 2))
-    assert len(steps.run()[0]) == 2
-    turn(kv, "gone", prompt(2, 2))
-    kv.close_session("gone")
-    held = compute(kv, prompt(5, 10))
-    turn(kv, "", prompt(3, 2))
-    assert held.live and not kv.pool.free
-    assert steps.run() == ([], [])  # two units of two blocks can be evicted without loss: a quarter of the pool
-
-
-def test_cached_units_that_lost_their_copy_are_unsaved_again():
-    kv, steps = offloaded(prompt(1), blocks=8, host_blocks=1)
-    kv.begin_step(ALL)
-    back = start(kv, prompt(1))
-    steps.run()
-    held = compute(kv, prompt(5, 6))
-    turn(kv, "", prompt(2))
-    kv.release(back, -1)  # its copy is a spare one
-    assert len(steps.run()[0]) == 1 and held.live
-    assert not find(kv, prompt(1)).units[0].host and find(kv, prompt(2)).units[0].host
-    assert [unit.tokens for unit in kv.pool.tier.unsaved] == [find(kv, prompt(1)).units[0].tokens] if kv.pool.tier else False
 
 
 def test_a_manager_without_a_tier_copies_nothing():
@@ -493,29 +297,6 @@ def test_an_equal_digest_of_other_tokens_does_not_take_the_place_of_what_the_hos
     kv.release(other, -1)
     check_kv(kv)
     assert kv.available == 4
-
-
-def test_how_full_the_host_is():
-    kv, _ = offloaded(prompt(1, 2), host_blocks=8)
-    assert kv.host_usage == 0.25 and kv.kept_tokens == 16 + 16 // 4 + 16 * 3 // 4
-
-
-def test_what_is_wanted_after_all_is_saved_and_what_is_not_is_not():
-    kv = manager()
-    kv.retention.by_reuse = kv.retention.supersede = True
-    steps = Steps(kv)
-    turn(kv, "one", prompt(1))
-    kv.close_session("one")
-    check_kv(kv)
-    assert kv.launch(0, ALL) == ((), ())
-    kv.end_turn("one", "tool_call")
-    check_kv(kv)
-    assert len(steps.run()[0]) == 1
-    empty = kv.open(Hits([], 0))
-    kv.grow(empty, 4)
-    kv.end_turn("one", "end_of_turn")  # the host alone has it
-    check_kv(kv)
-    assert find(kv, prompt(1)).reload_blocks == 1 and steps.run() == ([], [])
 
 
 def test_a_tier_needs_sharing_and_loads_need_blocks():
@@ -567,16 +348,3 @@ def test_a_step_loads_as_many_units_as_its_blocks_make():
     assert [len(steps.launch(loaded=loaded)[1]) for loaded in (5, 1)] == [4, 2] and not kv.is_ready(blocks)
     kv.begin_step(0)
     assert kv.is_ready(blocks)
-
-
-def test_what_lost_its_copy_is_saved_after_what_has_waited():
-    kv, steps = offloaded(prompt(1), blocks=8, host_blocks=1)
-    kv.begin_step(ALL)
-    back = start(kv, prompt(1))
-    steps.run()
-    held = compute(kv, prompt(5, 5))
-    turn(kv, "", prompt(2))
-    turn(kv, "", prompt(3))
-    kv.release(back, -1)
-    assert len(steps.run(saved=1)[0]) == 1 and held.live and kv.pool.tier is not None
-    assert [unit.tokens for unit in kv.pool.tier.unsaved] == [find(kv, prompt(which)).units[0].tokens for which in (3, 1)]
