@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,7 @@ Admission = tuple[SlotAdmission, EngineSequence]
 
 StepKind = TypeVar("StepKind", bound=Step)
 Scheduled = TypeVar("Scheduled", bound=Step, covariant=True)
+Waited = TypeVar("Waited")
 
 
 class StepScheduler(Protocol[Scheduled]):
@@ -112,10 +113,12 @@ class EngineLoop(Generic[StepKind]):
         self._draining = False
         self._failed_steps = 0
         self._roofline, self._roofline_seconds, self._busy = roofline, 0.0, BusyTime()
+        self._began = self._waited = 0.0  # when `run` was called, and for how long it waited since
         self._blocked = 0  # times in a row that there was work, no step in flight, and nothing to schedule
 
     def run(self) -> bool:
         """Serve until Shutdown; then tell Drained and return True. False: something failed for good, and was told."""
+        self._began = time.monotonic()
         try:
             if self._overlap:
                 self.overlap_loop()
@@ -133,7 +136,7 @@ class EngineLoop(Generic[StepKind]):
             batch = self._schedule(idle=True)
             if batch is not None:
                 self._busy.begin(time.monotonic())
-                self._complete(batch, _result(self._execute(batch, self._admitted(batch))))
+                self._complete(batch, self._waiting(self._executed, batch, self._admitted(batch)))
 
     def overlap_loop(self) -> None:
         """Step N+1 is scheduled and queued behind step N while N runs; a stop found in N discards one token of N+1. In a pipeline
@@ -148,7 +151,15 @@ class EngineLoop(Generic[StepKind]):
                     running.append((batch, thread.submit(self._execute, batch, self._admitted(batch))))
                 if running and (batch is None or len(running) == self._scheduler.max_in_flight):
                     oldest, launched = running.popleft()
-                    self._complete(oldest, _result(launched.result()))
+                    self._complete(oldest, self._waiting(_launched_result, launched))
+
+    def _waiting(self, wait: Callable[..., Waited], *arguments: Any) -> Waited:
+        """What `wait` gives; its time is none of the loop's own."""
+        start = time.monotonic()
+        try:
+            return wait(*arguments)
+        finally:
+            self._waited += time.monotonic() - start
 
     @property
     def _finished(self) -> bool:
@@ -163,7 +174,7 @@ class EngineLoop(Generic[StepKind]):
 
     def _take_commands(self, *, idle: bool) -> None:
         """Take what has arrived; with `idle` (no step in flight) and nothing to run, wait for something to arrive."""
-        commands = self._channel.receive(self._patience() if idle else 0.0)
+        commands = self._waiting(self._channel.receive, self._patience()) if idle else self._channel.receive(0.0)
         self._scheduler.tick(time.monotonic())
         ended = [event for command in commands for event in self._take(command)]
         if ended:
@@ -248,6 +259,9 @@ class EngineLoop(Generic[StepKind]):
         except Exception as error:  # handed over to `_complete`, which decides who is affected
             return error
 
+    def _executed(self, batch: StepKind, admissions: list[Admission]) -> StepResult | Exception:
+        return _result(self._execute(batch, admissions))
+
     def _complete(self, batch: StepKind, result: StepResult | Exception) -> None:
         now = time.monotonic()
         self._busy.end(now)
@@ -299,8 +313,9 @@ class EngineLoop(Generic[StepKind]):
     def _tell(self, events: list[TokenEvent]) -> None:
         stats = self._scheduler.stats()
         figures = {name: getattr(stats, name) for name in _OF_SCHEDULER}
-        busy, roofline = self._busy.seconds(time.monotonic()), self._roofline_seconds
-        self._channel.send(StepNews(tuple(events), EngineStats(**figures, busy_seconds=busy, roofline_seconds=roofline)))
+        now = time.monotonic()
+        figures["busy_seconds"], figures["host_seconds"] = self._busy.seconds(now), now - self._began - self._waited
+        self._channel.send(StepNews(tuple(events), EngineStats(**figures, roofline_seconds=self._roofline_seconds)))
 
 
 class BusyTime:
@@ -323,6 +338,10 @@ class BusyTime:
 
     def seconds(self, now: float) -> float:
         return self._seconds + (now - self._since if self._in_flight else 0.0)
+
+
+def _launched_result(launched: Future[Started | Exception]) -> StepResult | Exception:
+    return _result(launched.result())
 
 
 def _result(started: Started | Exception) -> StepResult | Exception:

@@ -138,8 +138,9 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
 class EngineStats(msgspec.Struct, frozen=True):
     """Gauges and running totals of the engine since its start, those of its scheduler as in `scheduling.request.SchedulerStats`.
 
-    `busy_seconds`: for how long a step was in flight. `roofline_seconds`: the least that all that work takes on the plan's
-    machine; 0 where that is not known.
+    `busy_seconds`: for how long a step was in flight. `host_seconds`: what the engine's loop did itself, scheduling above all,
+    and waited for nothing. `roofline_seconds`: the least that all that work takes on the plan's machine; 0 where that is not
+    known.
     """
 
     running: int = 0
@@ -159,6 +160,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     steps: int = 0
     last_step_rows: int = 0
     busy_seconds: float = 0.0
+    host_seconds: float = 0.0
     roofline_seconds: float = 0.0
 
 

@@ -30,6 +30,7 @@ _GAUGES = {
 }
 _COUNTERS = {
     "engine_busy_seconds": ("busy_seconds", "Time with a step in flight."),
+    "engine_host_seconds": ("host_seconds", "Time that the engine's loop worked itself: scheduling, commands, news."),
     "engine_roofline_seconds": ("roofline_seconds", "The least time that the work of all steps takes on the plan's machine."),
     "prompt_tokens": ("prompt_tokens", "Prompt tokens of accepted sequences."),
     "generation_tokens": ("generation_tokens", "Tokens generated."),

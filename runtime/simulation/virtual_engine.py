@@ -116,7 +116,10 @@ class VirtualEngine:
                 return self._result()
 
     def _take_arrivals(self, now: float) -> None:
-        for arrival in self._clients.take(now - self._settings.request_seconds):
+        until = now - self._settings.request_seconds
+        if self._next_arrival() <= now:  # even if the difference is rounded to less
+            until = max(until, self._clients.next_seconds)
+        for arrival in self._clients.take(until):
             self._submit(arrival, now)
 
     def _next_arrival(self) -> float:

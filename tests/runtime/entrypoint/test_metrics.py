@@ -22,7 +22,7 @@ GAUGES = {
 COUNTERS = {
     "prompt_tokens", "generation_tokens", "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
     "prefix_cache_host_hits", "offloaded_tokens", "reloaded_tokens", "recomputed_tokens", "engine_busy_seconds",
-    "engine_roofline_seconds",
+    "engine_host_seconds", "engine_roofline_seconds",
 }  # fmt: skip
 HISTOGRAMS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
@@ -113,6 +113,7 @@ def test_names_and_numbers() -> None:
     assert values["tokenspeed:request_generation_tokens_sum", None] == 14
     assert values["tokenspeed:num_requests_running", None] == 0
     assert values["tokenspeed:engine_busy_seconds_total", None] > 0
+    assert values["tokenspeed:engine_host_seconds_total", None] > 0
     buckets = {
         sample.labels["le"] for sample in families["tokenspeed:time_to_first_token_seconds"].samples if "le" in sample.labels
     }

@@ -63,6 +63,15 @@ def test_host_time_is_hidden_behind_steps_only_with_overlap() -> None:
     assert makespan(0.5, True) == pytest.approx(20 * 0.5 + decode_seconds(manifest, 29), abs=0.1), "the host is the limit"
 
 
+def test_requests_take_their_time_to_the_queue_however_it_is_rounded() -> None:
+    manifest, arrival, delay = tiny_manifest(), 0.1, 0.7
+    assert arrival + delay - delay < arrival
+    trace = Trace("one", (session("a", [(150, 1, 0.0)], arrival),))
+    scenario = Scenario(None, engine=EngineSettings(request_seconds=delay))
+    (record,) = play(manifest, scenario.clients(trace.sessions), scenario).records
+    assert record.first_token_seconds == pytest.approx(delay + prefill_seconds(manifest, 150))
+
+
 @pytest.mark.parametrize("policy", [PLAIN, AGENTIC])
 @pytest.mark.parametrize("blocks", [40, 400])
 def test_every_token_is_accounted_for(policy, blocks: int) -> None:
