@@ -12,30 +12,44 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from tokenspeed.tests.runtime.scheduling.small_world import Configuration, explore
+from tokenspeed.runtime.scheduling.policy import PLAIN
+from tokenspeed.tests.runtime.scheduling.exploring import explore
+from tokenspeed.tests.runtime.scheduling.small_world import Configuration, Prompt
+
+SHARED = (Prompt("a", (1, 1, 1), 4, 1), Prompt("b", (1, 1, 2), 3, 1), Prompt("c", (1, 1), 2, 0))
+RETURNING = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (2, 2, 2), 3, 1), Prompt("c", (1, 1, 3), 2, 0))
+LONG = (Prompt("a", (1, 1, 1, 1, 1), 2, 1), Prompt("b", (2, 2, 2, 2, 2), 2, 0), Prompt("c", (1, 1, 1, 1, 3), 2, 1))
+BACK = (
+    Prompt("a", (1, 1, 1), 2, 1),
+    Prompt("b", (2, 2, 2, 2, 2), 1, 0),
+    Prompt("c", (1, 1, 3), 2, 1),
+    Prompt("d", (1, 1, 4), 2, 1),
+)
+TURNS = (
+    Prompt("a", (1, 1, 1), 2, 1, "one"),
+    Prompt("b", (2, 2, 2), 1, 0, "two", hint=90.0),
+    Prompt("c", (1, 1, 1, 5, 1), 1, 1, "one"),
+)
+BY_REUSE = replace(PLAIN, retention=True, supersede=True)
+BY_SESSION = replace(BY_REUSE, session_admission=True)
 
 MODELS = {
-    "shared prefixes": Configuration((("a", (1, 1, 1), 4, 1), ("b", (1, 1, 2), 3, 1), ("c", (1, 1), 2, 0)), in_flight=2),
-    "one host unit": Configuration(
-        (("a", (1, 1, 1), 2, 1), ("b", (2, 2, 2), 3, 1), ("c", (1, 1, 3), 2, 0)), blocks=3, host_blocks=1, in_flight=2
+    "shared prefixes": Configuration(SHARED, in_flight=2),
+    "one host unit": Configuration(RETURNING, blocks=3, host_blocks=1, in_flight=2),
+    "two host units": Configuration(RETURNING, blocks=3, host_blocks=2, in_flight=2),
+    "loads over several steps": Configuration(LONG, blocks=5, host_blocks=3, in_flight=2),
+    "two that come back": Configuration(BACK, blocks=4, host_blocks=2, in_flight=2),
+    "a window": Configuration(LONG, blocks=4, windows=((3, 4),), in_flight=2, chunk=2),
+    "two windows": Configuration(LONG, blocks=5, windows=((2, 4), (3, 5)), in_flight=2, chunk=2),
+    "turns and time": Configuration(
+        TURNS, blocks=3, policy=BY_REUSE, ticks=(61.0, 240.0), hints=("tool_call", "close"), in_flight=2
     ),
-    "two host units": Configuration(
-        (("a", (1, 1, 1), 2, 1), ("b", (2, 2, 2), 3, 1), ("c", (1, 1, 3), 2, 0)), blocks=3, host_blocks=2, in_flight=2
+    "turns and a host tier": Configuration(
+        TURNS, blocks=3, host_blocks=2, policy=BY_REUSE, ticks=(61.0, 240.0), hints=("end_of_turn",)
     ),
-    "loads over several steps": Configuration(
-        (("a", (1, 1, 1, 1, 1), 2, 1), ("b", (2, 2, 2, 2, 2), 2, 0), ("c", (1, 1, 1, 1, 3), 2, 1)),
-        blocks=5,
-        host_blocks=3,
-        in_flight=2,
-    ),
-    "two that come back": Configuration(
-        (("a", (1, 1, 1), 2, 1), ("b", (2, 2, 2, 2, 2), 1, 0), ("c", (1, 1, 3), 2, 1), ("d", (1, 1, 4), 2, 1)),
-        blocks=4,
-        host_blocks=2,
-        in_flight=2,
-    ),
+    "parked sessions": Configuration(TURNS, blocks=3, policy=BY_SESSION, ticks=(61.0,), hints=("close",)),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from .blocks import LoadingBlock, Reuse, Unit
@@ -11,36 +11,39 @@ from .errors import IntegrityError
 from .host_tier import HostTier
 from .kv import KvManager
 from .pool import BlockPool
+from .sequence_blocks import SequenceBlocks
+from .windows import WindowBlocks
 
 BlockState = Literal["free", "writable", "sealed", "cached", "loading"]
 HostState = Literal["free", "offloaded", "saving", "loading"]
 
 
-def block_states(kv: KvManager) -> dict[int, BlockState]:
-    """State of every physical block, for checks and people. Raises IntegrityError when one has two states or none."""
-    sealed = {block.unit for holder in kv.holders() for block in holder.sealed}
-    tier = kv.pool.tier
+def block_states(kv: KvManager, number: int = 0) -> dict[int, BlockState]:
+    """State of every physical block of a pool, for checks and people. Raises IntegrityError when one has two states or none."""
+    pool, holders = pool_of(kv, number), [*_holders(kv, number)]
+    sealed = {block.unit for holder in holders for block in holder.sealed}
+    tier = pool.tier
     loading = {block.unit for block in _loads(tier)} if tier is not None else set[Unit]()
     saving = {block.unit for saves in tier.saving.values() for block in saves} if tier is not None else set[Unit]()
     states: dict[int, BlockState] = {}
     groups: tuple[tuple[BlockState, Iterable[int]], ...] = (
-        ("free", [block.index for block in kv.pool.free]),
-        ("writable", [block.index for holder in kv.holders() for block in holder.writable]),
+        ("free", [block.index for block in pool.free]),
+        ("writable", [block.index for holder in holders for block in holder.writable]),
         ("loading", _indices(loading)),
         ("sealed", _indices((sealed | saving) - loading)),
-        ("cached", [index for block in kv.pool.cached for index in block.unit.indices]),
+        ("cached", [index for block in pool.cached for index in block.unit.indices]),
     )
     for state, indices in groups:
         for index in indices:
-            _require(index not in states, f"block {index} is {states.get(index)} and {state}")
+            _require(index not in states, f"pool {number}: block {index} is {states.get(index)} and {state}")
             states[index] = state
-    _require(states.keys() == set(range(kv.blocks)), "a block is in no state, or outside the pool")
+    _require(states.keys() == set(range(pool.blocks)), f"pool {number}: a block is in no state, or outside the pool")
     return states
 
 
-def host_states(kv: KvManager) -> dict[int, HostState]:
-    """State of every block of the host's tier, as `block_states`."""
-    tier = kv.pool.tier
+def host_states(kv: KvManager, number: int = 0) -> dict[int, HostState]:
+    """State of every block of a pool's tier on the host, as `block_states`."""
+    tier = pool_of(kv, number).tier
     if tier is None:
         return {}
     copies = [*tier.copies, *tier.spare.values()]
@@ -57,6 +60,16 @@ def host_states(kv: KvManager) -> dict[int, HostState]:
             states[index] = state
     _require(states.keys() == set(range(tier.blocks)), "a host block is in no state, or outside the tier")
     return states
+
+
+def pool_of(kv: KvManager, number: int) -> BlockPool:
+    return kv.windows[number - 1].pool if number else kv.pool
+
+
+def _holders(kv: KvManager, number: int) -> Iterator[SequenceBlocks | WindowBlocks]:
+    """What sequences hold of a pool, those included that wait for a launched step."""
+    for holder in kv.holders():
+        yield holder.windows[number - 1] if number else holder
 
 
 def check_kv(kv: KvManager) -> None:

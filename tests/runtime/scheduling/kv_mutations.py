@@ -25,9 +25,10 @@ import pytest
 from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks, windows
 
 from . import test_blocks, test_full_host, test_host_tier, test_kv, test_retention, test_windows
+from .exploring import explore
 from .kv_equivalents import EQUIVALENT
 from .random_traffic import Figures, play
-from .small_world import Configuration, explore
+from .small_world import Configuration, Prompt
 
 TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks, windows)
 TESTS = (test_blocks, test_kv, test_host_tier, test_full_host, test_retention, test_windows)
@@ -35,7 +36,7 @@ CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 
 SEEDS = 60
-MODEL = (("a", (1, 1, 1), 2, 1), ("b", (2, 2, 2), 3, 1), ("c", (1, 1, 3), 2, 0))
+MODEL = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (2, 2, 2), 3, 1), Prompt("c", (1, 1, 3), 2, 0))
 
 _OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,

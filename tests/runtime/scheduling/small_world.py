@@ -1,64 +1,103 @@
 """A small model whose every order of events can be played: a scheduler, the contents of all its blocks, and who reads what.
 
-Contents are told apart by the whole prefix that they belong to, so that one wrong token shows. What a step in flight copies is
-nowhere until the step is run; what a failed step was to copy never is.
+Events are requests, aborts, steps that complete with and without a stop token or fail, time that passes, and what is told of
+sessions. Contents are told apart by the whole prefix that they belong to, so that one wrong token shows. What a step in flight
+copies is nowhere until the step is run; what a failed step was to copy never is.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from tokenspeed.runtime.scheduling.kv import KvManager
-from tokenspeed.runtime.scheduling.kv_integrity import block_states, host_states
+from tokenspeed.runtime.scheduling.kv_integrity import block_states, host_states, pool_of
 from tokenspeed.runtime.scheduling.policy import PLAIN, Policy
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
-from tokenspeed.runtime.scheduling.slots import Phase
-from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.scheduling.step import BlockCopies, IntArray, StepBatch
 
 STOP, GO = 9, 5
 BLOCK_TOKENS = 2
 NOTHING = ()
 
-Move = tuple[str, int]
+Move = tuple[str, int | str]
+Contents = dict[int, tuple[object, ...]]
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """`prompts` are (name, tokens, most output tokens, priority), submitted in this order. A step copies `copied` units each way
-    at most; `in_flight` steps may be launched."""
+class Prompt(NamedTuple):
+    """`most` output tokens at most; `hint` is seconds for which its client wants the prefix kept."""
 
-    prompts: tuple[tuple[str, tuple[int, ...], int, int], ...]
+    name: str
+    tokens: tuple[int, ...]
+    most: int
+    priority: int = 0
+    session: str = ""
+    hint: float | None = None
+
+
+class Configuration(NamedTuple):
+    """`prompts` are submitted in this order. A step copies `copied` blocks each way at most, of each pool; `in_flight` steps may
+    be launched. `windows` are tokens that a row sees and blocks, by pool.
+
+    Time passes by `ticks` seconds, one after the other; `hints` ("tool_call", "end_of_turn", "close") are told of every session,
+    each once.
+    """
+
+    prompts: tuple[Prompt, ...]
     blocks: int = 4
     host_blocks: int = 0
     copied: int = 1
     in_flight: int = 1
     sequences: int = 2
+    windows: tuple[tuple[int, int], ...] = ()
+    policy: Policy = PLAIN
+    ticks: tuple[float, ...] = ()
+    hints: tuple[str, ...] = ()
+    chunk: int = 3
 
 
 class World:
+    """`device` and `host` are what blocks hold, by pool; `states` and `hosted` what the manager says of them."""
+
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.requests = tuple(
-            Request(name, np.array(tokens, np.int32), most, priority, stop_tokens=frozenset({STOP}))
-            for name, tokens, most, priority in configuration.prompts
+            Request(
+                prompt.name,
+                np.array(prompt.tokens, np.int32),
+                prompt.most,
+                prompt.priority,
+                stop_tokens=frozenset({STOP}),
+                session_id=prompt.session,
+                retention_seconds=prompt.hint,
+            )
+            for prompt in configuration.prompts
         )
-        self.kv = KvManager(configuration.blocks, BLOCK_TOKENS, BLOCK_TOKENS, "small", host_blocks=configuration.host_blocks)
-        limits = SchedulerLimits(4, 2, configuration.sequences, 3, len(self.requests), 8)
-        self.scheduler = Scheduler(limits, self.kv, policy=PLAIN)
+        windows, size = configuration.windows, BLOCK_TOKENS
+        self.kv = KvManager(configuration.blocks, size, size, "small", host_blocks=configuration.host_blocks, windows=windows)
+        limits = SchedulerLimits(4, 2, configuration.sequences, configuration.chunk, len(self.requests), 8)
+        self.scheduler = Scheduler(limits, self.kv, policy=configuration.policy)
         self.scheduler._state.copied_blocks = CopyBudget(configuration.copied)
         self.scheduler._planner._load_blocks = CopyBudget(configuration.copied)
         self.flights: list[StepBatch] = []
-        self.submitted = 0
+        self.submitted = self.ticked = 0
+        self.now = 0.0
+        if configuration.ticks:
+            self.scheduler.tick(self.now)
+        self.told: frozenset[Move] = frozenset()
         self.tokens = {request.request_id: tuple(request.tokens.tolist()) for request in self.requests}
-        self.device: dict[int, tuple[object, ...]] = {}
-        self.host: dict[int, tuple[object, ...]] = {}
+        self.pools = range(1 + len(windows))
+        self.device: list[Contents] = [{} for _ in self.pools]
+        self.host: list[Contents] = [{} for _ in self.pools]
         self.read_in_vain: frozenset[str] = frozenset()
-        self.states, self.hosted = block_states(self.kv), host_states(self.kv)
+        self.look()
+
+    def look(self) -> None:
+        """What the manager says of all blocks now. Raises IntegrityError where that makes no sense."""
+        self.states = [dict(sorted(block_states(self.kv, pool).items())) for pool in self.pools]
+        self.hosted = [dict(sorted(host_states(self.kv, pool).items())) for pool in self.pools]
 
     def moves(self) -> Iterator[Move]:
         if self.submitted < len(self.requests):
@@ -66,23 +105,34 @@ class World:
         if len(self.flights) < self.configuration.in_flight:
             yield "schedule", 0
         if self.flights:
-            yield from (("complete", token) for token in (GO, STOP))
+            yield from (("complete", token) for token in ((GO, STOP) if len(self.flights[0].logit_rows) else (GO,)))
             yield "fail", 0
         live = self.scheduler._state.requests
         yield from (("abort", number) for number, request in enumerate(self.requests) if request.request_id in live)
+        if self.ticked < len(self.configuration.ticks):
+            yield "tick", self.ticked
+        sessions = dict.fromkeys(request.session_id for request in self.requests[: self.submitted] if request.session_id)
+        told = ((hint, session) for session in sessions for hint in self.configuration.hints)
+        yield from (move for move in told if move not in self.told)
 
     def play(self, move: Move) -> None:
         kind, value = move
-        if kind == "submit":
+        if isinstance(value, str):
+            self.told |= {move}
+            if kind == "close":
+                self.scheduler.close_session(value)
+            else:
+                self.scheduler.end_turn(value, "tool_call" if kind == "tool_call" else "end_of_turn")
+        elif kind == "submit":
             self.scheduler.submit(self.requests[value])
             self.submitted += 1
         elif kind == "abort":
             self.scheduler.abort(self.requests[value].request_id)
+        elif kind == "tick":
+            self._tick(self.now + self.configuration.ticks[value])
+            self.ticked += 1
         elif kind == "schedule":
-            batch = self.scheduler.schedule()
-            assert batch is not None or self.flights or not self.scheduler.has_work, "stuck"
-            if batch is not None:
-                self._launch(batch)
+            self._schedule()
         elif kind == "complete":
             batch = self.flights.pop(0)
             self._run(batch)
@@ -95,133 +145,110 @@ class World:
             self.scheduler.fail(batch.step_id)
             self.read_in_vain |= {*batch.request_ids}
 
+    def _tick(self, now: float) -> None:
+        self.now = now
+        self.scheduler.tick(now)
+
+    def _schedule(self) -> None:
+        batch = self.scheduler.schedule()
+        if batch is None and not self.flights and self.scheduler.has_work:
+            wake = self.scheduler.next_wake
+            assert wake is not None and wake > self.now, "stuck"
+            self._tick(wake)
+            batch = self.scheduler.schedule()
+            assert batch is not None, "stuck at its own time"
+        if batch is not None:
+            self._launch(batch)
+
     def _launch(self, batch: StepBatch) -> None:
         assert batch.rows or batch.loads, "a step does nothing"
         self.flights.append(batch)
-        for copies in batch.saves:
-            for block, place in zip(copies.device.tolist(), copies.host.tolist(), strict=True):
-                assert self.device[block], "nothing is saved"
-                self.host[place] = NOTHING
-        for copies in batch.loads:
-            for block, place in zip(copies.device.tolist(), copies.host.tolist(), strict=True):
-                assert self.host[place], "nothing is loaded"
-                self.device[block] = NOTHING
+        for pool, block, place in _pairs(batch.saves):
+            assert self.device[pool][block], "nothing is saved"
+            self.host[pool][place] = NOTHING
+        for pool, block, place in _pairs(batch.loads):
+            assert self.host[pool][place], "nothing is loaded"
+            self.device[pool][block] = NOTHING
 
     def _run(self, batch: StepBatch) -> None:
-        for copies in batch.loads:
-            for block, place in zip(copies.device.tolist(), copies.host.tolist(), strict=True):
-                self.device[block] = self.host[place]
+        for pool, block, place in _pairs(batch.loads):
+            self.device[pool][block] = self.host[pool][place]
         for sequence, name in enumerate(batch.request_ids):
-            self._rows(batch, sequence, name)
-        for copies in batch.saves:
-            for block, place in zip(copies.device.tolist(), copies.host.tolist(), strict=True):
-                self.host[place] = self.device[block]
+            rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
+            tokens = self.tokens[name] if name in self.scheduler._state.requests else ()
+            for pool in self.pools:
+                self._rows(pool, batch, sequence, rows, tokens)
+        for pool, block, place in _pairs(batch.saves):
+            self.host[pool][place] = self.device[pool][block]
 
-    def _rows(self, batch: StepBatch, sequence: int, name: str) -> None:
-        """Write a sequence's rows, then read all its context."""
-        tokens, rows = self.tokens[name], slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
-        if name not in self.scheduler._state.requests:
-            tokens = ()  # it ended while the step was in flight: nobody cares what it writes
-        for place, position in zip(batch.slot_mapping[rows].tolist(), batch.positions[rows].tolist(), strict=True):
+    def _rows(self, pool: int, batch: StepBatch, sequence: int, rows: slice, tokens: tuple[int, ...]) -> None:
+        """Write a sequence's rows, then read all that they see. Without `tokens` it ended while the step was in flight: nobody
+        cares what it writes."""
+        device, places, positions = self.device[pool], part_of(batch, pool)[1][rows].tolist(), batch.positions[rows].tolist()
+        for place, position in zip(places, positions, strict=True):
             block, offset = divmod(place, BLOCK_TOKENS)
-            written = self.device.get(block, NOTHING)[:offset]
-            self.device[block] = (*written, *[None] * (offset - len(written)), tokens[: position + 1])
-        if not tokens:
+            written = device.get(block, NOTHING)[:offset]
+            device[block] = (*written, *[None] * (offset - len(written)), tokens[: position + 1])
+        name = batch.request_ids[sequence]
+        if not tokens or name in self.read_in_vain:
             return
-        context = int(batch.context_lengths[sequence])
-        for number, block in enumerate(batch.block_tables[sequence, : self.kv.blocks_for(context)].tolist()):
-            start = number * BLOCK_TOKENS
-            wanted = tuple(tokens[: position + 1] for position in range(start, min(start + BLOCK_TOKENS, context)))
-            if self.device[block] == NOTHING and len(self.read_in_vain):
+        for position in self._seen(pool, positions):
+            block, offset = self._place(batch, pool, sequence, position)
+            if device.get(block, NOTHING) == NOTHING and self.read_in_vain:
                 self.read_in_vain |= {name}
                 return
-            assert self.device[block][: len(wanted)] == wanted, f"{name} reads what is not its own"
+            assert device[block][offset] == tokens[: position + 1], f"{name} reads what is not its own"
+
+    def _seen(self, pool: int, positions: list[int]) -> range:
+        """Positions that rows see together."""
+        window = self.configuration.windows[pool - 1][0] if pool else 1 + positions[0]
+        return range(max(0, positions[0] - window + 1), positions[-1] + 1)
+
+    def _place(self, batch: StepBatch, pool: int, sequence: int, position: int) -> tuple[int, int]:
+        """Block and offset where a sequence has a position."""
+        number, offset = divmod(position, BLOCK_TOKENS)
+        return int(part_of(batch, pool)[0][sequence, number]), offset
 
     def check(self) -> None:
+        """Everything that must hold in every state; `look` comes first."""
         self.scheduler.check_integrity()
-        states, hosted, loaded = block_states(self.kv), host_states(self.kv), set[int]()
-        self.states, self.hosted = states, hosted
-        for batch in self.flights:
-            for copies in batch.loads:
-                loaded.update(copies.device.tolist())
-                assert all(states[block] == "loading" for block in copies.device.tolist())
-                assert all(hosted[place] == "loading" for place in copies.host.tolist())
-            for copies in batch.saves:
-                assert all(states[block] == "sealed" for block in copies.device.tolist())
-                assert all(hosted[place] == "saving" for place in copies.host.tolist())
-            for sequence, context in enumerate(batch.context_lengths.tolist()):
-                used = batch.block_tables[sequence, : self.kv.blocks_for(context)].tolist()
-                assert all(states[block] in ("writable", "sealed") or block in loaded for block in used)
-            assert all(states[place // BLOCK_TOKENS] == "writable" for place in batch.slot_mapping.tolist())
-        self._check_contents()
+        for pool in self.pools:
+            self._check_flights(pool)
+            self._check_contents(pool)
         if not self.scheduler.has_work:
             assert self.kv.available == self.kv.blocks
-            assert {*hosted.values()} <= {"free", "offloaded"}
+            assert all(window.unreserved == window.pool.available == window.pool.blocks for window in self.kv.windows)
+            assert {state for hosted in self.hosted for state in hosted.values()} <= {"free", "offloaded"}
 
-    def _check_contents(self) -> None:
+    def _check_flights(self, pool: int) -> None:
+        """What launched steps read is there for them, and what they write is their own."""
+        states, hosted, loaded = self.states[pool], self.hosted[pool], set[int]()
+        for batch in self.flights:
+            for of, block, place in _pairs(batch.loads):
+                if of == pool:
+                    loaded.add(block)
+                    assert states[block] == "loading" and hosted[place] == "loading"
+            for of, block, place in _pairs(batch.saves):
+                assert of != pool or (states[block] == "sealed" and hosted[place] == "saving")
+            for sequence in range(len(batch.request_ids)):
+                rows = slice(batch.sequence_starts[sequence], batch.sequence_starts[sequence + 1])
+                seen = self._seen(pool, batch.positions[rows].tolist())
+                used = {self._place(batch, pool, sequence, position)[0] for position in seen}
+                assert all(states[block] in ("writable", "sealed") or block in loaded for block in used)
+            places = part_of(batch, pool)[1].tolist() if batch.rows else ()
+            assert all(states[place // BLOCK_TOKENS] == "writable" for place in places)
+
+    def _check_contents(self, pool: int) -> None:
         """Every unit that may be shared holds what its digest says, here and on the host."""
-        for unit in self.kv.pool.index.values():
+        for unit in pool_of(self.kv, pool).index.values():
             tokens = np.frombuffer(unit.tokens, "<i4").tolist()
-            for place, contents in ((unit.indices, self.device), (unit.host, self.host)):
-                if place and not (unit.arriving and contents is self.device):
+            for place, contents in ((unit.indices, self.device[pool]), (unit.host, self.host[pool])):
+                if place and not (unit.arriving and contents is self.device[pool]):
                     found = contents[place[0]]
                     assert [prefix[-1] for prefix in found if isinstance(prefix, tuple)] == tokens, "a unit holds something else"
 
-    def key(self) -> tuple[object, ...]:
-        """The state up to step numbers: equal keys behave alike."""
-        state, blocked, kv = self.scheduler._state, self.scheduler._planner._blocked, self.kv
-        slots, first = state.slots, state.next_step
-        arrays = (slots.phase, slots.computed, slots.length, slots.capacity, slots.confirmed, slots.last_token, slots.recent)
-        requests = tuple(
-            (name, s.status.value, s.slot, s.tokens().tobytes(), s.computed, s.awaited_step > state.completed_step, s.had_rows)
-            for name, s in state.requests.items()
-        )
-        flights = tuple(
-            (
-                f.step_id - first,
-                *(array.tobytes() for array in (f.slots, slots.binding[f.slots] - f.bindings, f.computed)),
-                *((slot, s.request_id, s.status.value) for slot, s in sorted(f.preempted.items())),
-            )
-            for f in state.flights
-        )
-        return (
-            self.submitted,
-            requests,
-            flights,
-            blocked and (blocked[0].request_id, blocked[1]),
-            tuple(array[slots.phase != Phase.EMPTY].tobytes() for array in arrays),
-            slots.block_table.tobytes(),
-            tuple(step - first if step > state.completed_step else 0 for step in slots.last_step.tolist()),
-            tuple(sorted(self.states.items())),
-            tuple((digest, unit.indices, unit.host, unit.users) for digest, unit in kv.pool.index.items()),
-            tuple(block.unit.digest for block in kv.pool.cached),
-            tuple(block.index for block in kv.pool.free),
-            tuple(s.request_id for s in state.loading.values()),
-            self._tier_key(first),
-            self.read_in_vain & frozenset(state.requests),
-            tuple(self.device.get(block) for block, found in sorted(self.states.items()) if found != "free"),
-        )
 
-    def _tier_key(self, first: int) -> tuple[object, ...]:
-        tier = self.kv.pool.tier
-        if tier is None:
-            return ()
-        return (
-            tuple(sorted(self.hosted.items())),
-            tuple(block.index for block in tier.free),
-            tuple(block.unit.digest for block in tier.copies),
-            tuple(unit.digest for unit in tier.spare),
-            tuple(unit.digest for unit in tier.unsaved),
-            tuple(unit.digest for unit in tier.fresh),
-            tuple(unit.digest for unit in tier.waiting),
-            tuple((step - first, [(s.unit.digest, s.into) for s in saves].__repr__()) for step, saves in tier.saving.items()),
-            tuple((step - first, repr([s.unit.digest for s in loads])) for step, loads in tier.loading.items()),
-            frozenset(unit.digest for unit in tier.put_back),
-        )
-
-
-@dataclass(frozen=True)
-class CopyBudget:
+class CopyBudget(NamedTuple):
     """Blocks that a step may copy, whatever it computes."""
 
     blocks: int
@@ -230,71 +257,14 @@ class CopyBudget:
         return self.blocks
 
 
-class Frozen:
-    """A world as bytes, with references to what it shares with its copies: requests, steps, limits."""
-
-    def __init__(self, world: World) -> None:
-        self._shared: list[object] = []
-        written = io.BytesIO()
-        pickler = pickle.Pickler(written, pickle.HIGHEST_PROTOCOL)
-        pickler.dispatch_table = dict.fromkeys((Request, StepBatch, SchedulerLimits, Policy, Configuration), self._share)
-        pickler.dump(world)
-        self._bytes = written.getvalue()
-
-    def _share(self, item: object) -> tuple[Callable[[int], object], tuple[int]]:
-        self._shared.append(item)
-        return _shared, (len(self._shared) - 1,)
-
-    def copy(self) -> World:
-        _SHARED[:] = self._shared
-        return pickle.loads(self._bytes)
+def part_of(batch: StepBatch, pool: int) -> tuple[IntArray, np.ndarray]:
+    """Block tables and slot mapping of a step with rows in a pool."""
+    part = batch.windows[pool - 1] if pool else batch
+    return part.block_tables, part.slot_mapping
 
 
-_SHARED: list[object] = []
-
-
-def _shared(place: int) -> object:
-    return _SHARED[place]
-
-
-@dataclass
-class Explored:
-    """All states that were found, how many moves led there, and to which depth; `complete` when no further one turns up."""
-
-    states: int = 0
-    moves: int = 0
-    depth: int = 0
-    preempted: int = 0
-    reloaded: int = 0
-    evicted: int = 0
-    complete: bool = False
-
-
-def explore(configuration: Configuration, most_states: int | None = None) -> Explored:
-    """Every order of events, breadth first, until no new state turns up or there are `most_states`."""
-    found, frontier, seen = Explored(), [World(configuration)], set[tuple[object, ...]]()
-    while frontier:
-        following: list[World] = []
-        found.depth += 1
-        for world in frontier:
-            frozen = Frozen(world)
-            for move in [*world.moves()]:
-                successor = frozen.copy()
-                successor.play(move)
-                successor.check()
-                found.moves += 1
-                key = successor.key()
-                if key in seen:
-                    continue
-                seen.add(key)
-                following.append(successor)
-                stats = successor.scheduler.stats()
-                found.preempted += stats.preemptions > 0
-                found.reloaded += stats.reloaded_tokens > 0
-                found.evicted += stats.evictions > 0
-                found.states = len(seen)
-                if most_states is not None and len(seen) >= most_states:
-                    return found
-        frontier = following
-    found.complete = True
-    return found
+def _pairs(copies: Iterable[BlockCopies]) -> Iterator[tuple[int, int, int]]:
+    """Pool, block on the device, block on the host."""
+    for item in copies:
+        for block, place in zip(item.device.tolist(), item.host.tolist(), strict=True):
+            yield item.pool, block, place

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from tokenspeed.runtime.scheduling.policy import PLAIN
 
-from .small_world import Configuration, explore
+from .exploring import Explored, explore
+from .small_world import Configuration, Prompt
 
-SHARED_PREFIXES = (("a", (1, 1, 1), 3, 1), ("b", (1, 1, 2), 2, 1), ("c", (1, 1), 2, 0))
-RETURNING = (("a", (1, 1, 1), 2, 1), ("b", (2, 2, 2), 3, 1), ("c", (1, 1, 3), 2, 0))
+SHARED_PREFIXES = (Prompt("a", (1, 1, 1), 3, 1), Prompt("b", (1, 1, 2), 2, 1), Prompt("c", (1, 1), 2, 0))
+SHORTER = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (1, 1, 2), 2, 1), Prompt("c", (1, 1), 1, 0))
+RETURNING = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (2, 2, 2), 3, 1), Prompt("c", (1, 1, 3), 2, 0))
+LONG = (Prompt("a", (1, 1, 1, 1, 1), 2, 1), Prompt("b", (1, 1, 1, 1, 2), 2, 0), Prompt("c", (1, 1, 3), 2, 1))
+TURNS = (Prompt("a", (1, 1, 1), 2, 1, "one"), Prompt("b", (2, 2), 1, 1, "two", hint=50.0))
+PARKED = (Prompt("a", (1, 1, 1), 2, 0, "one"), Prompt("b", (2, 2, 2), 1, 0, "two"))
+
+BY_REUSE = replace(PLAIN, retention=True, supersede=True)
+BY_SESSION = replace(BY_REUSE, session_admission=True)
 
 
-@pytest.mark.parametrize("in_flight", [1, 2])
-def test_every_interleaving(in_flight: int, capsys: pytest.CaptureFixture[str]):
-    found = explore(Configuration(SHARED_PREFIXES, in_flight=in_flight))
+def searched(configuration: Configuration, capsys: pytest.CaptureFixture[str]) -> Explored:
+    found = explore(configuration)
     with capsys.disabled():
-        print(f"\n  {in_flight} in flight: {found}")
-    assert found.complete and found.states > 800 and found.preempted > 100
+        print(f"\n  {found}")
+    assert found.complete
+    return found
+
+
+def test_every_interleaving(capsys: pytest.CaptureFixture[str]):
+    found = searched(Configuration(SHARED_PREFIXES), capsys)
+    assert found.states > 800 and found.preempted > 100
+
+
+def test_every_interleaving_with_a_step_in_flight(capsys: pytest.CaptureFixture[str]):
+    found = searched(Configuration(SHORTER, in_flight=2), capsys)
+    assert found.states > 1400 and found.preempted > 20 and found.hit > 700
 
 
 @pytest.mark.parametrize(("in_flight", "host_blocks"), [(1, 2), (2, 1)])
 def test_every_interleaving_with_a_host_tier(in_flight: int, host_blocks: int, capsys: pytest.CaptureFixture[str]):
-    found = explore(Configuration(RETURNING, blocks=3, host_blocks=host_blocks, in_flight=in_flight))
-    with capsys.disabled():
-        print(f"\n  host tier, {in_flight} in flight: {found}")
-    assert found.complete and found.states > 800 and found.preempted > 100 and found.reloaded > 30
+    found = searched(Configuration(RETURNING, blocks=3, host_blocks=host_blocks, in_flight=in_flight), capsys)
+    assert found.states > 800 and found.preempted > 100 and found.reloaded > 30
+
+
+def test_every_interleaving_with_a_window(capsys: pytest.CaptureFixture[str]):
+    """Sequences of seven tokens of which a row sees two, in units of two."""
+    found = searched(Configuration(LONG, blocks=5, windows=((2, 4),), in_flight=2, chunk=2), capsys)
+    assert found.states > 1500 and found.behind > 400 and found.hit > 800 and found.evicted > 50 and found.preempted > 500
+
+
+def test_every_interleaving_of_turns_and_time(capsys: pytest.CaptureFixture[str]):
+    """What was expected falls with time, of tools, of persons and of hints, and sessions are closed."""
+    found = searched(Configuration(TURNS, blocks=2, policy=BY_REUSE, ticks=(61.0,), hints=("tool_call",)), capsys)
+    assert found.states > 1000 and found.fallen > 20 and found.evicted > 200
+
+
+def test_every_interleaving_of_sessions_that_are_parked(capsys: pytest.CaptureFixture[str]):
+    found = searched(Configuration(PARKED, blocks=2, policy=BY_SESSION, ticks=(61.0,), hints=("close",)), capsys)
+    assert found.parked > 10 and found.gone > 10
