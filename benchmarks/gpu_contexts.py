@@ -12,11 +12,11 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from tokenspeed.plans.errors import TokenspeedError
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.environment import environment

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
-
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from .chunk import Chunk
+from .cohort import Cohort, fixed
 from .flight import Flight
-from .slots import PENDING, Phase
+from .slots import PENDING, places
 from .state import SchedulerState
 from .step import BlockCopies, IntArray, SlotAdmission, StepBatch, WindowPart, empty_step
 
 
 def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> StepBatch:
-    """The step of these decode slots and prefill chunks. Arrays are copies; nothing of the state is shared with the caller."""
+    """The step of these decode slots and prefill chunks. Nobody may write to its arrays."""
     for chunk in chunks if state.kv.windows else ():
         state.cover(chunk.sequence, chunk.start + chunk.rows)
-    batch, flight = _build(state, decodes, chunks) if len(decodes) or chunks else _without_rows(state)
+    if chunks:
+        batch, flight = _with_chunks(state, _cohort(state, decodes), chunks)
+    elif len(decodes):
+        batch, flight = _of_decodes(state, _cohort(state, decodes))
+    else:
+        batch, flight = _without_rows(state)
     slots = state.slots
     slots.computed[flight.slots] = flight.computed
     slots.last_token[flight.slots] = PENDING
@@ -28,12 +32,23 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     for chunk in chunks:
         _note_chunk(state, chunk)
     state.flights.append(flight)
-    if batch.rows:
+    if state.admitted and batch.rows:
         state.admitted.clear()
     state.next_step += 1
     state.counters.steps += 1
     state.counters.last_step_rows = batch.rows
     return batch
+
+
+def _cohort(state: SchedulerState, decodes: NDArray[np.intp]) -> Cohort:
+    """The decode rows of this step: those of the last one a token further, if they are of the same sequences."""
+    if state.cohort.slots is decodes:
+        state.cohort.advance()
+    else:
+        state.cohort = Cohort(state.slots, decodes, state.kv.block_tokens)
+    if state.cohort.ends:
+        state.slots.look_again()
+    return state.cohort
 
 
 def _note_chunk(state: SchedulerState, chunk: Chunk) -> None:
@@ -43,8 +58,7 @@ def _note_chunk(state: SchedulerState, chunk: Chunk) -> None:
     state.counters.recomputed_tokens += max(0, min(end, chunk.sequence.computed) - chunk.start)
     chunk.sequence.computed = max(chunk.sequence.computed, end)
     if end == chunk.sequence.length:
-        state.slots.phase[chunk.sequence.slot] = Phase.DECODE
-        state.slots.names[chunk.sequence.slot] = chunk.sequence.request_id
+        state.slots.begin_to_decode(chunk.sequence.slot, chunk.sequence.request_id)
         del state.prefilling[chunk.sequence.slot]
 
 
@@ -59,49 +73,95 @@ def _note_first_rows(state: SchedulerState, chunk: Chunk) -> None:
     counters.prompt_tokens += sequence.length
 
 
-def _build(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]) -> tuple[StepBatch, Flight]:
-    slots, block_tokens = state.slots, state.kv.block_tokens
-    rows = _decode_rows(state, decodes)
-    if chunks:
-        rows = _with_chunks(rows, chunks)
-    row_slots = np.repeat(rows.sequence_slots, np.diff(rows.starts)) if chunks else decodes
-    size = np.array(block_tokens, np.int32)  # beside an array of this type cheaper than a number
-    blocks, offsets = rows.positions // size, rows.positions % size
-    context = (rows.positions[rows.starts[1:] - 1] if chunks else rows.positions) + 1
-    names = tuple(slots.names[decodes].tolist() + [chunk.sequence.request_id for chunk in chunks])
-    sampled_names = names if len(rows.samples) == len(names) else tuple(names[i] for i in rows.samples.tolist())
-    binding = slots.binding[rows.sequence_slots]
-    flight = Flight(state.next_step, rows.sequence_slots, binding, context, rows.samples, sampled_names, slots.departures)
-    flight.chunks, flight.chunk_rows = len(chunks), sum(chunk.rows for chunk in chunks)
-    saves, loads = _copies(state, rows.positions, context)
-    columns = -(-int(np.maximum.reduce(context)) // block_tokens)
-    slots_of_rows = row_slots.astype(np.int32)
+def _of_decodes(state: SchedulerState, cohort: Cohort) -> tuple[StepBatch, Flight]:
+    """No Python object is touched for a row."""
+    slots, names = state.slots, cohort.names
+    saves, loads = _copies(state, cohort.positions, cohort.context)
+    flight = Flight(
+        state.next_step,
+        cohort.slots,
+        cohort.bindings,
+        cohort.context,
+        cohort.samples,
+        names,
+        slots.departures,
+        cohort.turning,
+        cohort.ends,
+    )
+    batch = StepBatch(  # by position, which costs a quarter
+        state.next_step,
+        slots.last_token[cohort.slots],
+        cohort.positions,
+        cohort.mapping,
+        cohort.row_slots,
+        cohort.starts,
+        cohort.context,
+        cohort.tables,
+        cohort.starts[:-1],
+        cohort.row_slots,
+        len(names),
+        names,
+        names,
+        _admissions(state),
+        saves,
+        loads,
+        _windows(state, cohort.slots, cohort.slots, cohort.positions, cohort.tables.shape[1]) if slots.window_tables else (),
+    )
+    return batch, flight
+
+
+def _with_chunks(state: SchedulerState, cohort: Cohort, chunks: list[Chunk]) -> tuple[StepBatch, Flight]:
+    """Prefill chunks after the decode rows; a chunk that reaches the last known token samples."""
+    slots, block_tokens, decodes = state.slots, state.kv.block_tokens, len(cohort.slots)
+    chunk_slots = np.array([chunk.sequence.slot for chunk in chunks], np.intp)
+    counts = [chunk.rows for chunk in chunks]
+    row_slots = np.repeat(chunk_slots, counts)
+    positions = np.concatenate([np.arange(chunk.start, chunk.start + chunk.rows, dtype=np.int32) for chunk in chunks])
+    tokens = [chunk.sequence.tokens()[chunk.start : chunk.start + chunk.rows] for chunk in chunks]
+    ends = [chunk.start + chunk.rows for chunk in chunks]
+    finished = [index for index, chunk in enumerate(chunks) if ends[index] == chunk.sequence.length]
+
+    sequence_slots = np.concatenate((cohort.slots, chunk_slots))
+    starts = np.concatenate((cohort.starts, decodes + np.cumsum(counts)), dtype=np.int32)
+    context = fixed(np.concatenate((cohort.context, ends), dtype=np.int32))
+    samples = np.concatenate((cohort.samples, np.array(finished, np.intp) + decodes))
+    all_positions = np.concatenate((cohort.positions, positions))
+    columns = -(-max(cohort.longest, *ends) // block_tokens)
+    names = cohort.names + tuple([chunk.sequence.request_id for chunk in chunks])
+    sampling = cohort.names + tuple([names[decodes + index] for index in finished])
+    saves, loads = _copies(state, all_positions, context)
+    turning = np.concatenate((cohort.turning, slots.numbers[decodes : decodes + len(chunks)]))
+    flight = Flight(
+        state.next_step,
+        sequence_slots,
+        np.concatenate((cohort.bindings, slots.binding[chunk_slots])),
+        context,
+        samples,
+        sampling,
+        slots.departures,
+        turning,
+        cohort.ends or bool(finished),
+    )
+    flight.chunks, flight.chunk_rows = len(chunks), len(positions)
+    all_slots = np.concatenate((cohort.slots, row_slots)) if slots.window_tables else row_slots
     batch = StepBatch(
         step_id=state.next_step,
-        token_ids=rows.token_ids,
-        positions=rows.positions,
-        slot_mapping=slots.block_table[row_slots, blocks].astype(np.int64) * block_tokens + offsets,
-        row_slots=slots_of_rows,
-        sequence_starts=rows.starts,
-        context_lengths=context.copy(),
-        block_tables=slots.block_table[rows.sequence_slots, :columns],
-        logit_rows=rows.starts[1:][rows.samples] - 1 if chunks else rows.starts[:-1].copy(),
-        logit_slots=rows.sequence_slots[rows.samples].astype(np.int32) if chunks else slots_of_rows.copy(),
-        decode_rows=len(decodes),
+        token_ids=np.concatenate((slots.last_token[cohort.slots], *tokens)),
+        positions=all_positions,
+        slot_mapping=np.concatenate((cohort.mapping, places(slots.block_table, row_slots, positions, block_tokens))),
+        row_slots=np.concatenate((cohort.row_slots, row_slots), dtype=np.int32),
+        sequence_starts=starts,
+        context_lengths=context,
+        block_tables=slots.block_table[sequence_slots, :columns],
+        logit_rows=starts[1:][samples] - 1,
+        logit_slots=sequence_slots[samples].astype(np.int32),
+        decode_rows=decodes,
         request_ids=names,
-        logit_request_ids=sampled_names,
-        admissions=tuple([SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted]),
+        logit_request_ids=sampling,
+        admissions=_admissions(state),
         saves=saves,
         loads=loads,
-        windows=tuple(
-            WindowPart(
-                block_tables=table[rows.sequence_slots, :columns],
-                slot_mapping=table[row_slots, blocks].astype(np.int64) * block_tokens + offsets,
-            )
-            for table in slots.window_tables
-        )
-        if slots.window_tables
-        else (),
+        windows=_windows(state, sequence_slots, all_slots, all_positions, columns),
     )
     return batch, flight
 
@@ -110,8 +170,22 @@ def _without_rows(state: SchedulerState) -> tuple[StepBatch, Flight]:
     """A step that copies and computes nothing."""
     none, slots = np.empty(0, np.int32), np.empty(0, np.intp)
     saves, loads = _copies(state, none, none)
-    flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures)
+    flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures, slots, False)
     return replace(empty_step(state.next_step), saves=saves, loads=loads), flight
+
+
+def _admissions(state: SchedulerState) -> tuple[SlotAdmission, ...]:
+    return tuple([SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted]) if state.admitted else ()
+
+
+def _windows(
+    state: SchedulerState, slots: NDArray[np.intp], row_slots: NDArray[np.intp], positions: IntArray, columns: int
+) -> tuple[WindowPart, ...]:
+    """Of sequences in these slots, and rows of sequences in `row_slots` at these positions."""
+    size = state.kv.block_tokens
+    return tuple(
+        [WindowPart(table[slots, :columns], places(table, row_slots, positions, size)) for table in state.slots.window_tables]
+    )
 
 
 def _copies(
@@ -123,36 +197,3 @@ def _copies(
     rows = len(positions)
     saved = state.copied_blocks(rows, float(positions.sum()), float(context.sum())) if rows else state.kv.blocks
     return state.kv.launch(state.next_step, saved)
-
-
-class _Rows(NamedTuple):
-    """By sequence: slots, first rows (and the end). By row: positions, tokens. `samples`: sequences that sample."""
-
-    sequence_slots: NDArray[np.intp]
-    starts: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    token_ids: NDArray[np.int32]
-    samples: NDArray[np.intp]
-
-
-def _decode_rows(state: SchedulerState, decodes: NDArray[np.intp]) -> _Rows:
-    """One row each, no Python object touched."""
-    count, slots = len(decodes), state.slots
-    starts, samples = slots.numbers[: count + 1].astype(np.int32), slots.numbers[:count]
-    return _Rows(decodes, starts, slots.computed[decodes], slots.last_token[decodes], samples)
-
-
-def _with_chunks(rows: _Rows, chunks: list[Chunk]) -> _Rows:
-    """Prefill chunks after the decode rows; a chunk that reaches the last known token samples."""
-    decodes, slots = len(rows.sequence_slots), [chunk.sequence.slot for chunk in chunks]
-    ends = np.cumsum([chunk.rows for chunk in chunks]) + decodes
-    positions = [np.arange(chunk.start, chunk.start + chunk.rows) for chunk in chunks]
-    tokens = [chunk.sequence.tokens()[chunk.start : chunk.start + chunk.rows] for chunk in chunks]
-    last = [decodes + index for index, chunk in enumerate(chunks) if chunk.start + chunk.rows == chunk.sequence.length]
-    return _Rows(
-        np.concatenate((rows.sequence_slots, slots), dtype=np.intp),
-        np.concatenate((rows.starts, ends), dtype=np.int32),
-        np.concatenate((rows.positions, *positions), dtype=np.int32),
-        np.concatenate((rows.token_ids, *tokens), dtype=np.int32),
-        np.concatenate((rows.samples, np.array(last, dtype=np.intp))),
-    )

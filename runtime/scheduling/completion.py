@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,29 +13,35 @@ from .request import FinishReason, Outcome
 from .sequence import Sequence, Status
 from .slots import PENDING
 from .state import SchedulerState
+from .step import IntArray
 
-_PENDING = np.array(PENDING, np.int32)
+_PENDING, _ONE, _NOTHING = np.array(PENDING, np.int32), np.array(1, np.int32), repeat(None)
 
 
-def complete(state: SchedulerState, flight: Flight, tokens: NDArray[np.int32]) -> list[Outcome]:
+def complete(state: SchedulerState, flight: Flight, tokens: IntArray) -> list[Outcome]:
     """`tokens`[logit row]: what the step sampled. Rows of sequences that left their slot since the launch are dead."""
-    sampled = flight.slots if len(flight.samples) == len(flight.slots) else flight.slots[flight.samples]
+    every = len(flight.samples) == len(flight.slots)
+    sampled, positions = flight.slots, flight.computed
+    if not every:
+        sampled, positions = sampled[flight.samples], positions[flight.samples]
     if flight.departures == state.slots.departures:
-        _confirm(state, flight.slots, flight.computed)
-        outcomes = _append(state, sampled, flight.sampled_ids, tokens)
+        _confirm(state, flight.slots, flight.computed, flight.filling)
+        outcomes = _append(state, sampled, flight.sampled_ids, positions, tokens, flight.may_end)
     else:
-        outcomes = _complete_live(state, flight, sampled, tokens)
+        outcomes = _complete_live(state, flight, sampled, positions, tokens)
     state.retire_step(flight)
     return outcomes
 
 
-def _complete_live(state: SchedulerState, flight: Flight, sampled: NDArray[np.intp], tokens: NDArray[np.int32]) -> list[Outcome]:
+def _complete_live(
+    state: SchedulerState, flight: Flight, sampled: NDArray[np.intp], positions: IntArray, tokens: IntArray
+) -> list[Outcome]:
     """Some sequence has left its slot since the launch, perhaps one of this step."""
     live = state.slots.binding[flight.slots] == flight.bindings
-    _confirm(state, flight.slots[live], flight.computed[live])
+    _confirm(state, flight.slots[live], flight.computed[live], np.arange(np.count_nonzero(live)))
     sampling = live[flight.samples]
     names = [name for name, lives in zip(flight.sampled_ids, sampling.tolist(), strict=True) if lives]
-    outcomes = _append(state, sampled[sampling], names, tokens[sampling])
+    outcomes = _append(state, sampled[sampling], names, positions[sampling], tokens[sampling], flight.may_end)
     if not sampling.all():
         dead = np.flatnonzero(~sampling)
         outcomes += _late(state, flight, sampled[dead].tolist(), tokens[dead].tolist())
@@ -63,44 +70,56 @@ def _readers(state: SchedulerState, affected: list[Sequence]) -> list[Sequence]:
     return [sequence for sequence in dict.fromkeys(further) if sequence not in affected]
 
 
-def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: NDArray[np.int32]) -> None:
-    """The KV of the first `computed` tokens is written. Units are sealed before new tokens overwrite the recent ones."""
+def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: IntArray, filling: NDArray[np.intp]) -> None:
+    """The KV of the first `computed` tokens is written. Units are sealed before new tokens overwrite the recent ones; none can be
+    full but those of the sequences that `filling` indexes."""
     table = state.slots
     table.confirmed[slots] = computed
-    full = (computed - table.sealed[slots] >= table.unit_tokens).nonzero()[0]
-    for slot in slots[full].tolist() if len(full) else ():
+    if not len(filling):
+        return
+    slots, computed = slots[filling], computed[filling]
+    full = computed - table.sealed[slots] >= table.unit_tokens
+    for slot, tokens in zip(slots[full].tolist(), computed[full].tolist(), strict=True):
         sequence = state.running[slot]
         state.flush(sequence)
-        _seal(state, sequence, int(table.confirmed[slot]) // table.unit_tokens)
+        _seal(state, sequence, tokens // table.unit_tokens)
 
 
 def _seal(state: SchedulerState, sequence: Sequence, units: int) -> None:
     assert sequence.blocks is not None
-    sequence.hash_units(units)
     first = int(state.slots.sealed[sequence.slot]) // state.slots.unit_tokens
     for unit in range(first, units):
-        parent, digest = sequence.chain.digests[unit : unit + 2]
-        state.kv.seal(sequence.blocks, digest, parent, sequence.unit_bytes(unit))
+        tokens = sequence.unit_bytes(unit)
+        parent, digest = sequence.chain.link(unit, tokens)
+        state.kv.seal(sequence.blocks, digest, parent, tokens)
     state.slots.sealed[sequence.slot] = units * state.slots.unit_tokens
     if state.kv.windows:
         state.leave_behind(sequence, int(state.slots.confirmed[sequence.slot]))
 
 
-def _append(state: SchedulerState, slots: NDArray[np.intp], names: Iterable[str], tokens: NDArray[np.int32]) -> list[Outcome]:
-    """One token more for each of these slots, of requests `names`; no Python object is touched but for those that end."""
-    table = state.slots
-    position = table.length[slots]
-    table.recent[slots, position % table.unit_tokens] = tokens
-    table.length[slots] = position + 1
+def _append(
+    state: SchedulerState,
+    slots: NDArray[np.intp],
+    names: Iterable[str],
+    positions: IntArray,
+    tokens: IntArray,
+    may_end: bool,
+) -> list[Outcome]:
+    """One token more for each of these slots, of requests `names`, at these positions; no Python object is touched but for those
+    that end."""
+    table, length = state.slots, positions + _ONE
+    table.recent_tokens[slots * table.unit_tokens + positions % table.unit_tokens] = tokens
+    table.length[slots] = length
     # With a further step in flight, the token it feeds on is this one; the one after it is still to come.
     alone = len(state.flights) == 1
-    table.last_token[slots] = tokens if alone else np.where(table.computed[slots] == position, tokens, _PENDING)
+    table.last_token[slots] = tokens if alone else np.where(table.computed[slots] == positions, tokens, _PENDING)
     state.counters.generation_tokens += len(slots)
 
     values = tokens.tolist()
-    ended = _ended(state, slots, position + 1, values)
-    cached = table.cached[slots].tolist()
-    outcomes = [Outcome(name, token, None, None, hits) for name, token, hits in zip(names, values, cached, strict=True)]
+    outcomes = [*map(Outcome, names, values, _NOTHING, _NOTHING, table.cached[slots].tolist())]
+    ended = _at_limit(state, slots, length) if may_end else {}
+    if not state.stop_tokens.keys().isdisjoint(values):
+        ended |= _stopped(state, slots, length, values)
     for index, reason in ended.items():
         sequence = state.running[int(slots[index])]
         outcomes[index] = sequence.outcome(values[index], reason)
@@ -108,19 +127,19 @@ def _append(state: SchedulerState, slots: NDArray[np.intp], names: Iterable[str]
     return outcomes
 
 
-def _ended(
-    state: SchedulerState, slots: NDArray[np.intp], length: NDArray[np.int32], values: list[int]
-) -> dict[int, FinishReason]:
-    """Which of the slots end with their new token, by index. A stop token at the limit is a stop."""
+def _at_limit(state: SchedulerState, slots: NDArray[np.intp], length: IntArray) -> dict[int, FinishReason]:
+    """Which of the slots end with their new token, by index, because no further one is wanted."""
+    return dict.fromkeys((length >= state.slots.limit[slots]).nonzero()[0].tolist(), "length")
+
+
+def _stopped(state: SchedulerState, slots: NDArray[np.intp], length: IntArray, values: list[int]) -> dict[int, FinishReason]:
+    """Which of them end because it is a stop token; that at the limit is a stop too."""
     ended: dict[int, FinishReason] = {}
-    for index in (length >= state.slots.limit[slots]).nonzero()[0].tolist():
-        ended[index] = "length"
-    if not state.stop_tokens.keys().isdisjoint(values):
-        for index, token in enumerate(values):
-            if token in state.stop_tokens:
-                sequence = state.running[int(slots[index])]
-                if sequence.is_stop(token, int(length[index]) - 1 - sequence.prompt_length):
-                    ended[index] = "stop"
+    for index, token in enumerate(values):
+        if token in state.stop_tokens:
+            sequence = state.running[int(slots[index])]
+            if sequence.is_stop(token, int(length[index]) - 1 - sequence.prompt_length):
+                ended[index] = "stop"
     return ended
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cohort import Cohort
 from .errors import IntegrityError
 from .flight import Flight
 from .kv_integrity import check_kv
@@ -15,6 +16,7 @@ def check_state(state: SchedulerState) -> None:
     """Raises IntegrityError naming the first invariant that is broken."""
     check_kv(state.kv)
     _check_membership(state)
+    _check_cohort(state)
     for slot, sequence in state.running.items():
         _check_slot(state, slot, sequence)
         _check_blocks(state, slot, sequence)
@@ -26,6 +28,19 @@ def check_state(state: SchedulerState) -> None:
             bound for flight in state.flights for bound in zip(flight.slots.tolist(), flight.bindings.tolist(), strict=True)
         ]
         _check(len({*launched}) == len(launched), "a sequence has rows in two steps in flight")
+
+
+def _check_cohort(state: SchedulerState) -> None:
+    """What is kept of the last step of decode rows, if it is of those that are ready, is what would be worked out anew."""
+    slots, kept = state.slots, state.cohort
+    ready = slots.ready_to_decode()
+    _check(ready.tolist() == slots.find_ready().tolist(), "others are ready to decode than those that are listed")
+    if kept.slots is not ready or not len(ready):
+        return
+    anew = Cohort(slots, ready, state.kv.block_tokens)
+    _check(kept.context.tolist() == anew.positions.tolist(), "kept rows are not those of the last step")
+    _check((kept.names, kept.bindings.tolist()) == (anew.names, anew.bindings.tolist()), "kept rows are of other sequences")
+    _check(kept.longest + 1 == anew.longest and kept.rows_left - 1 == anew.rows_left, "kept rows end at other places")
 
 
 def _check_membership(state: SchedulerState) -> None:

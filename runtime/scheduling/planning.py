@@ -16,13 +16,14 @@ from .state import SchedulerState
 
 class StepPlanner:
     """Plans one step at a time over the scheduler's state. Keeps only which waiting head did not fit, and how much was free;
-    `_over_budget`: because preempting has cost too much. `_turn`: the step that began the
-    turn in which each decoding sequence has a row."""
+    `_over_budget`: because preempting has cost too much. `_outranks_nobody`: which head found no slot to take, and how many
+    slots had been left until then. `_turn`: the step that began the turn in which each decoding sequence has a row."""
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._blocked: tuple[Sequence, tuple[int, ...]] | None = None
         self._over_budget = False
+        self._outranks_nobody: tuple[Sequence | None, int] = None, 0
         self._turn = 0
         self._lost = state.lost_for_a_block if state.rules.least_lost_victim else None
 
@@ -61,13 +62,23 @@ class StepPlanner:
             ready = ready[~state.is_held(ready)]
             maximum = min(maximum, self._share(ready))
         ready = self._turns(ready, maximum)
-        needy = ready[slots.computed[ready] >= slots.capacity[ready]]
-        if not len(needy):
-            return ready
-        for sequence in policy.by_rank(state.running[slot] for slot in needy.tolist()):
+        needy, grown, preemptions = self._needy(ready), 0, state.counters.preemptions
+        for sequence in policy.by_rank(state.running[slot] for slot in needy) if needy else ():
             if sequence.status is Status.RUNNING and self._find_block(sequence):
                 state.grow(sequence)
+                grown += 1
+        if grown == len(needy) and preemptions == state.counters.preemptions:
+            return ready
         return ready[(slots.phase[ready] == Phase.DECODE) & (slots.computed[ready] < slots.capacity[ready])]
+
+    def _needy(self, ready: NDArray[np.intp]) -> list[int]:
+        """Of the slots that are ready, those that need a block for their row."""
+        slots, cohort = self._state.slots, self._state.cohort
+        if ready is cohort.slots:  # the sequences of the last step: those whose blocks it filled
+            if not len(cohort.turning):
+                return []
+            ready = ready[cohort.turning]
+        return ready[slots.computed[ready] >= slots.capacity[ready]].tolist()
 
     def _turns(self, ready: NDArray[np.intp], maximum: int) -> NDArray[np.intp]:
         """Rule 3: which of the ready sequences have a row in this step."""
@@ -217,10 +228,13 @@ class StepPlanner:
     def _may_take_a_slot(self, sequence: Sequence) -> bool:
         """All slots are taken: is there a sequence to preempt? Not while a slot is about to come free anyway."""
         state = self._state
-        if state.slots.draining or np.maximum.reduce(state.priority) <= sequence.request.priority:
+        found = sequence, state.slots.departures
+        if state.slots.draining or found == self._outranks_nobody:
             return False
-        gives_way = (state.priority > sequence.request.priority) & (state.due >= sequence.due)
-        return bool(gives_way.any()) and state.losses.allows(state.clock)
+        if not ((state.priority > sequence.request.priority) & (state.due >= sequence.due)).any():
+            self._outranks_nobody = found
+            return False
+        return state.losses.allows(state.clock)
 
     def _make_room(self, sequence: Sequence, hits: Hits) -> bool:
         """Preempt for a waiting sequence of better priority (rule 6), counting what launched steps will give back.

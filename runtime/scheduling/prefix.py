@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOKEN_BYTES = 4
+_TOKEN = np.dtype("<i4")
 
 
 def token_bytes(tokens: NDArray[np.int32]) -> bytes:
-    return tokens.astype("<i4", copy=False).tobytes()
+    return tokens.astype(_TOKEN, copy=False).tobytes()
 
 
 def chain_seed(compatibility: str, salt: str) -> bytes:
@@ -50,6 +51,12 @@ class PrefixChain:
         for start in range(0, len(tokens) - size + 1, size):
             parent = unit_digest(parent, tokens[start : start + size])
             self.digests.append(parent)
+
+    def link(self, unit: int, tokens: bytes) -> tuple[bytes, bytes]:
+        """Parent and digest of a unit with these tokens, of which all before it are hashed."""
+        if unit == len(self):
+            self.digests.append(unit_digest(self.digests[-1], tokens))
+        return self.digests[unit], self.digests[unit + 1]
 
     def first(self, units: int) -> Sequence[bytes]:
         """Seed and digests of the first `units` units."""

@@ -38,7 +38,7 @@ class SlotTable:
     `capacity`: tokens the blocks hold. `last_token`: token at position `computed`, or PENDING while the device alone has it.
     `last_step`: last launched step with rows of this slot. `binding`: grows when the slot's sequence leaves it; `departures`
     counts that over all slots. `names`: request ids of slots that decode. `numbers`: 0, 1, 2, ...; not to be written to.
-    `recent`[slot, position % identity_tokens]: output tokens not yet flushed to the sequence.
+    `recent`[slot, position % identity_tokens]: output tokens not yet flushed to the sequence; `recent_tokens` the same, flat.
     `block_table`[slot]: the sequence's physical blocks in order, 0 beyond its end. `window_tables`: the same of each window
     pool, 0 before the window as well.
     """
@@ -53,6 +53,7 @@ class SlotTable:
         self.last_step: NDArray[np.int64] = np.full(slots, -1, dtype=np.int64)
         self.binding: NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
         self.recent: IntArray = np.zeros((slots, unit_tokens), dtype=np.int32)
+        self._ready: NDArray[np.intp] | None = None
         self.block_table: IntArray = np.zeros((slots, max_blocks), dtype=np.int32)
         self.window_tables: list[IntArray] = [np.zeros((slots, max_blocks), dtype=np.int32) for _ in range(windows)]
         self.names: NDArray[Any] = np.full(slots, "", dtype=object)
@@ -70,7 +71,7 @@ class SlotTable:
     @property
     def draining(self) -> int:
         """Slots that become free when launched steps are complete."""
-        return sum(map(len, self._draining.values()))
+        return sum(map(len, self._draining.values())) if self._draining else 0
 
     def take(self) -> int:
         """The lowest free slot."""
@@ -79,6 +80,7 @@ class SlotTable:
     def leave(self, slot: int, completed_step: int) -> None:
         """The slot's sequence goes away; rows of it in launched steps are dead from here on."""
         self.phase[slot] = Phase.EMPTY
+        self._ready = None
         self.binding[slot] += 1
         self.departures += 1
         self.block_table[slot] = 0
@@ -97,13 +99,40 @@ class SlotTable:
                 heapq.heappush(self._free, slot)
 
     def ready_to_decode(self) -> NDArray[np.intp]:
-        """Slots whose next row is a decode row, in slot order; not those whose last token is already being sampled."""
+        """Slots whose next row is a decode row, in slot order; not those whose last token is already being sampled. The same
+        array as before as long as these are the same."""
+        if self._ready is None:
+            self._ready = self.find_ready()
+        return self._ready
+
+    def find_ready(self) -> NDArray[np.intp]:
         return ((self.phase == _DECODE) & (self.limit - self.computed > _ONE)).nonzero()[0]
+
+    def begin_to_decode(self, slot: int, request_id: str) -> None:
+        """All rows of the prompt are launched."""
+        self.phase[slot] = Phase.DECODE
+        self.names[slot] = request_id
+        self._ready = None
+
+    def look_again(self) -> None:
+        """Some slot's last row is being launched: it is not ready any more."""
+        self._ready = None
+
+    @property
+    def recent_tokens(self) -> IntArray:
+        return self.recent.reshape(-1)
 
     def unflushed(self, slot: int, start: int) -> IntArray:
         """The slot's tokens from position `start` to its length."""
-        return self.recent[slot, np.arange(start, self.length[slot]) % self.unit_tokens]
+        row, first = self.recent[slot], start % self.unit_tokens
+        end = first + int(self.length[slot]) - start
+        return row[first:end] if end <= self.unit_tokens else np.concatenate((row[first:], row[: end - self.unit_tokens]))
 
     def empty_slots(self) -> list[int]:
         """Free and draining slots, for checks."""
         return sorted(self._free + [slot for slots in self._draining.values() for slot in slots])
+
+
+def places(table: IntArray, slots: NDArray[np.intp], positions: IntArray, block_tokens: int) -> NDArray[np.int64]:
+    """Where rows at these positions of the sequences in these slots go, by a pool's table: block * `block_tokens` + offset."""
+    return table[slots, positions // block_tokens].astype(np.int64) * block_tokens + positions % block_tokens

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import policy
 from .admission import Admission
+from .cohort import Cohort
 from .costs import NOMINAL_ROW_SECONDS, StepCosts
 from .fairness import SessionService, TenantShares
 from .flight import Flight
@@ -64,6 +65,7 @@ class SchedulerState:
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
         kv.limit_rows(limits.prefill_chunk * (2 if pipeline is None else 1), min(limits.max_context, kv.tokens + 1))
         self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens, len(kv.windows))
+        self.cohort = Cohort(self.slots, np.empty(0, np.intp), kv.block_tokens)
         self.priority: NDArray[np.int64] = np.zeros(limits.max_sequences, dtype=np.int64)
         self.requests: dict[str, Sequence] = {}
         self.running: dict[int, Sequence] = {}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class SlotAdmission:
+class SlotAdmission(msgspec.Struct, frozen=True, eq=False):
     """A request that took a sampling slot with this step. `prompt` and `output` are its tokens so far (output is not empty
     when it comes back after a preemption)."""
 
@@ -22,8 +23,7 @@ class SlotAdmission:
     output: IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class BlockCopies:
+class BlockCopies(msgspec.Struct, frozen=True, eq=False):
     """Physical blocks to copy between a pool on the device and its tier on the host, pairs by position; `pool` as in
     docs/scheduling.md, 0 where there is one."""
 
@@ -32,8 +32,7 @@ class BlockCopies:
     pool: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WindowPart:
+class WindowPart(msgspec.Struct, frozen=True, eq=False):
     """What a step says of one window pool's blocks: `block_tables` int32 [sequences, columns], `slot_mapping` int64 [rows].
 
     Entries for blocks that lie wholly before the window of the sequence's first row are 0, and nothing reads them.
@@ -43,9 +42,9 @@ class WindowPart:
     slot_mapping: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatch:
-    """Input arrays of one step, meaning and order as in `plans.program.step_inputs`, cut to what is in use.
+class StepBatch(msgspec.Struct, frozen=True, eq=False):
+    """Input arrays of one step, meaning and order as in `plans.program.step_inputs`, cut to what is in use. Steps share arrays:
+    they are not to be written to.
 
     Decode rows first, then prefill chunks. `request_ids` names the sequences in row order; `logit_request_ids` those whose
     next token this step samples, in the order of `logit_rows`.

@@ -74,11 +74,13 @@ class WaitingQueue:
         self._turns: list[tuple[float, int, str]] = []
         self._numbers = count()
         self._waiting = 0
+        self._next: Sequence | None = None  # None: to be found
 
     def __len__(self) -> int:
         return self._waiting
 
     def push(self, sequence: Sequence) -> None:
+        self._next = None
         self._all.push(sequence)
         self._waiting += 1
         if self._shares is not None:
@@ -88,7 +90,12 @@ class WaitingQueue:
             self.refresh(sequence.request.tenant)
 
     def first(self) -> Sequence | None:
-        """Who is next."""
+        """Who is next. Nothing but `push`, `dropped` and `refresh` changes it."""
+        if self._next is None and self._waiting:
+            self._next = self._find_first()
+        return self._next
+
+    def _find_first(self) -> Sequence | None:
         oldest = self._all.first()
         if oldest is None or len(self._tenants) < 2:
             return oldest
@@ -104,6 +111,7 @@ class WaitingQueue:
 
     def dropped(self, sequence: Sequence) -> None:
         """A waiting sequence has just been given another status where it stood."""
+        self._next = None
         self._waiting -= 1
         self._all.sweep(self._waiting)
         if self._shares is not None:
@@ -118,6 +126,7 @@ class WaitingQueue:
 
     def refresh(self, name: str) -> None:
         """The tenant's tag, or its first request, may have changed."""
+        self._next = None
         if name in self._tenants:
             heapq.heappush(self._turns, (self._turn(name), next(self._numbers), name))
             if len(self._turns) > max(_COMPACT_FROM, 4 * len(self._tenants)):

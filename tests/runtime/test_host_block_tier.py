@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tokenspeed.plans.errors import MemoryPlanError
 from tokenspeed.plans.program import DTYPE_BYTES
 from tokenspeed.plans.schema import KvGroup, WindowPool

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 from tokenspeed.plans.kv_caches import cache_names
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import KvGroup, WindowPool

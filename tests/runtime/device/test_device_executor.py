@@ -45,7 +45,7 @@ def batch(*rows: Rows) -> StepBatch:
 
 def without_logits(step: StepBatch) -> StepBatch:
     nothing = np.empty(0, np.int32)
-    fields = {name: getattr(step, name) for name in StepBatch.__slots__}
+    fields = {name: getattr(step, name) for name in StepBatch.__struct_fields__}
     return StepBatch(**{**fields, "logit_rows": nothing, "logit_slots": nothing, "logit_request_ids": ()})
 
 

@@ -194,13 +194,18 @@ def test_calls_out_of_order_are_refused_and_change_nothing():
     assert scheduler.complete(0, {"a": 5}) == [Outcome("a", 5)]
 
 
-def test_the_batch_shares_no_memory_with_the_scheduler():
+def test_nobody_changes_the_scheduler_through_a_batch():
+    """What a batch shares with it cannot be written to."""
     scheduler, _ = make_scheduler()
     scheduler.submit(make_request("a", [1] * 5, 10))
-    batch = launch(scheduler)
-    for name in ("token_ids", "positions", "slot_mapping", "row_slots", "context_lengths", "block_tables", "logit_slots"):
-        getattr(batch, name).fill(-99)
-    batch.admissions[0].prompt.fill(-99)
-    scheduler.complete(0, [7])
-    scheduler.check_integrity()
-    assert launch(scheduler).token_ids.tolist() == [7]
+    for step in range(6):
+        batch = launch(scheduler)
+        assert batch.token_ids.tolist() == ([1] * 5 if step == 0 else [6 + step])
+        for name in StepBatch.__struct_fields__:
+            array = getattr(batch, name)
+            if isinstance(array, np.ndarray) and array.flags.writeable:
+                array.fill(-99)
+        for admission in batch.admissions:
+            admission.prompt.fill(-99)
+        scheduler.complete(step, [7 + step])
+        scheduler.check_integrity()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tokenspeed.plans.perf_model import step_seconds
 from tokenspeed.runtime.scheduling.step import BlockCopies, GroupedStep, StepBatch, empty_step
 from tokenspeed.runtime.simulation.errors import SimulationError
