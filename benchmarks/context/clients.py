@@ -7,8 +7,10 @@ import json
 import queue
 import threading
 import time
+from collections import deque
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.http_stream import Server, events, request
 from tokenspeed.runtime.engine import EngineLoop
@@ -26,7 +28,11 @@ from tokenspeed.runtime.protocol import (
 )
 from tokenspeed.runtime.scheduling.ablation import POLICIES, without
 from tokenspeed.runtime.scheduling.building import scheduler_of
+from tokenspeed.runtime.scheduling.request import Request
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
+from tokenspeed.runtime.scheduling.step import StepBatch
+from tokenspeed.runtime.simulation.machine import VirtualMachine
+from tokenspeed.runtime.simulation.step_times import StepTimes
 
 LEAST_RECENTLY_USED = ("retention", "supersede")
 """Features of the policy that keep a session on the device although others came after it; without them, others drive it away."""
@@ -77,9 +83,16 @@ class InProcess:
         scheduler = scheduler_of(plan.manifest, without(POLICIES["agentic"], LEAST_RECENTLY_USED))
         if not isinstance(scheduler, Scheduler):
             raise SystemExit("this measures plans for one rank")
-        started = time.perf_counter()
-        self.executor = load_executor(plan, weights, None, lambda _phase: None, host_tier=True)
+        started = latest = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+        def report(phase: str) -> None:
+            nonlocal latest
+            self.phases[phase], latest = time.perf_counter() - latest, time.perf_counter()
+
+        self.executor = load_executor(plan, weights, None, report, host_tier=True)
         self.load_seconds = time.perf_counter() - started
+        self.phases["weights and tier"] = time.perf_counter() - latest
         self._scheduler, self._channel, self._asked = scheduler, _Channel(), 0
         loop = EngineLoop(scheduler, self.executor, self._channel, ())
         self._thread = threading.Thread(target=loop.run, daemon=True)
@@ -106,6 +119,37 @@ class InProcess:
         self._channel.commands.put(Shutdown())
         self._thread.join(60)
         self.executor.close()
+
+
+class InVirtualTime:
+    """A `Client` of the plan's scheduler alone: steps take what the plan predicts, and nothing is computed."""
+
+    def __init__(self, plan: Plan) -> None:
+        scheduler = scheduler_of(plan.manifest, without(POLICIES["agentic"], LEAST_RECENTLY_USED))
+        if not isinstance(scheduler, Scheduler):
+            raise SystemExit("this measures plans for one rank")
+        self._scheduler, self._machine = scheduler, VirtualMachine(StepTimes(plan.manifest))
+        self._now, self._asked = 0.0, 0
+
+    def first_token(self, prompt: list[int], salt: str) -> Reply:
+        scheduler, running = self._scheduler, deque[tuple[StepBatch, float]]()
+        self._asked += 1
+        reloaded, started = scheduler.stats().reloaded_tokens, self._now
+        scheduler.tick(self._now)
+        scheduler.submit(Request(str(self._asked), np.array(prompt, np.int32), max_tokens=1, salt=salt))
+        while True:
+            step = scheduler.schedule()
+            if step is not None:
+                running.append((step, self._machine.launch(step, self._now)))
+            if step is None or len(running) == scheduler.max_in_flight:
+                oldest, self._now = running.popleft()
+                scheduler.tick(self._now)
+                outcomes = scheduler.complete(oldest.step_id, np.zeros(len(oldest.logit_request_ids), np.int32))
+                if outcomes:
+                    return Reply(self._now - started, outcomes[0].cached_tokens, scheduler.stats().reloaded_tokens - reloaded)
+
+    def close(self) -> None:
+        pass
 
 
 class OverHttp:
