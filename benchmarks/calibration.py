@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 from gpu.acceptance.server import Server
-from tokenspeed.plans.perf_model import chunk_token_pairs, prefill_chunks, step_seconds
+from tokenspeed.plans.perf_model import StepModel, StepWork, chunk_work, prefill_chunks, step_seconds
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.simulation.report import TrafficReport
@@ -96,14 +96,15 @@ def fitted_rates(manifest: Manifest, latency: _Latency) -> dict[str, float]:
     chunks = prefill_chunks(prompt.rows, 0, manifest.schedule.prefill_chunk)
 
     def decode_at(bandwidth: float) -> float:
-        context = few.rows * few.context_tokens
-        return step_seconds(with_rates(manifest, {"bandwidth": bandwidth}, "").performance, few.rows, context, context)
+        performance = with_rates(manifest, {"bandwidth": bandwidth}, "").performance
+        return step_seconds(performance, StepWork(few.rows, few.rows * few.context_tokens))
 
     bandwidth = _solved(decode_at, few.seconds["p50"])
 
     def prompt_at(compute: float) -> float:
         performance = with_rates(manifest, {"bandwidth": bandwidth, "compute": compute}, "").performance
-        return sum(step_seconds(performance, rows, chunk_token_pairs(at, rows), at + rows) for at, rows in chunks)
+        model = StepModel(performance)
+        return sum(model.seconds(chunk_work(at, rows)) for at, rows in chunks)
 
     return {"bandwidth": bandwidth, "compute": _solved(prompt_at, prompt.seconds["p50"])}
 

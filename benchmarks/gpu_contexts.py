@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 from tokenspeed.plans.errors import TokenspeedError
+from tokenspeed.plans.perf_model import StepWork
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.environment import environment
 from tokenspeed.runtime.benchmark.fixed_steps import admit_greedy, run_ahead
@@ -67,20 +68,25 @@ def main() -> int:
         executor = load_executor(plan, "dummy", None, lambda _phase: None)
     admit_greedy(executor, manifest.schedule.max_sequences)
     costs, places = StepCosts.from_manifest(manifest), np.random.default_rng(0).permutation(manifest.kv.blocks)
-    cases = {f"decode {name}": (contexts, list[tuple[int, int]]()) for name, contexts in DECODES.items()}
-    for name, (decodes, chunks) in (cases | {f"chunk {name}": case for name, case in CHUNKS.items()}).items():
+    for name, (decodes, chunks) in steps().items():
         try:
             batch = _batch(decodes, chunks, places, manifest.kv.block_tokens, manifest.model.vocabulary)
             seconds = run_ahead(executor, [batch] * options.repeats)[_WARM:]
         except (TokenspeedError, ValueError, IndexError) as error:  # the plan is for less; the next case may fit
             print(json.dumps({"step": name, "failed": str(error).splitlines()[0]}), flush=True)
             continue
-        predicted = _predicted(costs, decodes, chunks) * 1e3
+        predicted = costs.step_seconds(work_of(decodes, chunks)) * 1e3
         median = statistics.median(seconds) * 1e3
         line = {"step": name, "ms": round(median, 3), "least": round(min(seconds) * 1e3, 3), "predicted": round(predicted, 3)}
         print(json.dumps(line | {"ratio": round(median / predicted, 3)}), flush=True)
     executor.close()
     return 0
+
+
+def steps() -> dict[str, tuple[list[int], Chunks]]:
+    """All of them, by the names under which they are reported."""
+    decoding = {f"decode {name}": (contexts, Chunks()) for name, contexts in DECODES.items()}
+    return decoding | {f"chunk {name}": step for name, step in CHUNKS.items()}
 
 
 def _batch(decodes: list[int], chunks: Chunks, places: np.ndarray, block_tokens: int, vocabulary: int) -> StepBatch:
@@ -96,10 +102,12 @@ def _batch(decodes: list[int], chunks: Chunks, places: np.ndarray, block_tokens:
     return replace(batch, block_tables=tables, slot_mapping=slots + batch.slot_mapping % block_tokens)
 
 
-def _predicted(costs: StepCosts, decodes: list[int], chunks: Chunks) -> float:
-    pairs = sum(decodes) + sum(rows * start + rows * (rows + 1) // 2 for start, rows in chunks)
-    context = sum(decodes) + sum(start + rows for start, rows in chunks)
-    return costs.step_seconds(len(decodes) + sum(rows for _, rows in chunks), pairs, context)
+def work_of(decodes: list[int], chunks: Chunks) -> StepWork:
+    """What the cost model is told of a step."""
+    work = StepWork(len(decodes), sum(decodes))
+    for start, rows in chunks:
+        work = work.with_chunk(start, rows)
+    return work
 
 
 if __name__ == "__main__":

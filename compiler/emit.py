@@ -447,8 +447,9 @@ def _performance(state: Compilation, costs: Sequence[StageCosts]) -> Performance
 
 def _costs(state: Compilation, part: StageParts) -> StageCosts:
     sizes = {bucket.rows: bucket.logit_rows for bucket in state.bucket_sizes}
+    setting = None if state.device is None else state.device.setting
     return StageCosts(
-        rows=cost_rows(part.module, state.machine, sizes),
+        rows=cost_rows(part.module, state.machine, sizes, setting),
         attention_flops_per_token_pair=attention_flops(part.module),
         kv_bytes_per_token=float(bytes_per_block(part.groups)) / BLOCK_TOKENS,
     )

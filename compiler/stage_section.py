@@ -124,6 +124,8 @@ def _together(rows: Iterable[CostRow]) -> CostRow:
         activation_bytes=sum(row.activation_bytes for row in found),
         instructions=sum(row.instructions for row in found),
         communication=sum(row.communication for row in found),
+        attention_share=min(row.attention_share for row in found),
+        attention_rows=max(row.attention_rows for row in found),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from .integrity import ranks
-from .perf_model import chunk_token_pairs, step_seconds
+from .perf_model import StepModel, StepWork, chunk_work
 from .schema import Manifest
 from .stages import performance_of
 from .tables import shown
@@ -24,15 +24,15 @@ def stages(manifest: Manifest) -> list[dict[str, Any]]:
     chunk = schedule.prefill_chunk
     found: list[dict[str, Any]] = []
     for number, stage in enumerate(manifest.stages):
-        performance, of_stage = performance_of(manifest, stage), ranks(manifest) // count
+        model, of_stage = StepModel(performance_of(manifest, stage)), ranks(manifest) // count
         found.append(
             {
                 "stage": number,
                 "first_layer": stage.first,
                 "layers": stage.layers,
                 "ranks": list(range(number * of_stage, (number + 1) * of_stage)),
-                "decode_seconds": step_seconds(performance, rows, context, context),
-                "prefill_seconds": step_seconds(performance, chunk, chunk_token_pairs(0, chunk), chunk),
+                "decode_seconds": model.seconds(StepWork(rows, context)),
+                "prefill_seconds": model.seconds(chunk_work(0, chunk)),
                 "weight_bytes": stage.memory.weights,
                 "kv_bytes_per_token": stage.kv_bytes_per_token,
                 "memory_bytes": stage.memory.total,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .perf_model import chunk_token_pairs, prefill_chunks, step_seconds
+from .perf_model import StepModel, chunk_work, prefill_chunks
 from .schema import Manifest
 from .stages import of_stage
 from .units import format_bytes, format_seconds
@@ -57,7 +57,7 @@ def host_tier(manifest: Manifest) -> HostTier | None:
         return None
     link = performance.rates[HOST_LINK]
     tokens = min(_EXAMPLE_TOKENS, manifest.model.max_context)
-    chunks = prefill_chunks(tokens, 0, manifest.schedule.prefill_chunk)
+    chunks, model = prefill_chunks(tokens, 0, manifest.schedule.prefill_chunk), StepModel(performance)
     return HostTier(
         blocks=kv.host_blocks,
         tokens=kv.host_blocks * kv.block_tokens,
@@ -67,9 +67,7 @@ def host_tier(manifest: Manifest) -> HostTier | None:
         link_basis=link.basis,
         example_tokens=tokens,
         reload_seconds=_bytes_of_session(manifest, tokens) / link.value,
-        recompute_seconds=sum(
-            step_seconds(performance, rows, chunk_token_pairs(before, rows), before + rows) for before, rows in chunks
-        ),
+        recompute_seconds=sum(model.seconds(chunk_work(before, rows)) for before, rows in chunks),
     )
 
 

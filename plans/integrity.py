@@ -296,6 +296,8 @@ def _check_performance(manifest: Manifest) -> None:
     require(known, "performance.rates", f"a rate {HOST_LINK!r} in B/s, for kv.host_blocks", sorted(performance.rates))
     for name, rate in performance.rates.items():
         require(math.isfinite(rate.value) and rate.value > 0, f"performance.rates.{name}", "a positive number", rate.value)
+    overlap = performance.rates.get("overlap")
+    require(overlap is None or overlap.value >= 1, "performance.rates.overlap", "at least 1", overlap and overlap.value)
     rows = [cost.rows for cost in performance.step_costs]
     require(bool(rows) and rows[0] >= 1, "performance.step_costs", "at least one row of costs", rows)
     ascending = all(one < other for one, other in pairwise(rows))
@@ -304,7 +306,10 @@ def _check_performance(manifest: Manifest) -> None:
         require_number(cost.rows, "performance.step_costs: rows", 1)
         require_number(cost.instructions, f"performance.step_costs, {cost.rows} rows: instructions")
         figures = (cost.flops, cost.weight_bytes, cost.activation_bytes)
-        _check_figures(figures, f"performance.step_costs, {cost.rows} rows")
+        _check_figures((*figures, cost.attention_rows), f"performance.step_costs, {cost.rows} rows")
+        share = cost.attention_share
+        where = f"performance.step_costs, {cost.rows} rows: attention_share"
+        require(0 < share <= 1, where, "a number above 0, at most 1", share)
     _check_figures((performance.attention_flops_per_token_pair, performance.kv_bytes_per_token), "performance")
     _check_figures(performance.predictions.values(), "performance.predictions")
 

@@ -1,7 +1,12 @@
 """The one evaluator of a plan's cost tables; compiler, scheduler, simulator and gateway all use it.
 
-A roofline model (Williams, Waterman and Patterson, 2009) over the rates and step costs in `Performance`. Rates used: "compute"
-in FLOP/s, "bandwidth" in B/s, "dispatch" in seconds per instruction. Pure, no arrays, no clock.
+A step in parts that follow each other (`StepModel`): products and all else that depends on rows alone, attention of decoding
+rows, attention of prompts' rows, launches and collectives. Each part is a roofline (Williams, Waterman and Patterson, 2009) over
+the rates and step costs in `Performance`. Pure, no arrays, no clock.
+
+Rates that every plan has: "compute" in FLOP/s, "bandwidth" in B/s, "dispatch" in seconds per instruction. Measured ones, which a
+plan may have: "products", the share of compute that products of many rows reach (without: 1); "overlap", how far arithmetic and
+traffic of products hide each other (without: wholly, see `_joined`); "attention" in FLOP/s, that of prompts (without: compute).
 """
 
 from __future__ import annotations
@@ -10,28 +15,71 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from .schema import CostRow, Performance, Schedule
 
+UNITS_OF_MEASURED = {"products": "1", "overlap": "1", "attention": "FLOP/s"}
+"""Rates that a plan may have, with their units."""
+
+
+class StepWork(NamedTuple):
+    """What a step has to do: `rows` of decoding sequences and of chunks of prompts together, the tokens that its decoding rows
+    attend to, and of its chunks the (query, key) pairs, the tokens whose K and V they read, and the most of those that one reads.
+    """
+
+    rows: float
+    decode_tokens: float = 0.0
+    prompt_pairs: float = 0.0
+    prompt_tokens: float = 0.0
+    longest: float = 0.0
+
+    @property
+    def token_pairs(self) -> float:
+        """(query, key) pairs of all rows."""
+        return self.decode_tokens + self.prompt_pairs
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens whose K and V are read."""
+        return self.decode_tokens + self.prompt_tokens
+
+    def with_chunk(self, before: int, tokens: int) -> StepWork:
+        """With `tokens` rows more, of a prompt that has `before` tokens before them."""
+        return StepWork(
+            self.rows + tokens,
+            self.decode_tokens,
+            self.prompt_pairs + chunk_token_pairs(before, tokens),
+            self.prompt_tokens + before + tokens,
+            max(self.longest, before + tokens),
+        )
+
+
+def chunk_work(before: int, tokens: int) -> StepWork:
+    """A step of one chunk of a prompt alone."""
+    return StepWork(0).with_chunk(before, tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Work of a step at some number of rows: floating-point operations, bytes, instructions (may be fractional), and seconds of
-    collectives."""
+    collectives; `attention_share` and `attention_rows` are as in `CostRow`."""
 
     flops: float
     weight_bytes: float
     activation_bytes: float
     instructions: float
     communication: float = 0.0
+    attention_share: float = 1.0
+    attention_rows: float = 0.0
 
 
 def step_cost(performance: Performance, rows: float) -> StepCost:
     """The cost table at `rows`: linear between its rows, the first row's below it, and the last segment continued beyond it.
 
-    A table of one row scales flops and activation bytes with rows beyond it.
+    A table of one row scales flops and activation bytes with rows beyond it. Shares of attention are those of the next row.
     """
     costs = performance.step_costs
     at = bisect_left([cost.rows for cost in costs], rows)
@@ -41,31 +89,89 @@ def step_cost(performance: Performance, rows: float) -> StepCost:
         if len(costs) == 1:
             factor, only = rows / costs[0].rows, costs[0]
             work = only.flops * factor, only.weight_bytes, only.activation_bytes * factor
-            return StepCost(*work, only.instructions, only.communication * factor)
+            shares = only.attention_share, only.attention_rows
+            return StepCost(*work, only.instructions, only.communication * factor, *shares)
         at -= 1
     low, high = costs[at - 1], costs[at]
     return _between(low, high, (rows - low.rows) / (high.rows - low.rows))
 
 
-def step_seconds(performance: Performance, rows: float, attention_token_pairs: float, context_tokens: float) -> float:
-    """Predicted seconds of one step.
+class _OfRows(NamedTuple):
+    """A step's cost at some number of rows; seconds that depend on rows alone, of a (query, key) pair of prompts, and of a token
+    of their longest context."""
 
-        compute = (flops(rows) + attention_flops_per_token_pair * attention_token_pairs) / compute rate
-        memory  = (weight_bytes(rows) + activation_bytes(rows) + kv_bytes_per_token * context_tokens) / bandwidth
-        seconds = max(compute, memory) + instructions(rows) * dispatch + communication(rows)
+    cost: StepCost
+    fixed: float
+    pair: float
+    longest: float
 
-    `attention_token_pairs` counts (query, key) pairs over all rows; `context_tokens` counts tokens whose K and V are read.
+
+class StepModel:
+    """Predicted seconds of steps of one plan, for many of them: what depends on rows alone is evaluated once.
+
+    products = (flops(rows) / (compute * products)) joined with (weight and activation bytes(rows) / bandwidth)
+    decoding = decode_tokens * max(kv_bytes_per_token / bandwidth, attention_flops_per_token_pair / compute)
+    prompts = max(attention_flops_per_token_pair * prompt_pairs / (attention * attention_share(rows)),
+                  attention_flops_per_token_pair * longest * attention_rows(rows) / attention,
+                  kv_bytes_per_token * prompt_tokens / bandwidth)
+    seconds = products + decoding + prompts + instructions(rows) * dispatch + communication(rows)
     """
-    return seconds_of_cost(performance, step_cost(performance, rows), attention_token_pairs, context_tokens)
+
+    def __init__(self, performance: Performance) -> None:
+        rates = {name: rate.value for name, rate in performance.rates.items()}
+        self._performance, self._of_rows = performance, dict[float, _OfRows]()
+        self._compute, self._bandwidth, self._dispatch = rates["compute"], rates["bandwidth"], rates["dispatch"]
+        self._products, self._overlap = rates.get("products", 1.0) * self._compute, rates.get("overlap", math.inf)
+        of_pair = performance.attention_flops_per_token_pair
+        self._pair = of_pair / rates.get("attention", self._compute)
+        self._read_token = performance.kv_bytes_per_token / self._bandwidth
+        self.decode_token_seconds = max(self._read_token, of_pair / self._compute)
+        """Of a token that a decoding row attends to."""
+
+    def seconds(self, work: StepWork, padded_rows: float | None = None) -> float:
+        """Of a step, which may be run with more rows than it has."""
+        rows = work.rows if padded_rows is None else padded_rows
+        found = self._at(rows)
+        seconds = found.fixed + work.decode_tokens * self.decode_token_seconds
+        if not work.prompt_tokens:
+            return seconds
+        return seconds + max(work.prompt_pairs * found.pair, work.longest * found.longest, work.prompt_tokens * self._read_token)
+
+    def pair_seconds(self, rows: float) -> float:
+        """Of a (query, key) pair of prompts in a step of so many rows."""
+        return self._at(rows).pair
+
+    def roofline(self, work: StepWork) -> float:
+        """What all of a step's work keeps the machine busy for at best: at the full rates, arithmetic and traffic together,
+        without launches and collectives."""
+        performance, cost = self._performance, self._at(work.rows).cost
+        flops = cost.flops + performance.attention_flops_per_token_pair * work.token_pairs
+        moved = cost.weight_bytes + cost.activation_bytes + performance.kv_bytes_per_token * work.context_tokens
+        return max(flops / self._compute, moved / self._bandwidth)
+
+    def _at(self, rows: float) -> _OfRows:
+        found = self._of_rows.get(rows)
+        if found is None:
+            found = self._of_rows[rows] = self._evaluate(rows)
+        return found
+
+    def _evaluate(self, rows: float) -> _OfRows:
+        cost = step_cost(self._performance, rows)
+        arithmetic, traffic = cost.flops / self._products, (cost.weight_bytes + cost.activation_bytes) / self._bandwidth
+        fixed = _joined(arithmetic, traffic, self._overlap) + cost.instructions * self._dispatch + cost.communication
+        return _OfRows(cost, fixed, self._pair / cost.attention_share, self._pair * cost.attention_rows)
 
 
-def seconds_of_cost(performance: Performance, cost: StepCost, attention_token_pairs: float, context_tokens: float) -> float:
-    """`step_seconds` of a step whose `step_cost` is known."""
-    rates = performance.rates
-    flops = cost.flops + performance.attention_flops_per_token_pair * attention_token_pairs
-    moved = cost.weight_bytes + cost.activation_bytes + performance.kv_bytes_per_token * context_tokens
-    roofline = max(flops / rates["compute"].value, moved / rates["bandwidth"].value)
-    return roofline + cost.instructions * rates["dispatch"].value + cost.communication
+def step_seconds(performance: Performance, work: StepWork) -> float:
+    """Predicted seconds of one step (`StepModel`)."""
+    return StepModel(performance).seconds(work)
+
+
+def _joined(one: float, other: float, overlap: float) -> float:
+    """Seconds of two things that hide each other: (one ** overlap + other ** overlap) ** (1 / overlap). So wholly, the larger
+    one, where overlap is infinite, and not at all, their sum, where it is 1."""
+    low, high = min(one, other), max(one, other)
+    return high if math.isinf(overlap) or not high else high * (1 + (low / high) ** overlap) ** (1 / overlap)
 
 
 def prefill_chunks(prompt_tokens: int, cached_tokens: int, chunk: int) -> list[tuple[int, int]]:
@@ -105,12 +211,9 @@ def predict(performance: Performance, schedule: Schedule, traffic: Mapping[str, 
     chunk = max(1, min(schedule.prefill_chunk, schedule.max_rows - others))
     chunks = prefill_chunks(prompt, math.floor(prompt * traffic["cached_fraction"]), chunk)
 
-    def mixed(before: int, tokens: int) -> float:
-        pairs = chunk_token_pairs(before, tokens) + others * context
-        return step_seconds(performance, tokens + others, pairs, before + tokens + others * context)
-
-    first = sum(mixed(before, tokens) for before, tokens in chunks)
-    plain = step_seconds(performance, concurrent, concurrent * context, concurrent * context)
+    model, beside = StepModel(performance), StepWork(others, others * context)
+    first = sum(model.seconds(beside.with_chunk(before, tokens)) for before, tokens in chunks)
+    plain = model.seconds(StepWork(concurrent, concurrent * context))
     share = min(1.0, (every - 1) * len(chunks) / (len(chunks) + output - 1))
     per_token = (1 - share) * plain + share * max(plain, first / len(chunks))
     requests = min(concurrent / (first + (output - 1) * per_token), 1 / first)
@@ -136,7 +239,7 @@ def predict_stages(
     count = len(stages)
     rows = max(1.0, min(traffic["concurrency"] / groups, schedule.max_decode_rows) / count)
     context = rows * (traffic["prompt_tokens"] + traffic["output_tokens"] / 2)
-    slowest = max(stages, key=lambda stage: step_seconds(stage, rows, context, context))
+    slowest = max(stages, key=lambda stage: step_seconds(stage, StepWork(rows, context)))
     if count == 1:
         return predict(slowest, schedule, traffic, groups)
     one = predict(_times(slowest, count), schedule, {**traffic, "concurrency": max(1.0, traffic["concurrency"] / count)}, groups)
@@ -147,8 +250,8 @@ def predict_stages(
 def _times(performance: Performance, count: int) -> Performance:
     """What takes so many times as long."""
     costs = tuple(
-        CostRow(
-            rows=cost.rows,
+        msgspec.structs.replace(
+            cost,
             flops=cost.flops * count,
             weight_bytes=cost.weight_bytes * count,
             activation_bytes=cost.activation_bytes * count,
@@ -175,4 +278,6 @@ def _between(low: CostRow, high: CostRow, share: float) -> StepCost:
         mix(low.activation_bytes, high.activation_bytes),
         mix(low.instructions, high.instructions),
         mix(low.communication, high.communication),
+        high.attention_share,
+        high.attention_rows,
     )

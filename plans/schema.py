@@ -11,7 +11,7 @@ from .program import Buffer, DType, StepInput
 from .recipe import Recipe
 from .weight_layout import Prepack, StoredType
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 2
+FORMAT_MAJOR, FORMAT_MINOR = 1, 3
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -263,7 +263,11 @@ class ProgramReference(_Part, frozen=True, kw_only=True):
 
 class CostRow(_Part, frozen=True, kw_only=True):
     """Work of one step at a bucket, of each rank: floating-point operations, bytes moved, instructions launched, and the seconds
-    that ranks meet in collectives (plans/perf_model.py)."""
+    that ranks meet in collectives (plans/perf_model.py).
+
+    `attention_share` is what attention of prompts reaches of its rate in steps of this bucket. However few rows a prompt has, its
+    attention takes no less than `attention_rows` rows behind the same context take at the full rate.
+    """
 
     rows: int
     flops: float
@@ -271,6 +275,8 @@ class CostRow(_Part, frozen=True, kw_only=True):
     activation_bytes: float
     instructions: int
     communication: float = 0.0
+    attention_share: float = 1.0
+    attention_rows: float = 0.0
 
 
 class Rate(_Part, frozen=True, kw_only=True):

@@ -29,8 +29,12 @@ _RATE_UNITS = {
     "dispatch": "s",
     "dispatch.native": "s",
     "dispatch.graph": "s",
+    "products.share": "1",
+    "products.overlap": "1",
+    "attention.compute": "FLOP/s",
+    "attention.cut": "1",
 }
-_PLAUSIBLE = {"FLOP/s": (1e9, 1e18), "OP/s": (1e9, 1e18), "B/s": (1e9, 1e15), "s": (1e-9, 1e-3)}
+_PLAUSIBLE = {"FLOP/s": (1e9, 1e18), "OP/s": (1e9, 1e18), "B/s": (1e9, 1e15), "s": (1e-9, 1e-3), "1": (0.1, 10)}
 """What one device can be, by unit: a figure outside was written in another unit."""
 
 _ROWS = (1, 2, 8, 64, 512, 4096)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from tokenspeed.plans.integrity import ranks
-from tokenspeed.plans.perf_model import step_cost, step_seconds
+from tokenspeed.plans.perf_model import StepWork, step_cost, step_seconds
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
 
@@ -106,7 +106,7 @@ class OnePlan:
                 batch, context = map(int, point.split(":"))
                 seconds = run_ahead(executor, list(maker.decode(batch, context, STEPS)))[WARM_STEPS:]
                 least = self._least(batch, context)
-                predicted = step_seconds(self.manifest.performance, batch, batch * context, batch * context)
+                predicted = step_seconds(self.manifest.performance, StepWork(batch, batch * context))
                 self.tell(f"decode {point}", statistics.median(seconds) * 1e3, "ms", fastest=round(min(seconds) * 1e3, 3),
                           least=least and round(least * 1e3, 3), predicted=round(predicted * 1e3, 3))  # fmt: skip
         for tokens in arguments.prompt:

@@ -6,23 +6,13 @@ The roofline (Williams, Waterman and Patterson, 2009): work is either limited by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-from ...plans.perf_model import chunk_token_pairs, prefill_chunks, step_cost, step_seconds
+from ...plans.perf_model import StepModel, StepWork, chunk_work, prefill_chunks, step_cost
 from ...plans.schema import Performance
 from .machine_rates import MachineRates
 from .statistics import ratio
-
-
-@dataclass(frozen=True)
-class StepWork:
-    """A step as the plan's cost tables count it; `context_tokens` are tokens whose K and V are read."""
-
-    rows: int
-    token_pairs: float
-    context_tokens: float
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -40,13 +30,11 @@ class Bound(msgspec.Struct, frozen=True):
 
 
 def prompt_work(tokens: int, chunk: int) -> list[StepWork]:
-    return [
-        StepWork(count, chunk_token_pairs(before, count), before + count) for before, count in prefill_chunks(tokens, 0, chunk)
-    ]
+    return [chunk_work(before, count) for before, count in prefill_chunks(tokens, 0, chunk)]
 
 
 def decode_work(batch: int, context: float) -> list[StepWork]:
-    return [StepWork(batch, batch * context, batch * context)]
+    return [StepWork(batch, batch * context)]
 
 
 def bound(performance: Performance, work: Sequence[StepWork], rates: MachineRates, seconds: float) -> Bound:
@@ -60,4 +48,5 @@ def bound(performance: Performance, work: Sequence[StepWork], rates: MachineRate
 
 def predicted_seconds(performance: Performance, work: Sequence[StepWork]) -> float:
     """By the plan's own rates (perf_model), not this machine's."""
-    return sum(step_seconds(performance, step.rows, step.token_pairs, step.context_tokens) for step in work)
+    model = StepModel(performance)
+    return sum(map(model.seconds, work))

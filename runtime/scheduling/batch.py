@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .chunk import Chunk
 from .cohort import Cohort, fixed
+from .costs import work_of
 from .flight import Flight
 from .slots import PENDING, places
 from .state import SchedulerState
@@ -76,7 +77,7 @@ def _note_first_rows(state: SchedulerState, chunk: Chunk) -> None:
 def _of_decodes(state: SchedulerState, cohort: Cohort) -> tuple[StepBatch, Flight]:
     """No Python object is touched for a row."""
     slots, names = state.slots, cohort.names
-    saves, loads = _copies(state, cohort.positions, cohort.context)
+    saves, loads = _copies(state, len(names), cohort.positions, cohort.context)
     flight = Flight(
         state.next_step,
         cohort.slots,
@@ -129,7 +130,7 @@ def _with_chunks(state: SchedulerState, cohort: Cohort, chunks: list[Chunk]) -> 
     columns = -(-max(cohort.longest, *ends) // block_tokens)
     names = cohort.names + tuple([chunk.sequence.request_id for chunk in chunks])
     sampling = cohort.names + tuple([names[decodes + index] for index in finished])
-    saves, loads = _copies(state, all_positions, context)
+    saves, loads = _copies(state, decodes, all_positions, context)
     turning = np.concatenate((cohort.turning, slots.numbers[decodes : decodes + len(chunks)]))
     flight = Flight(
         state.next_step,
@@ -169,7 +170,7 @@ def _with_chunks(state: SchedulerState, cohort: Cohort, chunks: list[Chunk]) -> 
 def _without_rows(state: SchedulerState) -> tuple[StepBatch, Flight]:
     """A step that copies and computes nothing."""
     none, slots = np.empty(0, np.int32), np.empty(0, np.intp)
-    saves, loads = _copies(state, none, none)
+    saves, loads = _copies(state, 0, none, none)
     flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures, slots, False)
     return replace(empty_step(state.next_step), saves=saves, loads=loads), flight
 
@@ -189,11 +190,10 @@ def _windows(
 
 
 def _copies(
-    state: SchedulerState, positions: IntArray, context: IntArray
+    state: SchedulerState, decodes: int, positions: IntArray, context: IntArray
 ) -> tuple[tuple[BlockCopies, ...], tuple[BlockCopies, ...]]:
     """What a step with rows of these positions saves and loads."""
     if not state.kv.has_tier:
         return (), ()
-    rows = len(positions)
-    saved = state.copied_blocks(rows, float(positions.sum()), float(context.sum())) if rows else state.kv.blocks
+    saved = state.copied_blocks(work_of(decodes, positions, context)) if len(positions) else state.kv.blocks
     return state.kv.launch(state.next_step, saved)

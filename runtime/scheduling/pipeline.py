@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plans.perf_model import step_seconds
+from ...plans.perf_model import StepModel, StepWork
 from ...plans.schema import Manifest
 from ...plans.stages import performance_of
 
@@ -67,9 +67,9 @@ def pipeline_of(manifest: Manifest) -> Pipeline | None:
     """That of a plan with stages; None for any other."""
     if not manifest.stages:
         return None
-    stages = [performance_of(manifest, stage) for stage in manifest.stages]
+    stages = [StepModel(performance_of(manifest, stage)) for stage in manifest.stages]
 
     def seconds(rows: float, context: float) -> float:
-        return max(step_seconds(stage, rows, context, context) for stage in stages)
+        return max(stage.seconds(StepWork(rows, context)) for stage in stages)
 
     return Pipeline(len(stages), seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...plans.perf_model import StepWork
 from . import policy
 from .chunk import Chunk
 from .composing import StepTime
@@ -98,8 +99,7 @@ class StepPlanner:
         """Blocks that the step may bring back from the host: as many as others' rows hide; all where no other is held up."""
         if not (len(decodes) and self._state.kv.has_tier):
             return self._state.kv.blocks
-        context = float(self._state.slots.computed[decodes].sum())
-        return self._state.copied_blocks(len(decodes), context, context)
+        return self._state.copied_blocks(StepWork(len(decodes), float(self._state.slots.computed[decodes].sum())))
 
     def _share(self, ready: NDArray[np.intp]) -> int:
         """How many of the ready sequences a step of a pipeline takes."""
@@ -135,7 +135,8 @@ class StepPlanner:
         if costs is None or not rules.chunk_by_cost or state.pipeline is not None or not len(decodes):
             return None
         target = float(state.inter_token[decodes].min())
-        return StepTime(costs, len(decodes), float(slots.computed[decodes].sum()), target, rules.prefill_share)
+        work = StepWork(len(decodes), float(slots.computed[decodes].sum()))
+        return StepTime(costs, work, target, rules.prefill_share)
 
     def _prefilling(self) -> list[Sequence]:
         """Running prefills that may have rows in this step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plans.perf_model import chunk_token_pairs
+from ...plans.perf_model import StepWork, chunk_token_pairs
 from .chunk import Chunk
 from .costs import NOMINAL_ROW_SECONDS, StepCosts
 from .step import IntArray
@@ -52,7 +52,7 @@ class Service:
             costs, starts = self._costs, np.cumsum(lengths) - lengths
             attended = np.add.reduceat(contexts, starts)
             steps = zip(lengths.tolist(), attended.tolist(), strict=True)
-            seconds = np.array([costs.step_seconds(rows, pairs, pairs) for rows, pairs in steps])
+            seconds = np.array([costs.step_seconds(StepWork(rows, tokens)) for rows, tokens in steps])
             scale = seconds / (costs.row_seconds * lengths + costs.decode_token_seconds * attended)
             parts = (costs.row_seconds + costs.decode_token_seconds * contexts) * np.repeat(scale, lengths)
         self._seconds += np.bincount(slots, parts, len(self._seconds))
@@ -66,14 +66,14 @@ class Service:
                 self._seconds[chunk.sequence.slot] += chunk.rows * NOMINAL_ROW_SECONDS
             return
         parts = costs.row_seconds + costs.decode_token_seconds * context[:count]
-        attended = float(context[:count].sum()) if count else 0.0
-        rows, pairs, total = count, attended, costs.row_seconds * count + costs.decode_token_seconds * attended
+        work = StepWork(count, float(context[:count].sum()) if count else 0.0)
+        total = costs.row_seconds * count + costs.decode_token_seconds * work.decode_tokens
         of_chunks: list[float] = []
-        for chunk, end in zip(chunks, context[count:].tolist(), strict=True):
-            own = chunk_token_pairs(chunk.start, chunk.rows)
-            of_chunks.append(costs.row_seconds * chunk.rows + costs.token_seconds * end + costs.pair_seconds * own)
-            rows, pairs, attended, total = rows + chunk.rows, pairs + own, attended + end, total + of_chunks[-1]
-        scale = costs.step_seconds(rows, pairs, attended) / total
+        for chunk in chunks:
+            own = costs.row_seconds * chunk.rows + costs.pair_seconds * chunk_token_pairs(chunk.start, chunk.rows)
+            of_chunks.append(own + costs.token_seconds * (chunk.start + chunk.rows))
+            work, total = work.with_chunk(chunk.start, chunk.rows), total + of_chunks[-1]
+        scale = costs.step_seconds(work) / total
         self._seconds[decodes] += parts * scale
         for chunk, part in zip(chunks, of_chunks, strict=True):
             self._seconds[chunk.sequence.slot] += part * scale

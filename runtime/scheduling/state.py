@@ -10,6 +10,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from ...plans.perf_model import StepWork
 from . import policy
 from .admission import Admission
 from .cohort import Cohort
@@ -176,13 +177,12 @@ class SchedulerState:
             self.table.started(sequence)
         self.wake()
 
-    def copied_blocks(self, rows: int, token_pairs: float, context: float) -> int:
-        """How many blocks the link to the host carries, one way, while a step of this size is computed; all where nothing is
-        predicted."""
+    def copied_blocks(self, work: StepWork) -> int:
+        """How many blocks the link to the host carries, one way, while a step is computed; all where nothing is predicted."""
         seconds = self.costs.copy_seconds(self.kv.bytes_per_block) if self.costs is not None else 0.0
         if self.costs is None or not 0 < seconds < inf:
             return self.kv.blocks
-        return int(max(self.costs.step_seconds(rows, token_pairs, context), LEAST_COPY_SECONDS) / seconds)
+        return int(max(self.costs.step_seconds(work), LEAST_COPY_SECONDS) / seconds)
 
     def wake(self) -> None:
         """Sequences whose blocks are on the device before the rows of the step being planned may have rows in it."""

@@ -11,6 +11,7 @@ import msgspec
 
 from ...plans.errors import UsageError
 from ...plans.host_tier import HOST_LINK
+from ...plans.perf_model import UNITS_OF_MEASURED
 from ...plans.schema import Manifest, Rate
 from ...plans.units import format_bytes
 from ..benchmark.statistics import ratio
@@ -59,7 +60,7 @@ def play(manifest: Manifest, clients: Clients, scenario: Scenario) -> Run:
 def with_rates(manifest: Manifest, rates: Mapping[str, float], source: str) -> Manifest:
     """The plan on a machine of these rates, in the units of the plan's. Raises UsageError for one that is not positive."""
     known = manifest.performance.rates
-    units = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s", HOST_LINK: "B/s"}
+    units = {"compute": "FLOP/s", "bandwidth": "B/s", "dispatch": "s", HOST_LINK: "B/s"} | UNITS_OF_MEASURED
     for name, value in rates.items():
         if name not in units or not value > 0:
             raise UsageError(

@@ -6,12 +6,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ...plans.host_tier import HOST_LINK
-from ...plans.perf_model import StepCost, step_cost
+from ...plans.perf_model import StepModel, StepWork
 from ...plans.schema import Manifest, Performance
 from ...plans.stages import of_stage, performance_of
+from ..scheduling.costs import work_of
 from ..scheduling.step import BlockCopies, GroupedStep, Step, StepBatch
 from .errors import SimulationError
 
@@ -46,20 +45,20 @@ class StepTimes:
         Raises SimulationError when a step has copies and the plan has no rate of its host link.
         """
         if isinstance(step, StepBatch) and len(self._stages) == 1:  # all that most plans ever need
-            work, stage = _Work.of(step), self._stages[0]
-            return StepTime((stage.seconds(work, self._padded(work.rows)),), stage.roofline(work))
+            work, stage = _work(step), self._stages[0]
+            return StepTime((stage.seconds(work, step, self._padded(step.rows)),), stage.roofline(work))
         groups = step.parts if isinstance(step, GroupedStep) else (step,)
-        works = [_Work.of(part) for part in groups if part is not None]
-        rows = self._padded(max(work.rows for work in works))
-        seconds = tuple(max(stage.seconds(work, rows) for work in works) for stage in self._stages)
-        return StepTime(seconds, self._roofline(works, len(groups)))
+        works = [(_work(part), part) for part in groups if part is not None]
+        rows = self._padded(max(part.rows for _, part in works))
+        seconds = tuple(max(stage.seconds(work, part, rows) for work, part in works) for stage in self._stages)
+        return StepTime(seconds, self._roofline([work for work, _ in works], len(groups)))
 
     def roofline(self, step: Step) -> float:
         """`StepTime.roofline` alone; a plan without a rate of its host link has it too."""
         groups = step.parts if isinstance(step, GroupedStep) else (step,)
-        return self._roofline([_Work.of(part) for part in groups if part is not None], len(groups))
+        return self._roofline([_work(part) for part in groups if part is not None], len(groups))
 
-    def _roofline(self, works: Sequence[_Work], groups: int) -> float:
+    def _roofline(self, works: Sequence[StepWork], groups: int) -> float:
         return sum(stage.roofline(work) for work in works for stage in self._stages) / len(self._stages) / groups
 
     def _padded(self, rows: int) -> int:
@@ -67,56 +66,23 @@ class StepTimes:
         return self._buckets[at] if at < len(self._buckets) else rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Of one group: rows, (query, key) pairs of all of them, tokens whose K and V they read, and the part itself where it has
-    copies."""
-
-    rows: int
-    pairs: int
-    context: int
-    copies: StepBatch | None
-
-    @classmethod
-    def of(cls, part: StepBatch) -> _Work:
-        rows, contexts = part.rows, part.context_lengths
-        context = int(np.add.reduce(contexts, dtype=np.int64))
-        pairs = context if rows == len(contexts) else int(np.add.reduce(part.positions, dtype=np.int64)) + rows
-        return cls(rows, pairs, context, part if part.saves or part.loads else None)
+def _work(part: StepBatch) -> StepWork:
+    return work_of(part.decode_rows, part.positions, part.context_lengths)
 
 
 class _Stage:
-    """One stage: its cost table is evaluated once for each number of rows."""
+    """One stage, with its part of the blocks that are copied."""
 
     def __init__(self, performance: Performance, block_bytes: tuple[int, ...], link: float | None) -> None:
-        rates = performance.rates
-        self._performance, self._block_bytes, self._link = performance, block_bytes, link
-        self._compute, self._bandwidth = rates["compute"].value, rates["bandwidth"].value
-        self._dispatch = rates["dispatch"].value
-        self._costs: dict[int, StepCost] = {}
+        self._model, self._block_bytes, self._link = StepModel(performance), block_bytes, link
 
-    def seconds(self, work: _Work, padded_rows: int) -> float:
-        """As `perf_model.step_seconds`, but at least as long as the copies."""
-        if not padded_rows:
-            return 0.0 if work.copies is None else self._copies(work.copies)
-        cost = self._cost(padded_rows)
-        computing = self._line(cost, work) + cost.instructions * self._dispatch + cost.communication
-        return computing if work.copies is None else max(computing, self._copies(work.copies))
+    def seconds(self, work: StepWork, part: StepBatch, padded_rows: int) -> float:
+        """As the cost model says, but at least as long as the copies."""
+        computing = self._model.seconds(work, padded_rows) if padded_rows else 0.0
+        return max(computing, self._copies(part)) if part.saves or part.loads else computing
 
-    def roofline(self, work: _Work) -> float:
-        return self._line(self._cost(work.rows), work) if work.rows else 0.0
-
-    def _line(self, cost: StepCost, work: _Work) -> float:
-        performance = self._performance
-        flops = cost.flops + performance.attention_flops_per_token_pair * work.pairs
-        moved = cost.weight_bytes + cost.activation_bytes + performance.kv_bytes_per_token * work.context
-        return max(flops / self._compute, moved / self._bandwidth)
-
-    def _cost(self, rows: int) -> StepCost:
-        cost = self._costs.get(rows)
-        if cost is None:
-            cost = self._costs[rows] = step_cost(self._performance, rows)
-        return cost
+    def roofline(self, work: StepWork) -> float:
+        return self._model.roofline(work) if work.rows else 0.0
 
     def _copies(self, part: StepBatch) -> float:
         if self._link is None:

@@ -16,6 +16,8 @@ _ON_TWO_H200 = "two H200 over NVLink without multicast, driver 580, NCCL 2.28.9,
 _FIT = f"fit over 4 KiB to 128 MiB, in bytes that a rank sends; {_ON_TWO_H200}"
 _EXCHANGE = f"set: up to here and beyond faster than NCCL's sum; {_ON_TWO_H200}"
 
+_STEPS = "fit to 74 steps of an 8B model in bfloat16, benchmarks/fit_step_costs.py; two H200, one after the other, 2026-11-29"
+
 _LIBRARY = (
     ("all_reduce", 10.3e-6, 255e9),
     ("all_gather", 9.4e-6, 200e9),
@@ -87,6 +89,10 @@ HOPPER = (
                 for collective, latency, bandwidth in _LIBRARY
                 for rate, value, unit in ((f"latency.{collective}", latency, "s"), (f"link.{collective}", bandwidth, "B/s"))
             },
+            "products.share": measured(0.882, "1", _STEPS),
+            "products.overlap": measured(1.187, "1", _STEPS),
+            "attention.compute": measured(813e12, "FLOP/s", _STEPS),
+            "attention.cut": measured(0.761, "1", _STEPS),
             "dispatch": measured(4.7e-6, "s", f"prepared launch through the CUDA driver, host's time; {_ON_H200}"),
         },
         sizes=_SIZES

@@ -56,22 +56,34 @@ def cached_attention(operation: ir.Operation, setting: DeviceSetting, tiles_of: 
 
     `tiles_of` gives the tiles of decoding sequences, those of split_tiles unless given.
     """
-    q, *sinks = map(layout_of, operation.operands)
-    kv_heads = modules.int_attribute(operation, "kv_heads")
-    heads = _Heads(operation, setting, q, layout_of(operation.results[0]), kv_heads, bool(sinks), tiles_of)
-    return DeviceOperation(
-        tuple(heads.steps((0, 1, 2, 3, 4, 5, 6), 7 if sinks else None, 8 if sinks else 7)), heads.intermediates()
-    )
+    heads = _heads_of(operation, setting, tiles_of)
+    sinks, out = (7, 8) if heads.sinks else (None, 7)
+    return DeviceOperation(tuple(heads.steps((0, 1, 2, 3, 4, 5, 6), sinks, out)), heads.intermediates())
 
 
 def attention(operation: ir.Operation, setting: DeviceSetting) -> DeviceOperation:
     """ts.attention: (q, k, v, slot_mapping, k_cache, v_cache, sequence_starts, context_lengths, block_tables, counts[, sinks])
     -> out: k and v are written first."""
-    q, k, v, *sinks = map(layout_of, operation.operands)
-    heads = _Heads(operation, setting, q, layout_of(operation.results[0]), k.shape[1] or 1, bool(sinks))
+    heads, (k, v) = _heads_of(operation, setting), map(layout_of, list(operation.operands)[1:3])
     write = DeviceStep(kv_write(k, v, setting), (1, 2, 3), (4, 5))
-    attend = heads.steps((0, 4, 5, 6, 7, 8, 9), 10 if sinks else None, 11 if sinks else 10)
-    return DeviceOperation((write, *attend), heads.intermediates())
+    sinks, out = (10, 11) if heads.sinks else (None, 10)
+    return DeviceOperation((write, *heads.steps((0, 4, 5, 6, 7, 8, 9), sinks, out)), heads.intermediates())
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """How attention of chunks is shared out in steps of one bucket: `tiles` by rows and kv heads, of `queries` rows each, and the
+    shares that a tile's keys are cut into."""
+
+    tiles: int
+    queries: int
+    kv_heads: int
+    shares: int
+
+
+def chunk_grid(operation: ir.Operation, setting: DeviceSetting, rows: int) -> ChunkGrid:
+    """Of ts.attention or ts.cached_attention, in steps of `rows` rows."""
+    return _heads_of(operation, setting).chunk_grid(rows)
 
 
 def measured(operation: ir.Operation, machine: Machine, rows: int) -> Figure | None:
@@ -84,6 +96,15 @@ def measured(operation: ir.Operation, machine: Machine, rows: int) -> Figure | N
         return None
     contexts = " and of ".join(map(str, row.contexts))
     return Figure(None, described(machine.arch, row, f"{row.rows} sequences of {contexts} tokens, {row.kv_heads} kv heads"))
+
+
+def _heads_of(operation: ir.Operation, setting: DeviceSetting, tiles_of: TilesOf | None = None) -> _Heads:
+    q, *others = map(layout_of, operation.operands)
+    if operation.name == "ts.cached_attention":
+        kv_heads, sinks = modules.int_attribute(operation, "kv_heads"), len(others) > 0
+    else:
+        kv_heads, sinks = others[0].shape[1] or 1, len(others) > 2
+    return _Heads(operation, setting, q, layout_of(operation.results[0]), kv_heads, sinks, tiles_of)
 
 
 @dataclass(frozen=True)
@@ -239,10 +260,17 @@ class _Heads:
 
     def chunk_shares(self, rows: int) -> int:
         """Into how many shares the keys of a chunk's rows are cut in steps of `rows` rows."""
-        if self.kept != self.q.dtype:
-            return 1
-        tiles = self._hopper_tiles[0] if self._hopper_tiles else self._plain_tiles
-        return chunk_shares(self.setting, -(-rows // self._queries(tiles)) * self.kv_heads, rows)
+        return self.chunk_grid(rows).shares
+
+    def chunk_grid(self, rows: int) -> ChunkGrid:
+        plain = self.kept == self.q.dtype
+        if plain:
+            tiles = self._hopper_tiles[0] if self._hopper_tiles else self._plain_tiles
+        else:
+            tiles = float8_chunk_tiles(self.setting.accelerator, self.q.dtype, self.width, self.setting.block_tokens)
+        queries = self._queries(tiles)
+        count = -(-rows // queries) * self.kv_heads
+        return ChunkGrid(count, queries, self.kv_heads, chunk_shares(self.setting, count, rows) if plain else 1)
 
     @property
     def _hopper_tiles(self) -> tuple[Tiles, ...]:

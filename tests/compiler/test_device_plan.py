@@ -127,6 +127,15 @@ def test_the_plan(plan: Plan) -> None:
     assert "triton" in manifest.provenance.libraries
 
 
+def test_shares_of_attention_are_of_targets_that_were_measured(plan: Plan) -> None:
+    performance = plan.manifest.performance
+    known = "attention" in performance.rates
+    assert known == (plan.manifest.target.name == "h200") == ("products" in performance.rates)
+    assert all((row.attention_share < 1) == (row.attention_rows > 0) == known for row in performance.step_costs)
+    few, many = performance.step_costs[0], performance.step_costs[-1]
+    assert few.attention_share <= many.attention_share and few.attention_rows <= many.attention_rows
+
+
 def test_steps_are_launched_as_the_plan_says(plan: Plan, fake: FakeDriver) -> None:
     """Every parameter is an address inside the arena or a number (the fake driver sees to it); decode steps are two graphs."""
     executor = load_executor(plan, "dummy", None, lambda _phase: None, driver=fake.driver())

@@ -143,6 +143,8 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("performance.step_costs", lambda costs: costs[::-1], "performance.step_costs"),
     ("performance.step_costs.0.flops", -1.0, "performance.step_costs, 1 rows"),
     ("performance.step_costs.0.instructions", 10**400, "performance.step_costs, 1 rows: instructions"),
+    ("performance.step_costs.0.attention_share", 0.0, "performance.step_costs, 1 rows: attention_share"),
+    ("performance.step_costs.0.attention_rows", -1.0, "performance.step_costs, 1 rows"),
     ("performance.predictions.ttft_seconds", float("nan"), "performance.predictions"),
     ("tokenizer.entry", "absent", "tokenizer.entry"),
     ("tokenizer.chat_template_entry", "absent", "tokenizer.chat_template_entry"),

@@ -6,7 +6,17 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenspeed.plans.perf_model import chunk_token_pairs, predict, prefill_chunks, step_cost, step_seconds
+from tokenspeed.plans.perf_model import (
+    StepModel,
+    StepWork,
+    chunk_token_pairs,
+    chunk_work,
+    predict,
+    prefill_chunks,
+    step_cost,
+    step_seconds,
+)
+from tokenspeed.plans.schema import Rate
 from tokenspeed.tests.plans.sample_plan import sample_manifest
 
 PERFORMANCE, SCHEDULE = sample_manifest().performance, sample_manifest().schedule
@@ -15,11 +25,47 @@ TRAFFIC = {"prompt_tokens": 64, "cached_fraction": 0.5, "output_tokens": 16, "co
 
 def test_bandwidth_bound_step() -> None:
     # 4e6 + 1e3 weight and activation bytes + 100 tokens of 512 bytes, at 1e11 B/s; ten dispatches of 1 us.
-    assert step_seconds(PERFORMANCE, 1, 100, 100) == pytest.approx((4e6 + 1e3 + 51200) / 1e11 + 10e-6)
+    assert step_seconds(PERFORMANCE, StepWork(1, 100)) == pytest.approx((4e6 + 1e3 + 51200) / 1e11 + 10e-6)
 
 
 def test_compute_bound_step() -> None:
-    assert step_seconds(PERFORMANCE, 8, 1_000_000, 0) == pytest.approx((16e6 + 256e6) / 1e12 + 10e-6)
+    assert step_seconds(PERFORMANCE, StepWork(8, 0, 1_000_000, 8)) == pytest.approx(4.008e6 / 1e11 + 256e6 / 1e12 + 10e-6)
+
+
+def measured(**rates: float) -> StepModel:
+    """The sample on a machine of which these rates were measured too."""
+    found = {name: Rate(value=value, unit="1", source="", basis="measured") for name, value in rates.items()}
+    return StepModel(msgspec.structs.replace(PERFORMANCE, rates=PERFORMANCE.rates | found))
+
+
+def test_parts_follow_each_other() -> None:
+    model, alone = StepModel(PERFORMANCE), StepWork(8)
+    decoding, prompts = StepWork(8, 5000), StepWork(8, 0, 1_000_000, 900, 900)
+    both = StepWork(8, 5000, 1_000_000, 900, 900)
+    parts = [model.seconds(work) - model.seconds(alone) for work in (decoding, prompts, both)]
+    assert parts[2] == pytest.approx(parts[0] + parts[1]) and min(parts) > 0
+    assert model.roofline(both) < model.seconds(both)
+
+
+@given(st.integers(1, 64), st.floats(0.3, 1), st.floats(1, 8))
+def test_measured_products_lie_between_the_roofline_and_the_sum(rows: int, share: float, overlap: float) -> None:
+    cost = step_cost(PERFORMANCE, rows)
+    parts = cost.flops / (share * 1e12), (cost.weight_bytes + cost.activation_bytes) / 1e11
+    found = measured(products=share, overlap=overlap).seconds(StepWork(rows)) - cost.instructions * 1e-6
+    assert max(parts) * (1 - 1e-9) <= found <= sum(parts) * (1 + 1e-9)
+    if overlap == 1:
+        assert found == pytest.approx(sum(parts))
+
+
+def test_attention_of_prompts_has_its_rate_and_few_rows_do_not_fill_the_machine() -> None:
+    full, half = measured(attention=2e11), measured(attention=1e11)
+    work = chunk_work(100_000, 8)
+    assert full.seconds(work) - full.seconds(StepWork(8)) == pytest.approx(work.prompt_pairs * 256 / 2e11)
+    assert half.seconds(work) - half.seconds(StepWork(8)) == pytest.approx(work.prompt_pairs * 256 / 1e11)
+    rows = tuple(msgspec.structs.replace(row, attention_share=0.8, attention_rows=32.0) for row in PERFORMANCE.step_costs)
+    few = StepModel(msgspec.structs.replace(PERFORMANCE, step_costs=rows))
+    assert few.seconds(work) - few.seconds(StepWork(8)) == pytest.approx(100_008 * 32 * 256 / 1e12)
+    assert few.pair_seconds(8) == pytest.approx(256 / 0.8e12)
 
 
 @pytest.mark.parametrize(("rows", "flops"), [(0.5, 2e6), (1, 2e6), (4.5, 9e6), (8, 16e6), (15, 30e6)])
@@ -45,8 +91,8 @@ def test_chunks_cover_the_prompt(prompt: int, cached: int, chunk: int) -> None:
 def test_one_session_alone_is_the_sum_of_its_steps() -> None:
     traffic = TRAFFIC | {"concurrency": 1}
     found = predict(PERFORMANCE, SCHEDULE, traffic)
-    first = sum(step_seconds(PERFORMANCE, n, chunk_token_pairs(at, n), at + n) for at, n in prefill_chunks(64, 32, 8))
-    token = step_seconds(PERFORMANCE, 1, 72, 72)
+    first = sum(step_seconds(PERFORMANCE, chunk_work(at, n)) for at, n in prefill_chunks(64, 32, 8))
+    token = step_seconds(PERFORMANCE, StepWork(1, 72))
     assert found["ttft_seconds"] == pytest.approx(first)
     assert found["tpot_seconds"] == pytest.approx(token)
     assert found["request_seconds"] == pytest.approx(first + 15 * token)

@@ -9,7 +9,7 @@ import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.explain_stages import stages as explained
 from tokenspeed.plans.integrity import check_manifest, check_program
-from tokenspeed.plans.perf_model import predict_stages, step_seconds
+from tokenspeed.plans.perf_model import StepWork, predict_stages, step_seconds
 from tokenspeed.plans.program import Call, Program, Repeat
 from tokenspeed.plans.schema import Crossing, Manifest, MeshAxis, ProgramReference, Stage, StagePart
 from tokenspeed.plans.stages import of_rank, performance_of, shifted, stage_of
@@ -95,7 +95,7 @@ def test_stages_take_turns() -> None:
     alone = predict_stages(halves[:1], manifest.schedule, manifest.schedule.traffic)
     both = predict_stages(halves, manifest.schedule, manifest.schedule.traffic)
     rows, context = 2.0, 2 * 72.0
-    assert both["tpot_seconds"] >= 2 * step_seconds(halves[0], rows, context, context)
+    assert both["tpot_seconds"] >= 2 * step_seconds(halves[0], StepWork(rows, context))
     assert both["output_tokens_per_second"] < alone["output_tokens_per_second"]
 
 

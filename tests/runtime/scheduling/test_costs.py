@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenspeed.plans.perf_model import chunk_token_pairs, step_seconds
+from tokenspeed.plans.perf_model import StepWork, chunk_work, step_seconds
 from tokenspeed.plans.schema import CostRow, Rate
-from tokenspeed.runtime.scheduling.costs import StepCosts
+from tokenspeed.runtime.scheduling.composing import StepTime
+from tokenspeed.runtime.scheduling.costs import StepCosts, work_of
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
@@ -44,17 +45,18 @@ PERFORMANCE = msgspec.structs.replace(
 
 def test_predictions_are_the_evaluators() -> None:
     costs = StepCosts([PERFORMANCE], (), 64)
-    assert costs.step_seconds(30, 100, 200) == step_seconds(PERFORMANCE, 30, 100, 200)
+    work = StepWork(30, 100, 200, 300)
+    assert costs.step_seconds(work) == step_seconds(PERFORMANCE, work)
     assert costs.prefill_seconds(100, 20) == pytest.approx(
-        costs.step_seconds(64, chunk_token_pairs(20, 64), 84) + costs.step_seconds(16, chunk_token_pairs(84, 16), 100)
+        costs.step_seconds(chunk_work(20, 64)) + costs.step_seconds(chunk_work(84, 16))
     )
     padded = StepCosts([PERFORMANCE], (1, 16, 64, 256), 64)
-    assert padded.step_seconds(17, 0, 0) == costs.step_seconds(64, 0, 0) and padded.padded_rows(300) == 300
+    assert padded.step_seconds(StepWork(17)) == costs.step_seconds(StepWork(64)) and padded.padded_rows(300) == 300
 
 
 def test_what_a_plan_says() -> None:
     costs = StepCosts.from_manifest(MANIFEST)
-    assert costs.step_seconds(1, 1, 1) > 0 and costs.row_seconds > 0
+    assert costs.step_seconds(StepWork(1, 1)) > 0 and costs.row_seconds > 0
     assert costs.copy_seconds(1e9) == float("inf")
     linked = msgspec.structs.replace(MANIFEST.performance, rates=MANIFEST.performance.rates | {"host_link": rate(5e9)})
     assert StepCosts.from_manifest(msgspec.structs.replace(MANIFEST, performance=linked)).copy_seconds(1e9) == pytest.approx(0.2)
@@ -66,10 +68,8 @@ def scheduler_of(policy: Policy, buckets: tuple[int, ...] = ()) -> Scheduler:
 
 
 def predicted(batch: StepBatch, buckets: tuple[int, ...] = ()) -> float:
-    starts, context = batch.sequence_starts, batch.context_lengths
-    rows = np.diff(starts)
-    pairs = sum(chunk_token_pairs(int(end - count), int(count)) for count, end in zip(rows, context, strict=True))
-    return StepCosts([PERFORMANCE], buckets, 128).step_seconds(batch.rows, pairs, float(context.sum()))
+    work = work_of(batch.decode_rows, batch.positions, batch.context_lengths)
+    return StepCosts([PERFORMANCE], buckets, 128).step_seconds(work)
 
 
 requests = st.lists(
@@ -95,9 +95,12 @@ def test_prompts_stall_decoding_no_longer_than_they_may(
         decodes, prompts = batch.decode_rows, batch.rows - batch.decode_rows
         if decodes and prompts > 1:
             context = float(batch.context_lengths[:decodes].sum())
-            alone = StepCosts([PERFORMANCE], buckets, 128).step_seconds(decodes, context, context)
+            costs, work = StepCosts([PERFORMANCE], buckets, 128), StepWork(decodes, context)
             target = min(targets[name] for name in batch.request_ids[:decodes])
-            assert predicted(batch, buckets) <= max(target, alone / (1 - share)) + 1e-6 * decodes + 1e-9
+            end, rows = int(batch.context_lengths[decodes]), int(np.diff(batch.sequence_starts)[decodes])
+            one = costs.step_seconds(work.with_chunk(end - rows, 1))
+            limit = max(target, costs.step_seconds(work) / (1 - share), 1.1 * one)
+            assert predicted(batch, buckets) <= limit + 1e-6 * decodes + 1e-9
 
     for number, (length, outputs, target, steps) in enumerate(wanted):
         name = str(number)
@@ -130,6 +133,15 @@ def test_a_step_is_filled_to_its_target_with_several_prompts() -> None:
     plain.submit(make_request("p", [2] * 300, 2))
     batch = plain.schedule()
     assert batch is not None and batch.rows == 129
+
+
+def test_where_there_is_no_time_a_bucket_is_filled_all_the_same() -> None:
+    padded, exact = (StepCosts([PERFORMANCE], buckets, 128) for buckets in ((1, 16, 64, 256), ()))
+    assert StepTime(padded, StepWork(1, 100), 0.001, 0.0).rows_within(1000, 300) == 15
+    deep = StepTime(exact, StepWork(30, 100), 0.001, 0.0)
+    assert 1 < deep.rows_within(1000, 300) < 5
+    deep.add(1000, 5)
+    assert deep.rows_within(1000, 300) == 0
 
 
 def test_rows_go_to_the_edge_of_a_bucket() -> None:

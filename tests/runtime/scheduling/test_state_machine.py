@@ -60,7 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         size = blocks * 4 // block_tokens
         self.kv = KvManager(size, block_tokens, identity_tokens, "machine", True, host_units * unit, windows=pools)
         self.scheduler = Scheduler(self.limits, self.kv, pipeline)
-        self.scheduler._state.copied_blocks = lambda rows, token_pairs, context: copied_units * unit
+        self.scheduler._state.copied_blocks = lambda work: copied_units * unit
         self.scheduler._planner._load_blocks = lambda decodes: copied_units * unit
         self.device = ShadowDevice(self.kv, self.limits)
         self.pipelined = pipeline is not None

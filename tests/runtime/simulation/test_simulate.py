@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 from tokenspeed.plans.errors import UsageError
-from tokenspeed.plans.perf_model import chunk_token_pairs, prefill_chunks, step_seconds
+from tokenspeed.plans.perf_model import StepWork, chunk_work, prefill_chunks, step_seconds
 from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.policy import AGENTIC, PLAIN
@@ -27,11 +27,11 @@ from .tiny import crowd, in_two_stages, session, tiny_manifest
 def prefill_seconds(manifest: Manifest, tokens: int, cached: int = 0) -> float:
     performance = manifest.performance
     chunks = prefill_chunks(tokens, cached, manifest.schedule.prefill_chunk)
-    return sum(step_seconds(performance, rows, chunk_token_pairs(at, rows), at + rows) for at, rows in chunks)
+    return sum(step_seconds(performance, chunk_work(at, rows)) for at, rows in chunks)
 
 
 def decode_seconds(manifest: Manifest, context: int) -> float:
-    return step_seconds(manifest.performance, 1, context, context)
+    return step_seconds(manifest.performance, StepWork(1, context))
 
 
 @pytest.mark.parametrize("policy", [PLAIN, AGENTIC])

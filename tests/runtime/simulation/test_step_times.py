@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from tokenspeed.plans.perf_model import step_seconds
+from tokenspeed.plans.perf_model import StepModel, StepWork, step_seconds
 from tokenspeed.runtime.scheduling.step import BlockCopies, GroupedStep, StepBatch, empty_step
 from tokenspeed.runtime.simulation.errors import SimulationError
 from tokenspeed.runtime.simulation.step_times import StepTimes
@@ -28,19 +28,18 @@ def copies(count: int) -> tuple[BlockCopies, ...]:
 
 def test_a_step_takes_what_the_cost_model_says() -> None:
     manifest = tiny_manifest()
-    batch = step([[40], [7], [3, 4, 5, 6]])
+    batch = step([[40], [7], [3, 4, 5, 6]], decode_rows=2)
     found = StepTimes(manifest)(batch)
-    pairs = 41 + 8 + 4 + 5 + 6 + 7
-    assert found.stages == (step_seconds(manifest.performance, 6, pairs, 41 + 8 + 7),)
+    assert found.stages == (step_seconds(manifest.performance, StepWork(6, 41 + 8, 4 + 5 + 6 + 7, 7, 7)),)
     assert found.roofline == pytest.approx(found.stages[0] - 10 * 1e-3)
 
 
 def test_padded_targets_compute_whole_buckets() -> None:
     manifest = tiny_manifest()
     target = msgspec.structs.replace(manifest.target, row_padding="bucket")
-    padded = StepTimes(msgspec.structs.replace(manifest, target=target))(step([[40], [7]]))
-    assert padded.stages == (step_seconds(manifest.performance, 64, 49, 49),)
-    assert padded.roofline == StepTimes(manifest)(step([[40], [7]])).roofline, "padding is no work"
+    padded = StepTimes(msgspec.structs.replace(manifest, target=target))(step([[40], [7]], decode_rows=2))
+    assert padded.stages == (StepModel(manifest.performance).seconds(StepWork(2, 49), 64),)
+    assert padded.roofline == StepTimes(manifest)(step([[40], [7]], decode_rows=2)).roofline, "padding is no work"
 
 
 def test_groups_wait_for_the_slowest_and_stages_follow_each_other() -> None:
