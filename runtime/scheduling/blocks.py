@@ -56,7 +56,7 @@ class Handle:
         self._live = False
 
 
-class _PhysicalBlock(Handle):
+class PhysicalBlock(Handle):
     __slots__ = ("_index",)
 
     def __init__(self, index: int) -> None:
@@ -70,7 +70,7 @@ class _PhysicalBlock(Handle):
         return self._index
 
 
-class FreeBlock(_PhysicalBlock):
+class FreeBlock(PhysicalBlock):
     """Holds nothing."""
 
     __slots__ = ()
@@ -80,7 +80,7 @@ class FreeBlock(_PhysicalBlock):
         return WritableBlock(self._index)
 
 
-class WritableBlock(_PhysicalBlock):
+class WritableBlock(PhysicalBlock):
     """Belongs to one sequence, which may write it. Never shared."""
 
     __slots__ = ()
@@ -90,7 +90,7 @@ class WritableBlock(_PhysicalBlock):
         return FreeBlock(self._index)
 
 
-class FreeHostBlock(_PhysicalBlock):
+class FreeHostBlock(PhysicalBlock):
     """A block of the host's tier that holds nothing. Its index is its place there."""
 
     __slots__ = ()
@@ -100,7 +100,9 @@ class Unit:
     """An identity unit: `identity_tokens` tokens at a known place in a known prefix, and where their KV lies.
 
     `digest` covers the whole prefix up to and with `tokens` (int32, little-endian). `indices` are its blocks on the device,
-    `host` those of its copy on the host; empty where it has none. `users` counts the sealed handles, that of a save among them.
+    `host` those of its copy on the host; empty where it has none. `place` is its place on disk (stored_blocks.py), or -1;
+    `storing`: the host's copy is being written there. `users` counts the sealed handles, that of a save among them;
+    `used` numbers the last time that a sequence gave it back.
     `arriving`: the device's blocks are still to be filled from the host. `leaving`: a launched step saves it. `spoilt`: filling
     them failed, so that nobody may read them. `reuse`, `since` and `hint` (seconds) say when it is expected to be wanted again
     (order.py); `session` computed it, and `shared` says whether others have used it.
@@ -114,12 +116,15 @@ class Unit:
         "indices",
         "leaving",
         "parent",
+        "place",
         "reuse",
         "session",
         "shared",
         "since",
         "spoilt",
+        "storing",
         "tokens",
+        "used",
         "users",
     )
 
@@ -127,7 +132,8 @@ class Unit:
         self.digest, self.parent, self.tokens, self.indices = digest, parent, tokens, indices
         self.host: tuple[int, ...] = ()
         self.users = 0
-        self.arriving = self.leaving = self.spoilt = False
+        self.place, self.used = -1, 0
+        self.arriving = self.leaving = self.spoilt = self.storing = False
         self.reuse, self.since, self.hint = Reuse.IDLE, 0.0, 0.0
         self.session, self.shared = "", False
 
@@ -147,7 +153,7 @@ class Unit:
         return SealedBlock(self)
 
 
-class _UnitHandle(Handle):
+class UnitHandle(Handle):
     __slots__ = ("_unit",)
 
     def __init__(self, unit: Unit) -> None:
@@ -160,7 +166,7 @@ class _UnitHandle(Handle):
         return self._unit
 
 
-class SealedBlock(_UnitHandle):
+class SealedBlock(UnitHandle):
     """One user's share of a full, hashed, immutable unit. Where the unit is still arriving, a step that reads it comes with or
     after the one that loads it."""
 
@@ -179,10 +185,10 @@ class SealedBlock(_UnitHandle):
     def save(self, into: Sequence[FreeHostBlock]) -> SavingBlock:
         """Begin a copy to the host. The share goes with it: until the copy is done nobody frees what it reads."""
         self.consume()
-        return SavingBlock(self._unit, _taken(into))
+        return SavingBlock(self._unit, taken(into))
 
 
-class CachedBlock(_UnitHandle):
+class CachedBlock(UnitHandle):
     """A sealed unit that nobody uses: a later prompt may take it, or it is evicted."""
 
     __slots__ = ()
@@ -196,7 +202,7 @@ class CachedBlock(_UnitHandle):
         return _emptied(self._unit)
 
 
-class SavingBlock(_UnitHandle):
+class SavingBlock(UnitHandle):
     """In transfer to the host: a launched step reads the unit on the device and fills blocks of the host."""
 
     __slots__ = ("_into",)
@@ -229,7 +235,7 @@ class SavingBlock(_UnitHandle):
         return None if self._unit.users else CachedBlock(self._unit)
 
 
-class OffloadedBlock(_UnitHandle):
+class OffloadedBlock(UnitHandle):
     """A unit's copy on the host, whether or not the device has the unit too."""
 
     __slots__ = ()
@@ -239,7 +245,7 @@ class OffloadedBlock(_UnitHandle):
         if self.unit.indices:
             raise SchedulerMisuse("the device has this unit")
         self.consume()
-        self._unit.indices = _taken(into)
+        self._unit.indices = taken(into)
         return LoadingBlock(self._unit)
 
     def evict(self) -> tuple[FreeHostBlock, ...]:
@@ -247,7 +253,7 @@ class OffloadedBlock(_UnitHandle):
         return _forgotten(self._unit)
 
 
-class LoadingBlock(_UnitHandle):
+class LoadingBlock(UnitHandle):
     """In transfer to the device, or waiting for a step that carries it: both places belong to the transfer."""
 
     __slots__ = ()
@@ -283,18 +289,18 @@ class LoadingBlock(_UnitHandle):
 
 def seal(blocks: Sequence[WritableBlock], digest: bytes, parent: bytes, tokens: bytes) -> SealedBlock:
     """Writable -> sealed: the blocks of one unit, all their tokens computed and known. Consumes them."""
-    return SealedBlock(Unit(digest, parent, tokens, _taken(blocks)))
+    return SealedBlock(Unit(digest, parent, tokens, taken(blocks)))
 
 
 def restore(blocks: Sequence[WritableBlock], unit: Unit) -> SealedBlock:
     """Writable -> sealed where the unit is known but the device did not have it: computed anew, as its copy on the host is."""
     if unit.indices:
         raise SchedulerMisuse("the device has this unit")
-    unit.indices = _taken(blocks)
+    unit.indices = taken(blocks)
     return SealedBlock(unit)
 
 
-def _taken(blocks: Sequence[_PhysicalBlock]) -> tuple[int, ...]:
+def taken(blocks: Sequence[PhysicalBlock]) -> tuple[int, ...]:
     """Consume all of these, or none where one is consumed already."""
     indices = tuple(block.index for block in blocks)
     for block in blocks:

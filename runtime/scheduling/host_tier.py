@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .blocks import FreeBlock, FreeHostBlock, LoadingBlock, OffloadedBlock, Reuse, SavingBlock, SealedBlock, Unit
+from .disk_tier import DiskTier
 from .order import Clock, EvictionOrder
 
 
@@ -24,6 +25,7 @@ class HostTier:
     the newest first, because the device is to evict these last; then by expected reuse, the least recently used first.
     `unsaved` are cached units without a copy, in the order in which the device evicts them; `fresh` are units in use without
     one. A load waits for a step, then boards the one that is being planned, then is under way until that step is complete.
+    `lent` are copies that are being written to the tier below, `disk`, and whether they were spare.
     """
 
     def __init__(self, blocks: int, unit_blocks: int, clock: Clock) -> None:
@@ -39,6 +41,8 @@ class HostTier:
         self.saving: dict[int, list[SavingBlock]] = {}
         self.put_back: set[Unit] = set()
         self.arriving: dict[Unit, LoadingBlock] = {}
+        self.disk: DiskTier | None = None
+        self.lent: dict[Unit, bool] = {}
         self._next_place = 0
         self._room = 0
 
@@ -67,12 +71,14 @@ class HostTier:
             self.unsaved.add(unit, unit, first)
 
     def evicted(self, unit: Unit) -> bool:
-        """The device has it no more; whether the host has."""
+        """The device has it no more; whether the host has it, or the disk."""
         if unit in self.unsaved:
             self.unsaved.take(unit)
         if unit in self.spare:
             self.copies.add(unit, self.spare.pop(unit))
-        return bool(unit.host)
+        elif unit in self.lent:
+            self.lent[unit] = False
+        return bool(unit.host) or unit.place >= 0
 
     def regarded(self, unit: Unit, cached: bool) -> None:
         """Its expected reuse is another now; whether it is cached."""
@@ -82,16 +88,47 @@ class HostTier:
             self.unsaved.take(unit)
         if cached:
             self.cached(unit, False)
+        if self.disk is not None:
+            self.disk.regarded(unit, unit in self.copies or unit in self.spare)
 
     def _make_spare(self, unit: Unit) -> None:
         if unit in self.copies:
             self.spare[unit] = self.copies.take(unit)
+        elif unit in self.lent:
+            self.lent[unit] = True
+
+    def given_back(self, unit: Unit) -> None:
+        """The last sequence that used it does not use it any more."""
+        if self.disk is not None:
+            self.disk.regarded(unit, unit in self.copies or unit in self.spare)
+
+    # Copies at rest.
+
+    def rest(self, copy: OffloadedBlock, spare: bool) -> None:
+        """A copy is there, or there again; `spare`: it is given up first."""
+        if spare:
+            self.spare[copy.unit] = copy
+        else:
+            self.copies.add(copy.unit, copy)
+        if self.disk is not None:
+            self.disk.hosted(copy.unit)
+
+    def _left(self, unit: Unit) -> None:
+        """A copy is gone, or in transfer."""
+        if self.disk is not None:
+            self.disk.unhosted(unit)
+
+    def forget(self, unit: Unit) -> None:
+        """A unit is not to be found any more."""
+        if self.disk is not None:
+            self.disk.forget(unit)
 
     # Loads.
 
     def load(self, unit: Unit, into: Sequence[FreeBlock]) -> SealedBlock:
         """Bring a unit back for its first user."""
         block = self.copies.take(unit).load(into)
+        self._left(unit)
         self.waiting[unit] = WaitingLoad(self._next_place, block)
         self.arriving[unit] = block
         self._next_place += 1
@@ -115,7 +152,7 @@ class HostTier:
             return ()
         copy, freed = self.waiting.pop(unit).block.cancel()
         del self.arriving[unit]
-        self.copies.add(unit, copy)
+        self.rest(copy, False)
         return freed
 
     def begin_step(self, units: int) -> None:
@@ -136,20 +173,60 @@ class HostTier:
         """Whether there is room for a copy of a unit of this expected reuse; by eviction of what is worth no more, if allowed."""
         if len(self.free) >= self.unit_blocks or self.copies.lowest() is Reuse.GONE:
             return True
-        lowest = self.copies.lowest()
-        return evict and (bool(self.spare) or (lowest is not None and lowest <= reuse))
+        lowest, first = self.copies.lowest(), self.copies.first()
+        if not evict or self.spare:
+            return evict
+        if self.disk is not None and first is not None and first.unit in self.disk.unstored:
+            return False  # it is to be written to disk first
+        return lowest is not None and lowest <= reuse
+
+    def next_to_go(self) -> OffloadedBlock | None:
+        """The copy that is given up next."""
+        first = self.copies.first()
+        if self.spare and (first is None or self.copies.lowest() is not Reuse.GONE):
+            return next(reversed(self.spare.values()))
+        return first
 
     def evict(self) -> Unit:
         """Give one copy up: the unit it was of."""
         spare = self.spare and self.copies.lowest() is not Reuse.GONE
         block = self.spare.popitem()[1] if spare else self.copies.pop()
         unit = block.unit
+        self._left(unit)
         self.free.extend(reversed(block.evict()))
         return unit
 
     def save(self, share: SealedBlock, saves: list[SavingBlock]) -> None:
         """Let the step that is being planned copy a unit; there is room."""
         saves.append(share.save([self.free.pop() for _ in range(self.unit_blocks)]))
+
+    # Copies on their way to disk and back.
+
+    def touch(self, unit: Unit) -> None:
+        """A copy that nobody has on the device is wanted soon: of its kind it is given up last."""
+        if unit in self.copies:
+            self.copies.add(unit, self.copies.take(unit))
+
+    def lend(self, unit: Unit) -> OffloadedBlock:
+        """A copy at rest, to be written to disk."""
+        self.lent[unit] = unit in self.spare
+        return self.spare.pop(unit) if unit in self.spare else self.copies.take(unit)
+
+    def returned(self, copy: OffloadedBlock) -> None:
+        """It is written, or could not be."""
+        spare = self.lent.pop(copy.unit)
+        if spare:
+            self.spare[copy.unit] = copy
+        else:
+            self.copies.add(copy.unit, copy)
+
+    def fetched(self, copy: OffloadedBlock) -> None:
+        """A copy came from disk."""
+        unit = copy.unit
+        self.fresh.pop(unit, None)
+        if unit in self.unsaved:
+            self.unsaved.take(unit)
+        self.rest(copy, bool(unit.users))
 
     # Steps.
 

@@ -47,7 +47,14 @@ def _check_membership(state: SchedulerState) -> None:
     slots = state.slots
     running = [s for s in state.requests.values() if s.status is Status.RUNNING]
     waiting = [s for s in state.requests.values() if s.status is Status.WAITING]
-    _check(len(running) + len(waiting) == len(state.requests), "a finished request is still listed")
+    fetching = [s for s in state.requests.values() if s.status is Status.FETCHING]
+    _check(len(running) + len(waiting) + len(fetching) == len(state.requests), "a finished request is still listed")
+    _check(
+        {id(s) for s in fetching} == {id(s) for s in state.fetching.values()},
+        "others wait for the disk than those listed",
+    )
+    jobs = set() if state.kv.disk is None else {*state.kv.disk.storing, *state.kv.disk.fetching}
+    _check(all(s.fetches and s.fetches <= jobs for s in fetching), "a request waits for a job that is not under way")
     _check(len(waiting) == len(state.waiting), "the queue miscounts the waiting requests")
     _check({s.slot for s in running} == set(state.running), "slots and running requests disagree")
     occupied = {slot for slot in range(len(slots.phase)) if slots.phase[slot] != Phase.EMPTY}
@@ -63,6 +70,7 @@ def _check_membership(state: SchedulerState) -> None:
         _check(sum(session.running for session in state.table) == len(running), "sessions miscount their running requests")
         _check(sum(len(session.requests) for session in state.table) == len(state.requests), "sessions miscount their requests")
     _check(all(s.blocks is None for s in waiting), "a waiting request holds blocks")
+    _check(all(s.blocks is None for s in fetching), "a request that waits for the disk holds blocks")
     held = {id(s.blocks) for s in running}
     _check(held == {id(blocks) for blocks in state.kv.open_sequences()}, "blocks are held by no running request")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ...plans.errors import PlanError
 from ...plans.schema import KvGeometry
 from .blocks import Reuse, Unit
-from .errors import OutOfBlocks
+from .disk_tier import DiskJob, DiskTier, StoredUnit
+from .errors import OutOfBlocks, SchedulerMisuse
 from .order import Clock
 from .pool import BlockPool
 from .prefix import TOKEN_BYTES, chain_seed
@@ -110,6 +111,22 @@ class KvManager:
         """Tokens brought back from the host so far."""
         return self.pool.loaded_units * self.identity_tokens
 
+    @property
+    def disk_usage(self) -> float:
+        """Share of the places on disk that hold a unit or are being written, 0 to 1; 0 where there are none."""
+        disk = self.disk
+        return 0.0 if disk is None else 1 - len(disk.free) / disk.places
+
+    @property
+    def disk_tokens(self) -> dict[str, int]:
+        """Running totals of the tier on disk, as in `SchedulerStats`."""
+        disk, size = self.disk, self.identity_tokens
+        if disk is None:
+            return {}
+        units = {"stored": disk.written_units, "fetched": disk.read_units, "refused": disk.refused_units}
+        units["restored"] = disk.restored_units
+        return {f"{name}_tokens": count * size for name, count in units.items()}
+
     def seed(self, salt: str) -> bytes:
         return chain_seed(self.compatibility, salt)
 
@@ -118,7 +135,7 @@ class KvManager:
 
     def lookup(self, digests: Sequence[bytes], tokens: bytes) -> Hits:
         """The longest known prefix of a chain (its seed, then one digest per unit); changes nothing. O(units of the hit)."""
-        size, units, idle, reload, count = self.identity_tokens * TOKEN_BYTES, list[Unit](), 0, 0, 0
+        size, units, idle, reload, absent, count = self.identity_tokens * TOKEN_BYTES, list[Unit](), 0, 0, 0, 0
         behind, best = WindowHits(self.windows), Hits([], 0)
         for number, digest in enumerate(digests[1:]):
             of_unit = digests[number], tokens[number * size : (number + 1) * size]
@@ -128,10 +145,11 @@ class KvManager:
             units.append(unit)
             if not unit.indices:
                 reload += self.unit_blocks
+                absent += not unit.host or unit.storing
             elif not unit.users and not unit.arriving:
                 idle += self.unit_blocks
             if not self.windows or behind.tell(digest, *of_unit):
-                best, count = Hits(units, idle, reload), len(units)
+                best, count = Hits(units, idle, reload, (), absent), len(units)
         return best._replace(units=units[:count], windows=behind.last(count)) if self.windows else best
 
     def probable_units(self, digests: Sequence[bytes]) -> int:
@@ -167,7 +185,9 @@ class KvManager:
 
     def open(self, hits: Hits, owner: Owner = NOBODY, reserve: Sequence[int] = ()) -> SequenceBlocks:
         """Blocks for a new sequence that starts with `hits`, looked up since the last change of this manager; `reserve` blocks of
-        each window pool are for it."""
+        each window pool are for it. None of the hits may be `absent`."""
+        if hits.absent:
+            raise SchedulerMisuse(f"{hits.absent} units of the hits are on disk alone: fetch them first")
         held = [self.pool.hold(unit) for unit in hits.units]  # first, so that loads evict none of them
         sealed = [share or self.pool.load(unit) for share, unit in zip(held, hits.units, strict=True)]
         for unit in hits.units:
@@ -237,6 +257,51 @@ class KvManager:
             self._retiring.setdefault(last_step, []).append(blocks)
         else:
             self._give_back(blocks)
+
+    def add_disk(self, places: int, bytes_per_second: float, units: Iterable[StoredUnit] = ()) -> None:
+        """A tier on disk below the one on the host, of so many places for a unit each; once, before anything else. `units` are
+        there already, those that are to leave first before the others. Raises PlanError where there is no tier on the host, or
+        windows have pools of their own."""
+        tier = self.pool.tier
+        if tier is None or self.windows:
+            raise PlanError(
+                "a tier on disk is not possible for this plan",
+                where="kv",
+                expected="a tier in host memory, and no pools for windows",
+                got="no host_blocks" if tier is None else f"{len(self.windows)} windows",
+                fix="serve without --disk-kv" if tier is not None else "compile the plan with --host-kv",
+            )
+        tier.disk = DiskTier(places, self.clock, bytes_per_second)
+        tier.disk.restore(units, self.pool.index)
+
+    @property
+    def disk(self) -> DiskTier | None:
+        """The tier on disk, if there is one."""
+        return None if self.pool.tier is None else self.pool.tier.disk
+
+    def disk_jobs(self) -> list[DiskJob]:
+        """What is to be written to disk and read from there that was not told before. In the background, in any order; steps may
+        go on meanwhile."""
+        tier, disk = self.pool.tier, self.disk
+        return [] if tier is None or disk is None else self.pool.disk_jobs(tier, disk)
+
+    def disk_done(self, number: int, well: bool) -> None:
+        """A job is done; not `well`: what was to be written is not there, what was to be read is not what it was."""
+        tier, disk = self.pool.tier, self.disk
+        if tier is None or disk is None or number not in disk.storing.keys() | disk.fetching.keys():
+            raise SchedulerMisuse(f"no job {number} of the tier on disk is under way")
+        self.pool.disk_done(tier, disk, number, well)
+
+    def fetch(self, hits: Hits) -> set[int]:
+        """Begin to bring what is `absent` of hits just looked up back to the host, as far as there is room for it: the jobs after
+        which to look again."""
+        tier, disk = self.pool.tier, self.disk
+        return set() if tier is None or disk is None else self.pool.fetch(tier, disk, hits.units)
+
+    def fetch_seconds(self, hits: Hits) -> float:
+        """How long it takes to read what is absent from disk."""
+        disk = self.disk
+        return 0.0 if disk is None else hits.absent * self.unit_blocks * self.bytes_per_block / disk.bytes_per_second
 
     def begin_step(self, load_blocks: int) -> None:
         """A step is planned that may load so many blocks, and one unit at least. What waits longest is loaded first."""

@@ -12,10 +12,12 @@ from .host_tier import HostTier
 from .kv import KvManager
 from .pool import BlockPool
 from .sequence_blocks import SequenceBlocks
+from .stored_blocks import FetchingBlock, StoringBlock
 from .windows import WindowBlocks
 
 BlockState = Literal["free", "writable", "sealed", "cached", "loading"]
-HostState = Literal["free", "offloaded", "saving", "loading"]
+HostState = Literal["free", "offloaded", "saving", "loading", "storing", "fetching"]
+DiskState = Literal["free", "stored", "storing", "fetching"]
 
 
 def block_states(kv: KvManager, number: int = 0) -> dict[int, BlockState]:
@@ -53,6 +55,8 @@ def host_states(kv: KvManager, number: int = 0) -> dict[int, HostState]:
         ("offloaded", [index for block in copies for index in block.unit.host]),
         ("saving", [index for saves in tier.saving.values() for block in saves for index in block.into]),
         ("loading", [index for block in _loads(tier) for index in block.unit.host]),
+        ("storing", [index for block in _stores(tier) for index in block.unit.host]),
+        ("fetching", [index for block in _fetches(tier) for index in block.into]),
     )
     for state, indices in groups:
         for index in indices:
@@ -72,10 +76,31 @@ def _holders(kv: KvManager, number: int) -> Iterator[SequenceBlocks | WindowBloc
         yield holder.windows[number - 1] if number else holder
 
 
+def disk_states(kv: KvManager) -> dict[int, DiskState]:
+    """State of every place on disk, as `block_states`."""
+    tier, disk = kv.pool.tier, kv.disk
+    if tier is None or disk is None:
+        return {}
+    states: dict[int, DiskState] = {}
+    groups: tuple[tuple[DiskState, list[int]], ...] = (
+        ("free", [place.index for place in disk.free]),
+        ("stored", [block.unit.place for block in disk.stored]),
+        ("storing", [block.into for block in _stores(tier)]),
+        ("fetching", [block.unit.place for block in _fetches(tier)]),
+    )
+    for state, places in groups:
+        for place in places:
+            _require(place not in states, f"place {place} is {states.get(place)} and {state}")
+            states[place] = state
+    _require(states.keys() == set(range(disk.places)), "a place is in no state, or outside the disk")
+    return states
+
+
 def check_kv(kv: KvManager) -> None:
     """Raises IntegrityError naming the first invariant that is broken."""
     block_states(kv)
     host_states(kv)
+    disk_states(kv)
     users = Counter(block.unit for holder in kv.holders() for block in holder.sealed)
     if kv.pool.tier is not None:
         users.update(block.unit for saves in kv.pool.tier.saving.values() for block in saves)
@@ -83,6 +108,7 @@ def check_kv(kv: KvManager) -> None:
     _check_index(kv.pool, users)
     if kv.pool.tier is not None:
         _check_tier(kv.pool, kv.pool.tier, users)
+        _check_disk(kv.pool, kv.pool.tier)
     for at, window in enumerate(kv.windows):
         window.check(holder.windows[at] for holder in kv.holders())
     _require(all(step > kv.completed_step for step in kv.retiring_steps()), "blocks retire on a step that is complete")
@@ -104,7 +130,8 @@ def _check_index(pool: BlockPool, users: Counter[Unit]) -> None:
     for digest, unit in pool.index.items():
         _require(unit.digest == digest, f"unit at {unit.indices} is indexed under another digest")
         here = unit in users or unit in pool.cached or unit.arriving
-        _require(here or unit.host != (), f"indexed unit at {unit.indices} is neither sealed nor cached nor offloaded")
+        there = unit.host != () or unit.place >= 0
+        _require(here or there, f"indexed unit at {unit.indices} is neither sealed nor cached nor offloaded nor stored")
         _require(here == bool(unit.indices), f"indexed unit at {unit.indices} is not where it says")
         _require(unit in users or not unit.users, f"unit at {unit.indices} has unknown users")
 
@@ -133,6 +160,35 @@ def _check_tier(pool: BlockPool, tier: HostTier, users: Counter[Unit]) -> None:
     used = {unit for unit in users if pool.index.get(unit.digest) is unit}
     fresh = {unit for unit in used if not (unit.host or unit.leaving or unit.arriving)}
     _require(fresh == {*tier.fresh}, "the units in use without a copy are others than those listed")
+
+
+def _check_disk(pool: BlockPool, tier: HostTier) -> None:
+    disk, lent = tier.disk, {block.unit for block in _stores(tier)}
+    _require(lent == {*tier.lent}, "copies that are being written are others than those lent")
+    for unit, spare in tier.lent.items():
+        _require(unit.storing and len(unit.host) == pool.unit_blocks, f"copy at {unit.host} is lent but not being written")
+        _require(spare or not unit.users, f"copy at {unit.host} is not spare, but the unit is in use")
+        _require(bool(unit.indices) or not spare, f"copy at {unit.host} is spare, but the device does not have the unit")
+    _require({unit for unit in pool.index.values() if unit.storing} == lent, "a unit says that it is being written, but is not")
+    if disk is None:
+        return
+    fetching = {block.unit for block in _fetches(tier)}
+    there = {block.unit for block in disk.stored} | fetching
+    _require({unit for unit in pool.index.values() if unit.place >= 0} == there, "units on disk are others than those listed")
+    _require(not any(unit.host and not unit.leaving and not unit.indices for unit in fetching), "a unit is fetched in vain")
+    _require(disk.job_of.keys() == lent | fetching, "jobs are of other units than those in transfer")
+    at_rest = {*(block.unit for block in tier.copies), *tier.spare}
+    unstored = {*disk.unstored}
+    _require(unstored <= at_rest, "a unit is to be written that the host does not have")
+    _require(all(unit.place < 0 and unit.reuse is not Reuse.GONE for unit in unstored), "a unit is to be written for nothing")
+
+
+def _stores(tier: HostTier) -> list[StoringBlock]:
+    return [] if tier.disk is None else [*tier.disk.storing.values()]
+
+
+def _fetches(tier: HostTier) -> list[FetchingBlock]:
+    return [] if tier.disk is None else [*tier.disk.fetching.values()]
 
 
 def _loads(tier: HostTier) -> list[LoadingBlock]:

@@ -200,12 +200,17 @@ class StepPlanner:
         return max(alike, key=lambda sequence: (state.probably_cached(sequence), -sequence.due, -sequence.arrival))
 
     def _try_to_admit(self, sequence: Sequence) -> bool:
+        """False: it does not fit now. True: it has a slot, or has left the queue for what is brought back from disk for it."""
         state = self._state
         if not state.may_return(sequence) or self._is_blocked(sequence):
             return False
         if not state.slots.free and not self._may_take_a_slot(sequence):
             return False
         hits = state.find_hits(sequence)
+        if hits.absent:
+            if state.fetch(sequence, hits):
+                return True
+            hits = state.find_hits(sequence)
         if (not state.slots.free or max(state.shortages(sequence, hits)) > 0) and self._make_room(sequence, hits):
             hits = state.find_hits(sequence)
         if not state.slots.free or max(state.shortages(sequence, hits)) > 0:

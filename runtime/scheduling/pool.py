@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
 from .blocks import CachedBlock, FreeBlock, SavingBlock, SealedBlock, Unit, WritableBlock, restore, seal
+from .disk_tier import DiskJob, DiskTier
 from .host_tier import HostTier
 from .order import Clock, EvictionOrder
 from .step import BlockCopies
@@ -27,7 +28,7 @@ class BlockPool:
         self.cached = EvictionOrder[CachedBlock](clock)
         self.index: dict[bytes, Unit] = {}
         self.tier = HostTier(host_blocks, unit_blocks, clock) if host_blocks and share else None
-        self.evictions = self.saved_units = self.loaded_units = 0
+        self.evictions = self.saved_units = self.loaded_units = self._uses = 0
 
     @property
     def available(self) -> int:
@@ -96,7 +97,11 @@ class BlockPool:
         unit = share.unit
         cached = share.release()
         if cached is not None:
+            self._uses += 1
+            unit.used = self._uses
             self._keep_or_free(cached)
+            if self.tier is not None:
+                self.tier.given_back(unit)
         elif not unit.users:  # it is arriving
             assert self.tier is not None
             self.free.extend(reversed(self.tier.cancel(unit)))
@@ -146,13 +151,69 @@ class BlockPool:
 
     def _make_host_room(self, tier: HostTier) -> None:
         while len(tier.free) < self.unit_blocks:
-            unit = tier.evict()
-            if unit in self.cached:
-                tier.cached(unit, False)
-            elif unit.users:
-                tier.sealed(unit)
-            else:
-                del self.index[unit.digest]
+            self._evict_copy(tier)
+
+    def _evict_copy(self, tier: HostTier) -> None:
+        unit = tier.evict()
+        if unit in self.cached:
+            tier.cached(unit, False)
+        elif unit.users:
+            tier.sealed(unit)
+        else:
+            self._lost(unit)
+
+    def _lost(self, unit: Unit) -> None:
+        """A copy of the unit is gone; perhaps it was the last."""
+        if not (unit.indices or unit.host) and unit.place < 0:
+            del self.index[unit.digest]
+
+    # Copies to disk and back.
+
+    def disk_jobs(self, tier: HostTier, disk: DiskTier) -> list[DiskJob]:
+        """What is to be written, as much as is written at a time, and what is to be read."""
+        while (found := disk.next_to_store()) is not None:
+            unit, gone = found
+            if gone is not None:
+                self._lost(gone)
+            disk.store(tier.lend(unit))
+        return disk.take_jobs()
+
+    def fetch(self, tier: HostTier, disk: DiskTier, units: Sequence[Unit]) -> set[int]:
+        """Bring units that cannot be loaded yet back to the host, the first ones as far as there is room; jobs to wait for. None
+        gives way to another."""
+        absent = {unit: None for unit in units if not unit.indices}
+        for unit in absent:
+            tier.touch(unit)
+        jobs: set[int] = set()
+        for unit in absent:
+            if not (unit.host or unit in disk.job_of):
+                if not self._room_to_fetch(tier, absent):
+                    break
+                disk.fetch(unit, [tier.free.pop() for _ in range(self.unit_blocks)])
+            if unit in disk.job_of:
+                jobs.add(disk.job_of[unit])
+        return jobs
+
+    def _room_to_fetch(self, tier: HostTier, keep: Container[Unit]) -> bool:
+        while len(tier.free) < self.unit_blocks:
+            next_to_go = tier.next_to_go()
+            if next_to_go is None or next_to_go.unit in keep:
+                return False
+            self._evict_copy(tier)
+        return True
+
+    def disk_done(self, tier: HostTier, disk: DiskTier, number: int, well: bool) -> None:
+        """A job is over."""
+        if number in disk.storing:
+            tier.returned(disk.end_store(number, well))
+            return
+        unit = disk.fetching[number].unit
+        copy, freed = disk.end_fetch(number, well, not (unit.host or unit.leaving))
+        tier.free.extend(freed)
+        if copy is not None:
+            tier.fetched(copy)
+        else:
+            self._lost(unit)
 
     def complete_step(self, step_id: int) -> None:
         """The copies of this step and all before it are done."""
@@ -163,10 +224,7 @@ class BlockPool:
             for saving in self.tier.saving.pop(step):
                 unit = saving.unit
                 copy, cached = saving.done()
-                if cached is None:
-                    self.tier.spare[unit] = copy
-                else:
-                    self.tier.copies.add(unit, copy)
+                self.tier.rest(copy, cached is None)
                 saved.append((unit, cached))
             self._saved(self.tier, saved)
             self.saved_units += len(saved)
@@ -174,7 +232,8 @@ class BlockPool:
             for loading in self.tier.loading.pop(step):
                 unit = loading.unit
                 self.tier.arrive(unit)
-                self.tier.spare[unit], cached = loading.done()
+                copy, cached = loading.done()
+                self.tier.rest(copy, True)
                 if cached is not None:
                     self._keep_or_free(cached)
                 self.loaded_units += 1
@@ -197,6 +256,7 @@ class BlockPool:
             unit = loading.unit
             self.tier.arrive(unit)
             del self.index[unit.digest]
+            self.tier.forget(unit)
             freed, cached = loading.fail()
             self.tier.free.extend(reversed(freed))
             if cached is None:

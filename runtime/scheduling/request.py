@@ -98,6 +98,8 @@ class SchedulerStats(msgspec.Struct, frozen=True):
 
     `prefix_queries` and `prefix_hits` count the first time that a request has rows, and `host_hits` are those of the hits that
     were brought back from the host for it. `offloaded_tokens` and `reloaded_tokens` were copied to the host and back.
+    `disk_usage` is the share of the tier on disk that holds units; `stored_tokens` were written there, `fetched_tokens` read, and
+    `refused_tokens` could not be read or were not what they had been; `restored_tokens` were there when the engine started.
     `recomputed_tokens` are tokens whose KV was computed again because of a preemption; `discarded_tokens` were sampled for a
     request that had already ended.
     """
@@ -120,3 +122,8 @@ class SchedulerStats(msgspec.Struct, frozen=True):
     last_step_rows: int
     offloaded_tokens: int
     reloaded_tokens: int
+    disk_usage: float = 0.0
+    stored_tokens: int = 0
+    fetched_tokens: int = 0
+    refused_tokens: int = 0
+    restored_tokens: int = 0

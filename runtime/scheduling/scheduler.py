@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .batch import launch
 from .completion import complete, fail
 from .costs import StepCosts
+from .disk_tier import DiskJob, StoredUnit
 from .errors import DuplicateRequest, InvalidRequest, PromptTooLong, QueueFull, SchedulerMisuse
 from .flight import Flight
 from .integrity import check_state
@@ -101,6 +102,20 @@ class Scheduler:
         self._state.clock = seconds if self._state.clock is None else max(self._state.clock, seconds)
         self._state.kv.clock.now = self._state.clock
 
+    def add_disk(self, places: int, bytes_per_second: float, units: Iterable[StoredUnit] = ()) -> None:
+        """As `KvManager.add_disk`."""
+        self._state.kv.add_disk(places, bytes_per_second, units)
+
+    def disk_jobs(self) -> list[DiskJob]:
+        """What the tier on disk is to do, that was not told before. Each job is told to `disk_done` when it is done; steps go on
+        meanwhile."""
+        return self._state.kv.disk_jobs()
+
+    def disk_done(self, number: int, well: bool) -> None:
+        """A job is done, or could not be. Raises SchedulerMisuse for one that is not under way."""
+        self._state.kv.disk_done(number, well)
+        self._state.fetched(number)
+
     def end_turn(self, session_id: str, end: TurnEnd) -> None:
         """Hint: why the session's last turn ended, so when its next one is to be expected. Unknown sessions are ignored."""
         table = self._state.table
@@ -188,13 +203,15 @@ class Scheduler:
         state = self._state
         return SchedulerStats(
             running=len(state.running),
-            waiting=len(state.waiting),
+            waiting=len(state.waiting) + len(state.fetching),
             parked=state.waiting.parked,
             kv_usage=state.kv.usage,
             host_usage=state.kv.host_usage,
             evictions=state.kv.evictions,
             offloaded_tokens=state.kv.offloaded_tokens,
             reloaded_tokens=state.kv.reloaded_tokens,
+            disk_usage=state.kv.disk_usage,
+            **state.kv.disk_tokens,
             **asdict(state.counters),
         )
 

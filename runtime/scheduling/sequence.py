@@ -18,6 +18,8 @@ NO_SLOT = -1
 
 class Status(Enum):
     WAITING = auto()
+    FETCHING = auto()
+    """It waits for units on disk, and is not in the queue until they are on the host."""
     RUNNING = auto()
     FINISHED = auto()
 
@@ -31,7 +33,8 @@ class Sequence:
     ever had. `awaited_step`: the launched step that may still bring a token. `due` is policy rule 2's, `start_tag` its tenant's
     tag when it was first admitted; `service_seconds` of the machine it had while it held a slot, of `expected_seconds`.
     `reloaded_tokens`: how many of its cached tokens were brought back from the host when it was last admitted. `owner`: to whom
-    its blocks belong.
+    its blocks belong. `fetches` are the jobs of the tier on disk that it waits for; `fetched`: what was on disk was asked for
+    since it was last admitted, and is not asked for again.
     """
 
     __slots__ = (
@@ -44,6 +47,8 @@ class Sequence:
         "computed",
         "due",
         "expected_seconds",
+        "fetched",
+        "fetches",
         "had_rows",
         "length",
         "limit",
@@ -80,7 +85,8 @@ class Sequence:
         self.computed = 0
         self.preempted_in_round = self.awaited_step = -1
         self.reloaded_tokens = 0
-        self.had_rows = self.parked = False
+        self.had_rows = self.parked = self.fetched = False
+        self.fetches: set[int] = set()
 
     @property
     def request_id(self) -> str:

@@ -36,10 +36,11 @@ class SequenceBlocks(Handle):
 
 class Hits(NamedTuple):
     """The longest cached prefix: its units in order, and how many of the available blocks it takes: those of units without a
-    user (evictable until taken), and `reload_blocks` new ones for units that the host alone has. `windows`: the units of each
-    window pool that the next row sees."""
+    user (evictable until taken), and `reload_blocks` new ones for units that the device does not have. `absent` units of these
+    cannot be loaded before a job of the tier on disk is done. `windows`: the units of each window pool that the next row sees."""
 
     units: list[Unit]
     idle_blocks: int
     reload_blocks: int = 0
     windows: tuple[list[Unit], ...] = ()
+    absent: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...plans.perf_model import StepWork
 from . import policy
 from .admission import Admission
+from .blocks import Unit
 from .cohort import Cohort
 from .costs import NOMINAL_ROW_SECONDS, StepCosts
 from .fairness import SessionService, TenantShares
@@ -50,7 +51,8 @@ class Counters:
 
 
 class SchedulerState:
-    """Everything the scheduler knows. `requests` holds all unfinished ones, `running` those with a slot, by slot."""
+    """Everything the scheduler knows. `requests` holds all unfinished ones, `running` those with a slot, by slot, `fetching`
+    those that wait for units on disk instead of for their turn."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class SchedulerState:
         self.running: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
         self.loading: dict[int, Sequence] = {}
+        self.fetching: dict[str, Sequence] = {}
         self.admitted: list[Sequence] = []
         self.due: NDArray[np.float64] = np.zeros(limits.max_sequences)
         self.inter_token: NDArray[np.float64] = np.zeros(limits.max_sequences)
@@ -120,17 +123,49 @@ class SchedulerState:
         return sequence.preempted_in_round != self.round and sequence.awaited_step <= self.completed_step
 
     def find_hits(self, sequence: Sequence) -> Hits:
-        """Cached prefix of a waiting sequence; its last known token is always computed, for its logits. What is on the host alone
-        does not count where it is sooner computed than copied."""
+        """Cached prefix of a waiting sequence; its last known token is always computed, for its logits. What is not on the
+        device does not count where it is sooner computed than brought back."""
         sequence.hash_units((sequence.length - 1) // self.kv.identity_tokens)
         hits = self.find_cached(sequence.chain, sequence.tokens())
-        if not (hits.reload_blocks and self.rules.swap and self.costs is not None):
-            return hits
+        if hits.absent and (sequence.fetched or not self._is_sooner_back(hits)):
+            hits = self._up_to(sequence, hits, lambda unit: bool(unit.indices or unit.host))
+        if hits.reload_blocks and not self._is_sooner_back(hits):
+            hits = self._up_to(sequence, hits, lambda unit: bool(unit.indices))
+        return hits
+
+    def _is_sooner_back(self, hits: Hits) -> bool:
+        """Whether what the device does not have is sooner brought back than computed."""
+        if not self.rules.swap or self.costs is None:
+            return True
         there = next(number for number, unit in enumerate(hits.units) if not unit.indices)
         before, after = there * self.kv.identity_tokens, len(hits.units) * self.kv.identity_tokens
-        if self.costs.copy_seconds(hits.reload_blocks * self.kv.bytes_per_block) <= self.costs.prefill_seconds(after, before):
-            return hits
-        return self.kv.lookup(sequence.chain.first(there), token_bytes(sequence.tokens()[:before]))
+        back = self.costs.copy_seconds(hits.reload_blocks * self.kv.bytes_per_block) + self.kv.fetch_seconds(hits)
+        return back <= self.costs.prefill_seconds(after, before)
+
+    def _up_to(self, sequence: Sequence, hits: Hits, is_there: Callable[[Unit], bool]) -> Hits:
+        """The hits before the first unit that is not there."""
+        count = next((number for number, unit in enumerate(hits.units) if not is_there(unit)), len(hits.units))
+        return self.kv.lookup(sequence.chain.first(count), token_bytes(sequence.tokens()[: count * self.kv.identity_tokens]))
+
+    def fetch(self, sequence: Sequence, hits: Hits) -> bool:
+        """Let a waiting sequence wait for what is absent of its hits, out of the queue, so that others are admitted meanwhile.
+        False: the host has no room for any of it, so that it does not count."""
+        sequence.fetched |= any(not (unit.indices or unit.host) for unit in hits.units)
+        sequence.fetches = self.kv.fetch(hits)
+        if sequence.fetches:
+            sequence.status = Status.FETCHING
+            self.waiting.dropped(sequence)
+            self.fetching[sequence.request_id] = sequence
+        return bool(sequence.fetches)
+
+    def fetched(self, job: int) -> None:
+        """A job of the tier on disk is done: who waited for it alone is in the queue again, at its old place."""
+        for sequence in [*self.fetching.values()]:
+            sequence.fetches.discard(job)
+            if not sequence.fetches:
+                del self.fetching[sequence.request_id]
+                sequence.status = Status.WAITING
+                self.waiting.push(sequence)
 
     def probably_cached(self, sequence: Sequence) -> int:
         """About how many units of a waiting sequence's prompt are cached. O(log units)."""
@@ -171,6 +206,7 @@ class SchedulerState:
             sequence.start_tag = self.shares.start(sequence.request.tenant, sequence.expected_seconds)
             self.waiting.refresh(sequence.request.tenant)
         sequence.reloaded_tokens = hits.reload_blocks * self.kv.block_tokens
+        sequence.fetched = False
         self.slots.cached[slot] = sequence.cached_tokens
         self.running[slot] = self.loading[slot] = sequence
         if self.table is not None:
@@ -263,6 +299,8 @@ class SchedulerState:
         if sequence.status is Status.RUNNING:
             length = int(self.slots.length[sequence.slot])
             self._leave_slot(sequence)
+            sequence.status = Status.FINISHED
+        elif self.fetching.pop(sequence.request_id, None) is not None:
             sequence.status = Status.FINISHED
         else:
             sequence.status = Status.FINISHED

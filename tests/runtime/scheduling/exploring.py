@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenspeed.runtime.scheduling.blocks import Reuse
+from tokenspeed.runtime.scheduling.disk_tier import DiskJob
 from tokenspeed.runtime.scheduling.policy import Policy
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.step import StepBatch
@@ -23,7 +24,7 @@ class Frozen:
         self._shared: list[object] = []
         written = io.BytesIO()
         pickler = pickle.Pickler(written, pickle.HIGHEST_PROTOCOL)
-        pickler.dispatch_table = dict.fromkeys((Request, StepBatch, SchedulerLimits, Policy, Configuration), self._share)
+        pickler.dispatch_table = dict.fromkeys((Request, StepBatch, SchedulerLimits, Policy, Configuration, DiskJob), self._share)
         pickler.dump(world)
         self._bytes = written.getvalue()
 
@@ -47,7 +48,8 @@ def _shared(place: int) -> object:
 class Explored:
     """All states that were found, how many moves led there, and to which depth; `complete` when no further one turns up.
 
-    In how many of them something had been preempted, brought back from the host, evicted, or found in the cache; in how many a
+    In how many of them something had been preempted, brought back from the host, evicted, read from disk in vain or not, or found
+    in the cache; in how many a
     sequence has left blocks behind its window; in how many cached units have fallen in what is expected of them, some are wanted
     by nobody, and sessions are parked.
     """
@@ -58,6 +60,8 @@ class Explored:
     preempted: int = 0
     reloaded: int = 0
     evicted: int = 0
+    fetched: int = 0
+    refused: int = 0
     hit: int = 0
     behind: int = 0
     fallen: int = 0
@@ -70,6 +74,8 @@ class Explored:
         self.preempted += stats.preemptions > 0
         self.reloaded += stats.reloaded_tokens > 0
         self.evicted += any(pool.evictions > 0 for pool in (kv.pool, *(window.pool for window in kv.windows)))
+        self.fetched += stats.fetched_tokens > 0
+        self.refused += stats.refused_tokens > 0
         self.hit += stats.prefix_hits > 0
         self.behind += any(part.first > 0 for holder in kv.open_sequences() for part in holder.windows)
         cached = kv.pool.cached

@@ -19,19 +19,26 @@ class Figures:
     evictions: int = 0
     spoilt: int = 0
     preemptions: int = 0
+    stored: int = 0
+    fetched: int = 0
+    refused: int = 0
+    restored: int = 0
 
     def add(self, machine: SchedulerMachine, events: int) -> None:
         stats = machine.scheduler.stats()
         self.events += events
         self.saved, self.loaded = self.saved + stats.offloaded_tokens, self.loaded + stats.reloaded_tokens
         self.evictions, self.preemptions = self.evictions + stats.evictions, self.preemptions + stats.preemptions
+        self.stored, self.fetched = self.stored + stats.stored_tokens, self.fetched + stats.fetched_tokens
+        self.refused, self.restored = self.refused + stats.refused_tokens, self.restored + stats.restored_tokens
         self.spoilt += len(machine.device.spoilt_readers)
 
 
-def play(seed: int, figures: Figures, events: int = 120) -> None:
-    """One world of random events, then everything to its end. Raises what the checks of the machine raise."""
+def play(seed: int, figures: Figures, events: int = 120, on_disk: bool = False) -> None:
+    """One world of random events, then everything to its end. Raises what the checks of the machine raise. `on_disk`: with a tier
+    on disk that is much used."""
     chosen, machine = Random(seed), SchedulerMachine()
-    _start(machine, chosen)
+    _start(machine, chosen, on_disk)
     machine.sound()
     for _ in range(events):
         _event(machine, chosen)
@@ -40,7 +47,7 @@ def play(seed: int, figures: Figures, events: int = 120) -> None:
     figures.add(machine, events)
 
 
-def _start(machine: SchedulerMachine, chosen: Random) -> None:
+def _start(machine: SchedulerMachine, chosen: Random, on_disk: bool) -> None:
     machine.start(
         blocks=chosen.choice([4, 5, 5, 6, 8]),
         geometry=chosen.choice([(4, 4), (2, 4), (1, 1), (2, 2)]),
@@ -50,17 +57,18 @@ def _start(machine: SchedulerMachine, chosen: Random) -> None:
         prefill_chunk=chosen.choice([3, 12]),
         overlap=chosen.random() < 0.7,
         stages=chosen.choice([1, 1, 1, 3]),
-        host_units=chosen.choice([1, 4, 12, 40]),
+        host_units=chosen.choice([1, 2, 3, 4] if on_disk else [1, 4, 12, 40]),
+        places=chosen.choice([1, 2, 5, 40]) if on_disk else 0,
         copied_units=chosen.choice([1, 1, 2, 100]),
-        windows=chosen.choice([(), (), (1,), (6,), (4, 6)]),
+        windows=() if on_disk else chosen.choice([(), (), (1,), (6,), (4, 6)]),
         window_units=chosen.choice([0, 3, 20]),
     )
 
 
 def _event(machine: SchedulerMachine, chosen: Random) -> None:
     kind = chosen.choices(
-        ["submit", "next", "abort", "schedule", "execute", "complete", "fail", "hint", "tick", "serve"],
-        [3, 6, 1, 12, 3, 10, 2, 1, 1, 2],
+        ["submit", "next", "abort", "schedule", "execute", "complete", "fail", "hint", "tick", "serve", "job", "restart"],
+        [3, 6, 1, 12, 3, 10, 2, 1, 1, 2, 8, 0.3],
     )[0]
     launched = bool(machine.device.launched)
     session = chosen.choice(["", "one", "two"])
@@ -82,6 +90,10 @@ def _event(machine: SchedulerMachine, chosen: Random) -> None:
         machine.complete(chosen.random() < 0.5)
     elif kind == "fail" and launched:
         machine.fail(0)
+    elif kind == "job" and machine.device.jobs:
+        machine.end_job(chosen.randrange(100), chosen.random() < 0.8)
+    elif kind == "restart" and machine.kv.disk is not None and not launched:
+        machine.restart(0)
     elif kind == "hint":
         machine.hint(session or "one", chosen.choice(["tool_call", "end_of_turn", "close"]))
     elif kind == "tick":

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenspeed.runtime.scheduling.disk_tier import DiskJob, StoredUnit
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import BlockState, HostState, block_states, host_states
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
@@ -91,6 +92,12 @@ class ShadowDevice:
         self.of_windows = [np.full((w.pool.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64) for w in kv.windows]
         tier = kv.pool.tier
         self.host = np.full((0 if tier is None else tier.blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
+        places = 0 if kv.disk is None else kv.disk.places
+        self.disk = np.full((places, kv.unit_blocks, kv.block_tokens), NEVER_WRITTEN, dtype=np.int64)
+        self.disk_names: dict[int, StoredUnit] = {}
+        self.disk_salt: dict[int, str] = {}
+        self.jobs: dict[int, tuple[DiskJob, NDArray[np.int64]]] = {}
+        self.stored = self.fetched = self.refused = 0
         self.in_transfer: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self.host_salt: dict[int, str] = {}
         self.spoilt_readers: set[str] = set()
@@ -145,6 +152,38 @@ class ShadowDevice:
         for content in self.in_transfer[batch.step_id]:
             assert (content >= 0).all(), "a copy is made of what is not there"
         self.host[saves[1]], self.memory[loads[0]] = IN_TRANSFER, IN_TRANSFER
+
+    def begin_jobs(self, jobs: Sequence[DiskJob]) -> None:
+        """Jobs of the tier on disk: what they fill holds nonsense until they are done, and what they read must not change."""
+        for job in jobs:
+            content = self.disk[job.unit.place] if job.fetch else self.host[[*job.host]]
+            assert (content >= 0).all(), "a job copies what is not there"
+            if job.fetch:
+                assert self.disk_names[job.unit.place] == job.unit, "a place on disk holds another unit"
+                self.host[[*job.host]] = IN_TRANSFER
+            else:
+                self.disk[job.unit.place] = IN_TRANSFER
+            self.jobs[job.number] = job, content.copy()
+
+    def end_job(self, number: int, well: bool) -> None:
+        """A job is done, or failed."""
+        job, content = self.jobs.pop(number)
+        place, host = job.unit.place, [*job.host]
+        source, target = (self.disk[place], self.host[host]) if job.fetch else (self.host[host], self.disk[place])
+        assert (source == content).all(), "what a job reads was changed under way"
+        assert (target == IN_TRANSFER).all(), "what a job fills was written by another"
+        found = content if well else np.full_like(content, SPOILT)
+        if job.fetch:
+            self.host[host] = found
+            self.fetched += well * content.size
+            self.refused += (not well) * content.size
+            self.host_salt.update(dict.fromkeys(host, self.disk_salt[place]))
+        else:
+            self.disk[place] = found
+            self.stored += well * content.size
+            self.disk_names[place], self.disk_salt[place] = job.unit, self.host_salt[host[0]]
+        if job.fetch and not well:
+            self.disk[place] = SPOILT
 
     def _land_loads(self, batch: StepBatch) -> None:
         device, host = _pairs(batch.loads)

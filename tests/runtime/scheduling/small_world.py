@@ -2,7 +2,8 @@
 
 Events are requests, aborts, steps that complete with and without a stop token or fail, time that passes, and what is told of
 sessions. Contents are told apart by the whole prefix that they belong to, so that one wrong token shows. What a step in flight
-copies is nowhere until the step is run; what a failed step was to copy never is.
+copies is nowhere until the step is run; what a failed step was to copy never is. Jobs of the tier on disk are done in any order,
+or fail.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from tokenspeed.runtime.scheduling.disk_tier import DiskJob, StoredUnit
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, host_states, pool_of
 from tokenspeed.runtime.scheduling.policy import PLAIN, Policy
 from tokenspeed.runtime.scheduling.request import Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import BlockCopies, IntArray, StepBatch
+
+from .kv_helpers import chain_of
 
 STOP, GO = 9, 5
 BLOCK_TOKENS = 2
@@ -39,7 +43,8 @@ class Prompt(NamedTuple):
 
 class Configuration(NamedTuple):
     """`prompts` are submitted in this order. A step copies `copied` blocks each way at most, of each pool; `in_flight` steps may
-    be launched. `windows` are tokens that a row sees and blocks, by pool.
+    be launched. `windows` are tokens that a row sees and blocks, by pool. There are `places` on disk, where an earlier process left
+    `restored`, prefixes of one unit.
 
     Time passes by `ticks` seconds, one after the other; `hints` ("tool_call", "end_of_turn", "close") are told of every session,
     each once.
@@ -48,6 +53,8 @@ class Configuration(NamedTuple):
     prompts: tuple[Prompt, ...]
     blocks: int = 4
     host_blocks: int = 0
+    places: int = 0
+    restored: tuple[tuple[int, ...], ...] = ()
     copied: int = 1
     in_flight: int = 1
     sequences: int = 2
@@ -77,6 +84,10 @@ class World:
         )
         windows, size = configuration.windows, BLOCK_TOKENS
         self.kv = KvManager(configuration.blocks, size, size, "small", host_blocks=configuration.host_blocks, windows=windows)
+        self.disk: Contents = {}
+        self.jobs: list[DiskJob] = []
+        if configuration.places:
+            self._restore(configuration)
         limits = SchedulerLimits(4, 2, configuration.sequences, configuration.chunk, len(self.requests), 8)
         self.scheduler = Scheduler(limits, self.kv, policy=configuration.policy)
         self.scheduler._state.copied_blocks = CopyBudget(configuration.copied)
@@ -94,6 +105,14 @@ class World:
         self.read_in_vain: frozenset[str] = frozenset()
         self.look()
 
+    def _restore(self, configuration: Configuration) -> None:
+        units: list[StoredUnit] = []
+        for place, tokens in enumerate(configuration.restored):
+            chain, encoded = chain_of(self.kv, list(tokens))
+            units.append(StoredUnit(place, chain.digests[1], chain.digests[0], encoded))
+            self.disk[place] = tuple(tokens[: position + 1] for position in range(BLOCK_TOKENS))
+        self.kv.add_disk(configuration.places, 1.0, units)
+
     def look(self) -> None:
         """What the manager says of all blocks now. Raises IntegrityError where that makes no sense."""
         self.states = [dict(sorted(block_states(self.kv, pool).items())) for pool in self.pools]
@@ -107,6 +126,9 @@ class World:
         if self.flights:
             yield from (("complete", token) for token in ((GO, STOP) if len(self.flights[0].logit_rows) else (GO,)))
             yield "fail", 0
+        for number in range(len(self.jobs)):
+            yield "job done", number
+            yield "job failed", number
         live = self.scheduler._state.requests
         yield from (("abort", number) for number, request in enumerate(self.requests) if request.request_id in live)
         if self.ticked < len(self.configuration.ticks):
@@ -133,6 +155,8 @@ class World:
             self.ticked += 1
         elif kind == "schedule":
             self._schedule()
+        elif kind.startswith("job"):
+            self._end(self.jobs.pop(value), kind == "job done")
         elif kind == "complete":
             batch = self.flights.pop(0)
             self._run(batch)
@@ -151,7 +175,8 @@ class World:
 
     def _schedule(self) -> None:
         batch = self.scheduler.schedule()
-        if batch is None and not self.flights and self.scheduler.has_work:
+        self._take_jobs()
+        if batch is None and not self.flights and not self.jobs and self.scheduler.has_work:
             wake = self.scheduler.next_wake
             assert wake is not None and wake > self.now, "stuck"
             self._tick(wake)
@@ -159,6 +184,25 @@ class World:
             assert batch is not None, "stuck at its own time"
         if batch is not None:
             self._launch(batch)
+
+    def _take_jobs(self) -> None:
+        host = self.host[0]
+        for job in self.scheduler.disk_jobs():
+            (block,), place = job.host, job.unit.place
+            assert self.disk[place] if job.fetch else host[block], "nothing is copied"
+            if job.fetch:
+                host[block] = NOTHING
+            else:
+                self.disk[place] = NOTHING
+            self.jobs.append(job)
+
+    def _end(self, job: DiskJob, well: bool) -> None:
+        (block,), place = job.host, job.unit.place
+        if well and job.fetch:
+            self.host[0][block] = self.disk[place]
+        elif well:
+            self.disk[place] = self.host[0][block]
+        self.scheduler.disk_done(job.number, well)
 
     def _launch(self, batch: StepBatch) -> None:
         assert batch.rows or batch.loads, "a step does nothing"
@@ -212,13 +256,16 @@ class World:
     def check(self) -> None:
         """Everything that must hold in every state; `look` comes first."""
         self.scheduler.check_integrity()
+        for job in self.jobs:
+            assert all(self.hosted[0][block] == ("fetching" if job.fetch else "storing") for block in job.host)
         for pool in self.pools:
             self._check_flights(pool)
             self._check_contents(pool)
         if not self.scheduler.has_work:
             assert self.kv.available == self.kv.blocks
             assert all(window.unreserved == window.pool.available == window.pool.blocks for window in self.kv.windows)
-            assert {state for hosted in self.hosted for state in hosted.values()} <= {"free", "offloaded"}
+            at_rest = {"free", "offloaded", "storing", "fetching"}
+            assert {state for hosted in self.hosted for state in hosted.values()} <= at_rest
 
     def _check_flights(self, pool: int) -> None:
         """What launched steps read is there for them, and what they write is their own."""
@@ -242,7 +289,8 @@ class World:
         """Every unit that may be shared holds what its digest says, here and on the host."""
         for unit in pool_of(self.kv, pool).index.values():
             tokens = np.frombuffer(unit.tokens, "<i4").tolist()
-            for place, contents in ((unit.indices, self.device[pool]), (unit.host, self.host[pool])):
+            on_disk = () if unit.place < 0 else (unit.place,)
+            for place, contents in ((unit.indices, self.device[pool]), (unit.host, self.host[pool]), (on_disk, self.disk)):
                 if place and not (unit.arriving and contents is self.device[pool]):
                     found = contents[place[0]]
                     assert [prefix[-1] for prefix in found if isinstance(prefix, tuple)] == tokens, "a unit holds something else"

@@ -44,6 +44,7 @@ def key_of(world: World) -> Key:
         tuple(_contents(states, contents) for states, contents in zip(world.hosted, world.host, strict=True)),
         tuple((name, tuple(s.digests), s.end, s.closed) for name, s in kv.retention._sessions.items()),
         _sessions(world),
+        _disk(world),
     )
 
 
@@ -61,7 +62,7 @@ def _requests(world: World) -> Key:
         (
             name,
             (s.status.value, s.slot, s.tokens().tobytes(), s.computed, s.awaited_step > state.completed_step, s.had_rows),
-            (s.due, s.parked),
+            (s.due, s.parked, s.fetched, frozenset(job.unit.digest for job in world.jobs if job.number in s.fetches)),
         )
         for name, s in state.requests.items()
     )
@@ -136,6 +137,22 @@ def _tier(tier: HostTier | None, first: int) -> Key:
         tuple((step - first, tuple((s.unit.digest, s.into) for s in saves)) for step, saves in tier.saving.items()),
         tuple((step - first, tuple(s.unit.digest for s in loads)) for step, loads in tier.loading.items()),
         frozenset(unit.digest for unit in tier.put_back),
+    )
+
+
+def _disk(world: World) -> Key:
+    """Of the last uses of units their order alone."""
+    disk, tier, units = world.kv.disk, world.kv.pool.tier, world.kv.pool.index.values()
+    if disk is None or tier is None:
+        return ()
+    order = sorted({unit.used for unit in units})
+    return (
+        tuple(place.index for place in disk.free),
+        _order(disk.stored),
+        _order(disk.unstored),
+        frozenset((job.fetch, job.unit.place, job.unit.digest, job.host) for job in world.jobs),
+        tuple((unit.digest, spare) for unit, spare in tier.lent.items()),
+        tuple((unit.digest, unit.place, order.index(unit.used)) for unit in units),
     )
 
 

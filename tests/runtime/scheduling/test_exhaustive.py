@@ -45,6 +45,13 @@ def test_every_interleaving_with_a_host_tier(in_flight: int, host_blocks: int, c
     assert found.states > 800 and found.preempted > 100 and found.reloaded > 30
 
 
+def test_every_interleaving_with_a_tier_on_disk(capsys: pytest.CaptureFixture[str]):
+    """An earlier process left a prefix there; every job is done at any time, or fails."""
+    small = Configuration(RETURNING, blocks=2, host_blocks=1, places=1, restored=((1, 1),), sequences=1)
+    found = searched(small, capsys)
+    assert found.states > 1000 and found.fetched > 200 and found.refused > 200 and found.reloaded > 200
+
+
 def test_every_interleaving_with_a_window(capsys: pytest.CaptureFixture[str]):
     """Sequences of seven tokens of which a row sees two, in units of two."""
     found = searched(Configuration(LONG, blocks=5, windows=((2, 4),), in_flight=2, chunk=2), capsys)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tokenspeed.runtime.scheduling.disk_tier import StoredUnit
 from tokenspeed.runtime.scheduling.errors import PromptTooLong, QueueFull
 from tokenspeed.runtime.scheduling.kv import KvManager
-from tokenspeed.runtime.scheduling.kv_integrity import block_states, host_states
+from tokenspeed.runtime.scheduling.kv_integrity import block_states, disk_states, host_states
 from tokenspeed.runtime.scheduling.pipeline import Pipeline
 from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -32,6 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         overlap=st.booleans(),
         stages=st.sampled_from([1, 1, 2, 3, 5]),
         host_units=st.sampled_from([0, 1, 2, 4, 12, 40]),
+        places=st.sampled_from([0, 1, 3, 40]),
         copied_units=st.sampled_from([1, 1, 2, 5, 100]),
         windows=st.sampled_from([(), (), (1,), (3,), (9,), (4, 6)]),
         window_units=st.integers(0, 20),
@@ -47,6 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         overlap: bool,
         stages: int,
         host_units: int,
+        places: int,
         copied_units: int,
         windows: tuple[int, ...],
         window_units: int,
@@ -58,11 +62,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         least = [2 + -(-(window - 1) // identity_tokens) - (-2 * prefill_chunk // identity_tokens) for window in windows]
         pools = [(window, (units + window_units) * unit) for window, units in zip(windows, least, strict=True)]
         size = blocks * 4 // block_tokens
-        self.kv = KvManager(size, block_tokens, identity_tokens, "machine", True, host_units * unit, windows=pools)
-        self.scheduler = Scheduler(self.limits, self.kv, pipeline)
-        self.scheduler._state.copied_blocks = lambda work: copied_units * unit
-        self.scheduler._planner._load_blocks = lambda decodes: copied_units * unit
-        self.device = ShadowDevice(self.kv, self.limits)
+        self.geometry = size, block_tokens, identity_tokens, "machine", True, host_units * unit
+        self.pools, self.pipeline, self.copied = pools, pipeline, copied_units * unit
+        self.places = places if host_units and not windows else 0
+        self.begin_process(())
         self.pipelined = pipeline is not None
         self.depth = stages if pipeline is not None else 2 if overlap else 1
         self.live: dict[str, Request] = {}
@@ -71,6 +74,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.submitted = 0
         self.now = 0.0
         self.ended: list[tuple[str, list[int]]] = []
+
+    def begin_process(self, left: Sequence[StoredUnit]) -> None:
+        """With what an earlier one left on disk."""
+        self.kv = KvManager(*self.geometry, windows=self.pools)
+        if self.places:
+            self.kv.add_disk(self.places, 1.0, left)
+        self.scheduler = Scheduler(self.limits, self.kv, self.pipeline)
+        self.scheduler._state.copied_blocks = lambda work: self.copied
+        self.scheduler._planner._load_blocks = lambda decodes: self.copied
+        self.device = ShadowDevice(self.kv, self.limits)
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
@@ -113,6 +126,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.live[name], self.outputs[name] = request, []
         self.device.enter(request)
 
+    @precondition(lambda self: self.device.jobs)
+    @rule(which=st.integers(0, 99), well=st.sampled_from([True, True, True, False]))
+    def end_job(self, which: int, well: bool) -> None:
+        number = sorted(self.device.jobs)[which % len(self.device.jobs)]
+        self.device.end_job(number, well)
+        self.scheduler.disk_done(number, well)
+
+    @precondition(lambda self: not self.device.launched and self.kv.disk is not None)
+    @rule(chance=st.integers(0, 5))
+    def restart(self, chance: int) -> None:
+        """The process ends, whatever is under way; what is on disk stays there."""
+        if chance:
+            return
+        before, states = self.device, disk_states(self.kv)
+        left = [unit for place, unit in before.disk_names.items() if states[place] in ("stored", "fetching")]
+        self.begin_process(left)
+        self.device.disk, self.device.disk_names, self.device.disk_salt = before.disk, before.disk_names, before.disk_salt
+        assert self.scheduler.stats().restored_tokens == len(left) * self.kv.identity_tokens
+        self.live, self.outputs, self.generated = {}, {}, 0
+
     @precondition(lambda self: self.ended)
     @rule(which=st.integers(0, 99), kept=st.integers(50, 100), suffix=st.lists(st.integers(0, 2), max_size=3))
     def next_turn(self, which: int, kept: int, suffix: list[int]) -> None:
@@ -141,6 +174,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.schedule()
             if len(self.device.launched) == self.depth or (self.device.launched and not self.scheduler.has_work):
                 self.complete(False)
+            elif self.device.jobs and not self.device.launched:
+                self.end_job(0, True)
             self.sound()
 
     @rule(which=st.integers(0, 99))
@@ -158,6 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def schedule(self) -> None:
         batch = self.scheduler.schedule()
+        self.device.begin_jobs(self.scheduler.disk_jobs())
         if batch is not None:
             if self.pipelined:
                 named = {name for launched in self.device.launched for name in launched.request_ids}
@@ -169,7 +205,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.device.launched and wake is not None and wake > self.now:
                 self.tick(wake - self.now)  # a session's place is kept until then
                 self.schedule()
-            assert self.device.launched, "work is left, nothing is in flight, and nothing runs"
+            assert self.device.launched or self.device.jobs, "work is left, nothing is in flight, and nothing runs"
 
     @precondition(lambda self: self.device.launched)
     @rule()
@@ -225,6 +261,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert (stats.prefix_queries, stats.prefix_hits) == (self.device.queried, self.device.hit)
         assert stats.offloaded_tokens == self.device.saved and stats.reloaded_tokens <= self.device.loaded
         assert stats.host_hits <= stats.prefix_hits
+        told = stats.stored_tokens, stats.fetched_tokens, stats.refused_tokens
+        assert told == (self.device.stored, self.device.fetched, self.device.refused)
 
     def teardown(self) -> None:
         """Everything that is left runs to its end, and no block stays behind."""
@@ -233,8 +271,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         while self.scheduler.has_work:
             if len(self.device.launched) < self.depth:
                 self.schedule()
-            self.complete(False)
+            if self.device.launched:
+                self.complete(False)
+            elif self.device.jobs:
+                self.end_job(0, True)
             self.sound()
+        while self.device.jobs:
+            self.end_job(0, True)
         assert not self.live
         assert self.kv.available == self.kv.blocks
         assert all(window.unreserved == window.pool.available == window.pool.blocks for window in self.kv.windows)
