@@ -43,8 +43,8 @@ class Prompt(NamedTuple):
 
 class Configuration(NamedTuple):
     """`prompts` are submitted in this order. A step copies `copied` blocks each way at most, of each pool; `in_flight` steps may
-    be launched. `windows` are tokens that a row sees and blocks, by pool. There are `places` on disk, where an earlier process left
-    `restored`, prefixes of one unit.
+    be launched. `windows` are tokens that a row sees and blocks, by pool. There are `places` on disk, where an earlier process
+    left `restored`, prefixes of one unit.
 
     Time passes by `ticks` seconds, one after the other; `hints` ("tool_call", "end_of_turn", "close") are told of every session,
     each once.
