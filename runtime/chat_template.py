@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..plans.errors import PlanError
+from .call_arguments import json_with_arguments, plain
 
 Message = Mapping[str, Any]
 
@@ -41,10 +42,13 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise PlanError("the plan's chat template cannot be read", where="chat template", got=str(error)) from None
+        self.source = source
         self._special_tokens = dict(special_tokens)
         self.variables = frozenset(meta.find_undeclared_variables(tree))
         self.takes_tools = "tools" in self.variables
         self.takes_parts = _walks_content(tree)
+        self.reasoning_name = "thinking" if "message.thinking" in source and "reasoning_content" not in source else None
+        """The field of a message that it reads reasoning from, where it is not the usual one."""
 
     def render(
         self,
@@ -95,7 +99,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: Jinja's own filter escapes <, > and & for HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None and separators is None and not sort_keys:
+        return json_with_arguments(value, ensure_ascii=ensure_ascii)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=plain)
 
 
 def _walks_content(tree: nodes.Template) -> bool:

@@ -22,13 +22,21 @@ class Detokenizer(Protocol):
     def flush(self) -> str: ...
 
 
-def detokenizer(tokenizer: Tokenizer | None, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> Detokenizer:
-    """The detokenizer for text that continues `prompt`; without a tokenizer every text is empty."""
+def detokenizer(
+    tokenizer: Tokenizer | None,
+    prompt: Sequence[int] = (),
+    *,
+    skip_special_tokens: bool = True,
+    shown: frozenset[int] = frozenset(),
+) -> Detokenizer:
+    """The detokenizer for text that continues `prompt`; without a tokenizer every text is empty. `shown` are special tokens
+    that are not skipped."""
     if tokenizer is None:
         return _NoText()
+    skipped = tokenizer.special_tokens - shown if skip_special_tokens else frozenset[int]()
     if tokenizer.byte_level:
-        return ByteLevelDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
-    return WindowDetokenizer(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+        return ByteLevelDetokenizer(tokenizer, skipped)
+    return WindowDetokenizer(tokenizer, prompt, skipped)
 
 
 class _NoText:
@@ -42,9 +50,8 @@ class _NoText:
 class ByteLevelDetokenizer:
     """For vocabularies whose tokens are byte strings: an incremental UTF-8 decoder over their concatenation."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_tokens if skip_special_tokens else frozenset[int]()
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self._skipped = tokenizer, skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
@@ -61,9 +68,8 @@ class WindowDetokenizer:
     last as context. Text ending in U+FFFD may be an unfinished character and is held.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._skipped = tokenizer.special_tokens if skip_special_tokens else frozenset[int]()
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), skipped: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self._skipped = tokenizer, skipped
         self._window = [token for token in prompt[-_CONTEXT_TOKENS:] if token not in self._skipped]
         self._context = len(self._window)
         self._known = self._decode(self._window)
@@ -97,7 +103,7 @@ class WindowDetokenizer:
         return text[same:]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def _common_prefix(first: str, second: str) -> int:

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.reader import Plan
+from .entrypoint.tool_formats.names import NAMES
 from .host import check_host
 from .launcher import launched
 from .parent_death import end_with_parent
@@ -41,6 +42,10 @@ _KEYS = "TOKENSPEED_API_KEY"
 @click.option(
     "--service-tier", "service_tiers", multiple=True, metavar="NAME=PRIORITY[,DEADLINE_MS[,INTER_TOKEN_MS]]",
     help="What a request's service_tier means; may be repeated. [default: priority=-10,1000 default=0 flex=10,,1000]",
+)  # fmt: skip
+@click.option(
+    "--tool-parser", default="auto", show_default=True, type=click.Choice(["auto", "none", *NAMES]),
+    help="How the model writes tool calls; auto: as its chat template shows, none: answers stay text.",
 )  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="For --prompt and --chat. [default: what the context holds]")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 2), help="For --prompt and --chat.")
@@ -80,6 +85,7 @@ def main(
     api_keys: tuple[str, ...],
     keys_file: Path | None,
     service_tiers: tuple[str, ...],
+    tool_parser: str,
     max_tokens: int | None,
     temperature: float,
     seed: int | None,
@@ -143,6 +149,7 @@ def main(
             api_keys=api_keys,
             tenant_keys=() if keys_file is None else read_keys_file(keys_file),
             service_tiers=read_tiers(service_tiers),
+            tool_parser=tool_parser,
             drain_timeout=drain_timeout,
             prompt=prompt,
             chat=chat,

@@ -56,10 +56,12 @@ class CommonAnswer:
         )
 
     def visible(self, delta: Delta) -> bool:
-        return bool(delta.text or delta.scored or delta.finish_reason or (self._token_ids and delta.tokens))
+        shown = delta.text or delta.reasoning or delta.calls
+        return bool(shown or delta.scored or delta.finish_reason or (self._token_ids and delta.tokens))
 
     def ending(self, choice: Choice, delta: Delta) -> Json:
-        fields: Json = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+        reason = "tool_calls" if delta.finish_reason == "stop" and choice.whole_calls else delta.finish_reason
+        fields: Json = {"finish_reason": reason, "stop_reason": delta.stop_reason}
         if self._token_ids:
             fields["token_ids"] = delta.tokens
             if choice.index not in self._with_prompt:  # once, however many parts a stream has: it may be long

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from .access import ANYONE, Caller
+from .access import ANYONE, Caller, cache_salt
 from .api_error import ApiError, invalid
 from .cache_control import take_marks
 from .completions import chat_completions, completions
@@ -89,6 +89,8 @@ async def _tokenize(service: Service, request: Request, caller: Caller) -> ASGIA
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             arguments=body.chat_template_kwargs,
+            scope=cache_salt(caller.identity, None),
+            given=service.given_calls,
         )
     else:
         prompt = (await completion_prompts(service.model, body.prompt or ""))[0]

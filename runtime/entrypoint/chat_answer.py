@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..protocol import TokenLogprob
 from .answers import CommonAnswer, Json, finite
 from .choice import Choice, Delta, ScoredToken
+from .tool_formats.answer_parts import CallPart
 
 
 class ChatAnswer(CommonAnswer):
@@ -18,7 +19,11 @@ class ChatAnswer(CommonAnswer):
     def chunk(self, choice: Choice, delta: Delta) -> Json | None:
         if not self.visible(delta):
             return None
-        content = {"content": delta.text} if delta.text else {}
+        content: Json = {"content": delta.text} if delta.text else {}
+        if delta.reasoning:
+            content["reasoning_content"] = delta.reasoning
+        if delta.calls:
+            content["tool_calls"] = [_call_chunk(call) for call in delta.calls]
         logprobs = self._logprobs(choice, delta.scored)
         return self._chunk_body({"index": choice.index, "delta": content, "logprobs": logprobs} | self.ending(choice, delta))
 
@@ -26,7 +31,7 @@ class ChatAnswer(CommonAnswer):
         choices = [
             {
                 "index": choice.index,
-                "message": {"role": "assistant", "content": delta.text, "refusal": None},
+                "message": _message(delta),
                 "logprobs": self._logprobs(choice, delta.scored),
             }
             | self.ending(choice, delta)
@@ -52,3 +57,24 @@ class ChatAnswer(CommonAnswer):
     def _alternative(self, token: int, logprob: float) -> Json:
         spelled = self.token_bytes(token)
         return {"token": spelled.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(spelled)}
+
+
+def _message(delta: Delta) -> Json:
+    """Calls that were begun and are none are content already."""
+    calls = [call for call in delta.calls if call.whole]
+    message: Json = {"role": "assistant", "content": delta.text or None if calls else delta.text, "refusal": None}
+    if delta.reasoning:
+        message["reasoning_content"] = delta.reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls
+        ]
+    return message
+
+
+def _call_chunk(call: CallPart) -> Json:
+    """Id and name come once, with the call's first part."""
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}

@@ -14,6 +14,7 @@ from .request_types import ChatRequest, GenerationRequest
 from .sampling import choice_seed, sampling_parameters
 from .served_model import ServedModel
 from .tool_calls import ToolCallWatch
+from .tool_reading import ToolReading
 from .turn import Turn
 
 _MOST_CHOICES = 128
@@ -28,8 +29,10 @@ def make_choices(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    reading: ToolReading | None = None,
 ) -> list[Choice]:
-    """Choice i is sequence `{request_id}-{i}`, all of prompt 0 first; all are of one turn. Raises ApiError (400)."""
+    """Choice i is sequence `{request_id}-{i}`, all of prompt 0 first; all are of one turn. With `reading` their answers are read
+    for tool calls. Raises ApiError (400)."""
     count = request.n or 1
     if count * len(prompts) > _MOST_CHOICES:
         raise invalid("n", f"`n` times the number of prompts is {count * len(prompts)}; at most {_MOST_CHOICES} are served")
@@ -64,6 +67,8 @@ def make_choices(
                     prompt=number,
                     skip_special_tokens=skip,
                     tool_calls=watch,
+                    reader=reading.reader() if reading else None,
+                    shown=reading.shown if reading else frozenset(),
                 )
             )
     return choices

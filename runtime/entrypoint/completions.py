@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -28,6 +29,8 @@ from .refusals import refuse_unsupported
 from .request_types import ChatRequest, CompletionRequest, GenerationRequest
 from .service import Service
 from .streaming import DONE, EventStream, event, unless_disconnected
+from .tool_formats.answer_parts import joined_calls
+from .tool_reading import tool_reading
 from .turn import turn_of
 
 _log = logging.getLogger("tokenspeed.entrypoint")
@@ -51,11 +54,15 @@ async def chat_completions(service: Service, request: Request, caller: Caller) -
             add_generation_prompt=body.add_generation_prompt is not False,
             arguments=body.chat_template_kwargs,
             scope=turn.salt,
+            given=service.given_calls,
         )
+        reading = tool_reading(service.model, body, tools, prompt, partial(service.given_calls.remember, turn.salt))
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         max_tokens = body.max_completion_tokens or body.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        choices = make_choices(body, service.model, [prompt], request_id, turn, max_tokens=max_tokens, logprobs=logprobs)
+        choices = make_choices(
+            body, service.model, [prompt], request_id, turn, max_tokens=max_tokens, logprobs=logprobs, reading=reading
+        )
         answer = ChatAnswer(
             request_id,
             service.model.name,
@@ -145,6 +152,8 @@ async def _whole(generation: Generation, choices: Sequence[Choice], answer: Answ
 def _joined(deltas: Sequence[Delta]) -> Delta:
     return Delta(
         text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        calls=joined_calls(call for delta in deltas for call in delta.calls),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         scored=tuple(scored for delta in deltas for scored in delta.scored),
         finish_reason=deltas[-1].finish_reason,

@@ -45,6 +45,7 @@ class LaunchOptions:
     api_keys: tuple[str, ...]
     tenant_keys: tuple[TenantKey, ...]
     service_tiers: Mapping[str, ServiceTier]
+    tool_parser: str
     drain_timeout: float
     prompt: str | None
     chat: bool
@@ -99,7 +100,7 @@ async def _run(
     from .served_model import served_model
     from .service import Service
 
-    model = served_model(plan)
+    model = served_model(plan, options.tool_parser)
     client = EngineClient(sockets)
     metrics = Metrics(model.name, lambda: client.stats)
     client.on_news(metrics.observe_news)

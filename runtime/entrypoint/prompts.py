@@ -6,14 +6,20 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
+from ..call_arguments import CallArguments
 from ..chat_template import ChatTemplate, ChatTemplateError
 from ..tokenizer import Tokenizer
 from .api_error import ApiError, invalid
+from .given_calls import GivenCalls
 from .served_model import ServedModel
 
 Value = TypeVar("Value")
+Spelling = Callable[[str, Mapping[str, Any]], CallArguments]
+"""Arguments of a call, by its id, for a template."""
+
 _LONG_TEXT = 2000  # characters tokenized in well under a millisecond
 
 
@@ -54,9 +60,10 @@ async def chat_prompt(
     add_generation_prompt: bool = True,
     arguments: Mapping[str, Any] | None = None,
     scope: str | None = None,
+    given: GivenCalls | None = None,
 ) -> Prompt:
-    """The prompt the model's chat template makes of the messages; what is sent again in the same `scope` is tokenized once.
-    Raises ApiError (400)."""
+    """The prompt the model's chat template makes of the messages; what is sent again in the same `scope` is tokenized once, and
+    calls that were `given` out in it are spelled as they were. Raises ApiError (400)."""
     template = model.chat_template
     tokenizer = _tokenizer(model, "messages")
     if template is None:
@@ -64,7 +71,8 @@ async def chat_prompt(
     if tools and not template.takes_tools:
         raise invalid("tools", "`tools`: the chat template of this model does not take tools", code="unsupported_parameter")
     arguments = _template_arguments(arguments)
-    prepared = _prepare(messages, template)
+    spell = partial((given or GivenCalls(0)).arguments, scope or "")
+    prepared = [_prepare_message(message, index, template, spell) for index, message in enumerate(messages)]
 
     def render_and_encode() -> Prompt:
         try:
@@ -125,11 +133,7 @@ def _template_arguments(arguments: Mapping[str, Any] | None) -> Mapping[str, Any
     return arguments or {}
 
 
-def _prepare(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
-    return [_prepare_message(message, index, template) for index, message in enumerate(messages)]
-
-
-def _prepare_message(message: Mapping[str, Any], index: int, template: ChatTemplate) -> dict[str, Any]:
+def _prepare_message(message: Mapping[str, Any], index: int, template: ChatTemplate, spell: Spelling) -> dict[str, Any]:
     where = f"messages[{index}]"
     prepared = dict(message)
     if not isinstance(prepared.get("role"), str):
@@ -143,7 +147,11 @@ def _prepare_message(message: Mapping[str, Any], index: int, template: ChatTempl
     else:
         prepared["content"] = content or ""
     if isinstance(prepared.get("tool_calls"), list):
-        prepared["tool_calls"] = [_prepare_tool_call(call, where) for call in prepared["tool_calls"]]
+        prepared["tool_calls"] = [_prepare_tool_call(call, where, spell) for call in prepared["tool_calls"]]
+    if prepared.get("reasoning_content") and template.reasoning_name and template.reasoning_name not in prepared:
+        prepared[template.reasoning_name] = prepared["reasoning_content"]
+        if prepared.get("tool_calls"):
+            prepared["content"] = ""  # these templates take one of the two before a call
     return prepared
 
 
@@ -159,15 +167,19 @@ def _texts(parts: list[Any], where: str) -> list[str]:
     return texts
 
 
-def _prepare_tool_call(call: Any, where: str) -> dict[str, Any]:
-    """Templates walk over a call's arguments as an object; clients send them as JSON text."""
+def _prepare_tool_call(call: Any, where: str, spell: Spelling) -> dict[str, Any]:
+    """Templates walk over a call's arguments as an object, or take them as JSON text; clients send text."""
     if not isinstance(call, dict):
         raise invalid(f"{where}.tool_calls", f"`{where}.tool_calls` must be a list of objects")
     function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict):
         return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            return call
+    if isinstance(arguments, dict):
+        arguments = spell(str(call.get("id") or ""), arguments)
     return call | {"function": function | {"arguments": arguments}}

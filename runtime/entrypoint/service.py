@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from .access import ApiKeys
 from .api_error import ApiError, unavailable
 from .engine_client import EngineClient
+from .given_calls import GivenCalls
 from .metrics import Metrics
 from .served_model import ServedModel
 from .service_tiers import DEFAULT_TIERS, ServiceTier
@@ -30,6 +31,7 @@ class Service:
         self.model, self.engine, self.keys, self.metrics = model, engine, keys, metrics
         self.tiers = tiers
         self.body_limit = body_limit
+        self.given_calls = GivenCalls()
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()

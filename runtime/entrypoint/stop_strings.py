@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .held_back import possible_start
+
 
 class StopStrings:
     """Feed text with `push`; it returns the text safe to show and, once one is found, the stop string that ended it.
@@ -11,7 +13,6 @@ class StopStrings:
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
@@ -21,7 +22,7 @@ class StopStrings:
             position, stop = min(found)
             self._held = ""
             return held[:position], stop
-        keep = self._possible_start(held)
+        keep = possible_start(held, self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], None
 
@@ -29,10 +30,3 @@ class StopStrings:
         """The held text: the generation ended before it became a stop string."""
         held, self._held = self._held, ""
         return held
-
-    def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        for length in range(min(len(text), self._longest - 1), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -50,9 +51,18 @@ def tiny_model(template: str = TEMPLATE) -> ServedModel:
 class EngineThread:
     """The engine process's loop, in a thread; `kv_blocks` blocks of 4 tokens, and `host_blocks` on the host."""
 
-    def __init__(self, sockets: Sockets, *, kv_blocks: int = 512, host_blocks: int = 0, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        sockets: Sockets,
+        *,
+        max_context: int = MAX_CONTEXT,
+        kv_blocks: int = 512,
+        host_blocks: int = 0,
+        overlap: bool = True,
+    ) -> None:
         self.executor = EchoExecutor()
-        self.scheduler = Scheduler(LIMITS, KvManager(kv_blocks, 4, 8, "test", host_blocks=host_blocks))
+        limits = replace(LIMITS, max_context=max_context)
+        self.scheduler = Scheduler(limits, KvManager(kv_blocks, 4, 8, "test", host_blocks=host_blocks))
         self._sockets, self._overlap = sockets, overlap
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -84,12 +94,20 @@ class LiveServer:
         overlap: bool = True,
         kv_blocks: int = 512,
         host_blocks: int = 0,
+        model: ServedModel | None = None,
     ) -> None:
+        self._model = model or tiny_model()
         self._socket = listen("127.0.0.1", 0)
         self.url = url(self._socket)
         self._keys, self._body_limit = ApiKeys(keys, named), body_limit
         self._sockets = Sockets()
-        self.engine = EngineThread(self._sockets, kv_blocks=kv_blocks, host_blocks=host_blocks, overlap=overlap)
+        self.engine = EngineThread(
+            self._sockets,
+            max_context=self._model.max_context,
+            kv_blocks=kv_blocks,
+            host_blocks=host_blocks,
+            overlap=overlap,
+        )
         self.executor = self.engine.executor
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -98,7 +116,7 @@ class LiveServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        model = tiny_model()
+        model = self._model
         self.client = EngineClient(self._sockets)
         metrics = Metrics(model.name, lambda: self.client.stats)
         self.client.on_news(metrics.observe_news)
