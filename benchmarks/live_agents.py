@@ -13,6 +13,9 @@ waited for. Then the simulator plays the same traffic at the plan's own rates, w
 what a step costs the engine's loop, and what is between a client and the engine. Prints a table in Markdown, one of the errors of
 the predictions, and writes all reports to --out.
 
+With --paced nothing is computed, and no device is needed: server, engine loop and scheduler are the real ones, steps take what
+the plan predicts, and the errors are those of what the simulator leaves out.
+
 The device's pool should hold a few of the sessions and not all: compile the plan with little --memory (the weights' and some
 gigabytes more), so that few sessions show in two minutes what many do in an hour. --simulated with --pool-tokens tells
 beforehand what a plan with such a pool will show, and whether it fits the time.
@@ -62,6 +65,7 @@ def main() -> int:
     parser.add_argument("--host-seconds", type=float, help="of a step, for the simulator [default: measured]")
     parser.add_argument("--request-seconds", type=float, help="between client and engine, for the simulator [default: measured]")
     parser.add_argument("--simulated", action="store_true", help="predictions alone")
+    parser.add_argument("--paced", action="store_true", help="servers without a machine: steps take what the plan predicts")
     parser.add_argument("--pool-tokens", type=int, help="with --simulated: as if the device held so many")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
@@ -111,7 +115,8 @@ def _all(options: argparse.Namespace) -> dict[str, Result]:
             started, served = time.monotonic(), None
             if not options.simulated:
                 words = ["--weights", options.weights, *arm.words, *options.option]
-                served = play(plan_of(arm, options.plan, Path(folder)), words, traffic, options.warm_up_turns, Path(folder), text)
+                path = plan_of(arm, options.plan, Path(folder))
+                served = play(path, words, traffic, options.warm_up_turns, Path(folder), text, options.paced)
                 _say(f"{text}: measured in {time.monotonic() - started:.0f} s, {'; '.join(served.report.errors) or 'no errors'}")
             constants = Constants(
                 _first(options.host_seconds, served and served.host_seconds, _STEP_SECONDS),

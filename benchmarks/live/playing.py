@@ -19,14 +19,16 @@ from tokenspeed.runtime.benchmark.replay import ReplayReport
 from .served import Served
 from .traffic import Traffic
 
+_PACED = str(Path(__file__).with_name("paced_server.py"))
 _BENCH = "from tokenspeed.runtime.bench_cli import main; main()"
 
 
-def play(plan: Path, words: Sequence[str], traffic: Traffic, warm_up_turns: int, folder: Path, name: str) -> Served:
-    """Start `tokenspeed-run` on the plan with these words, warm it up, play the traffic to it, and stop it. Raises RuntimeError
-    when it does not start, and SystemExit with what the client said when that fails."""
+def play(plan: Path, words: Sequence[str], traffic: Traffic, warm_up_turns: int, folder: Path, name: str, paced: bool) -> Served:
+    """Start `tokenspeed-run` on the plan with these words, warm it up, play the traffic to it, and stop it; `paced`: over an
+    engine without a machine. Raises RuntimeError when it does not start, and SystemExit with what the client said when that
+    fails."""
     start = time.monotonic()
-    with Server([str(plan), *words], os.environ) as server:
+    with Server([str(plan), *words], os.environ, *([(_PACED,)] if paced else [])) as server:
         server.wait_ready()
         ready = time.monotonic()
         replay(server.url, traffic.warm_up_words(warm_up_turns), folder / f"{name}.warm-up.json")

@@ -19,6 +19,7 @@ from .engine_client import EngineClient, Sockets
 _LAST_NEWS_SECONDS = 0.5
 _EXIT_SECONDS = 5.0
 _STOPPED_SECONDS = 60.0
+ENGINE_MODULE = "tokenspeed.runtime.engine_process"
 
 
 class EngineError(TokenspeedError):
@@ -33,12 +34,12 @@ class EngineError(TokenspeedError):
 
 class EngineProcess:
     """A started engine. `options` are `EngineOptions` but for the two socket addresses. Needs no event loop to start,
-    so that it loads while the entrypoint still imports."""
+    so that it loads while the entrypoint still imports. `module` is what runs, with the options as its one argument."""
 
-    def __init__(self, sockets: Sockets, options: dict[str, object]) -> None:
+    def __init__(self, sockets: Sockets, options: dict[str, object], module: str = ENGINE_MODULE) -> None:
         arguments = msgspec.json.encode(options | {"commands": sockets.commands, "news": sockets.news}).decode()
         # -P: the current directory must not decide which `tokenspeed` runs. Its own session: Ctrl-C is for the entrypoint.
-        command = [sys.executable, "-P", "-m", "tokenspeed.runtime.engine_process", arguments]
+        command = [sys.executable, "-P", "-m", module, arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
         self._patience = float(str(options.get("step_timeout", _STOPPED_SECONDS)))
         self.was_stopped = False

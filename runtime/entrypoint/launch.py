@@ -18,7 +18,7 @@ from ...plans.reader import Plan
 from ..startup_clock import StartupClock
 from .access import ApiKeys
 from .engine_client import EngineClient, Sockets
-from .engine_session import EngineError, EngineProcess, engine_session
+from .engine_session import ENGINE_MODULE, EngineError, EngineProcess, engine_session
 from .keys_file import TenantKey, tenant_weights
 from .listening import listen, url
 from .service_tiers import ServiceTier
@@ -55,8 +55,8 @@ class LaunchOptions:
     as_json: bool
 
 
-def launch(plan: Plan, options: LaunchOptions, clock: StartupClock) -> None:
-    """The engine process is started before the HTTP stack is imported, so that the two load side by side.
+def launch(plan: Plan, options: LaunchOptions, clock: StartupClock, engine: str = ENGINE_MODULE) -> None:
+    """The engine process, module `engine`, is started before the HTTP stack is imported, so that the two load side by side.
 
     Raises TokenspeedError when the port is taken or the engine cannot start.
     """
@@ -65,10 +65,14 @@ def launch(plan: Plan, options: LaunchOptions, clock: StartupClock) -> None:
     try:
         served = options.prompt is None and not options.chat
         server = listen(options.host, options.port) if served else None
-        with closing(Sockets()) as sockets, closing(EngineProcess(sockets, _engine_options(plan, options))) as process:
+        with closing(Sockets()) as sockets, _process(plan, options, sockets, engine) as process:
             asyncio.run(_run(plan, options, clock, sockets, process, server))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _process(plan: Plan, options: LaunchOptions, sockets: Sockets, module: str) -> closing[EngineProcess]:
+    return closing(EngineProcess(sockets, _engine_options(plan, options), module))
 
 
 def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
