@@ -71,7 +71,8 @@ async def _model(service: Service, request: Request, caller: Caller) -> ASGIApp:
 def _model_card(service: Service) -> dict[str, object]:
     model = service.model
     card: dict[str, object] = {"id": model.name, "object": "model", "created": model.created, "owned_by": "tokenspeed"}
-    return card | {"max_model_len": model.max_context}
+    parser = model.tool_format.name if model.tool_format else None
+    return card | {"max_model_len": model.max_context, "tool_parser": parser}
 
 
 async def _tokenize(service: Service, request: Request, caller: Caller) -> ASGIApp:

@@ -146,10 +146,11 @@ async def _whole(generation: Generation, choices: Sequence[Choice], answer: Answ
     async with aclosing(generation.deltas()) as deltas:
         async for choice, delta in deltas:
             gathered[choice.index].append(delta)
-    return answer.whole([(choice, _joined(gathered[choice.index])) for choice in choices])
+    return answer.whole([(choice, joined(gathered[choice.index])) for choice in choices])
 
 
-def _joined(deltas: Sequence[Delta]) -> Delta:
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """What all parts of an answer say together."""
     return Delta(
         text="".join(delta.text for delta in deltas),
         reasoning="".join(delta.reasoning for delta in deltas),

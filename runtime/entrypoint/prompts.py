@@ -146,7 +146,9 @@ def _prepare_message(message: Mapping[str, Any], index: int, template: ChatTempl
         raise invalid(f"{where}.content", f"`{where}.content` must be a string or a list of text parts")
     else:
         prepared["content"] = content or ""
-    if isinstance(prepared.get("tool_calls"), list):
+    if not prepared.get("tool_calls"):
+        prepared.pop("tool_calls", None)  # templates ask whether the field is there; clients send null
+    elif isinstance(prepared["tool_calls"], list):
         prepared["tool_calls"] = [_prepare_tool_call(call, where, spell) for call in prepared["tool_calls"]]
     if prepared.get("reasoning_content") and template.reasoning_name and template.reasoning_name not in prepared:
         prepared[template.reasoning_name] = prepared["reasoning_content"]

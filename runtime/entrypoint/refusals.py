@@ -36,7 +36,7 @@ def refuse_unsupported(request: GenerationRequest) -> None:
 
 def _refuse_chat(request: ChatRequest) -> None:
     if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", 'only "none" and "auto": output cannot be constrained yet')
+        raise _unsupported("tool_choice", 'only "none" and "auto": a model cannot be made to call a tool yet')
     if request.modalities not in (None, ["text"]):
         raise _unsupported("modalities", 'only ["text"]')
     if request.top_logprobs is not None and not request.logprobs:

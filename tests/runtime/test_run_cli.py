@@ -93,6 +93,11 @@ def test_a_broken_tokenizer_ends_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 3 and "tokenizer" in result.stderr
 
 
+def test_an_unknown_tool_parser_is_answered_with_the_known_ones(plan: Path) -> None:
+    result = run(plan, "--tool-parser", "hermit")
+    assert result.exit_code == 2 and all(name in result.stderr for name in ("--tool-parser", "hermit", "auto", "none", "hermes"))
+
+
 @pytest.mark.parametrize("option", [("--keys-file", "nothing"), ("--service-tier", "priority=soon"), ("--without", "sense")])
 def test_options_that_are_not_understood(plan: Path, option: tuple[str, str]) -> None:
     result = run(plan, *option)

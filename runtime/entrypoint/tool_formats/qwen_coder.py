@@ -17,8 +17,9 @@ _LONGEST_NAME = 256
 def _calls(cursor: Cursor, output: Output, tools: ToolSchemas, mark: str) -> Steps[None]:
     """Models forget the outer tag at times."""
     if mark == _OPEN:
-        yield from cursor.spaces()
+        spaces = yield from cursor.spaces()
         yield from cursor.expect(_FUNCTION)
+        cursor.mark(mark + spaces + _FUNCTION)  # if it is no call with both tags, it is none with the inner one
     name, _ = yield from cursor.until((">",), _LONGEST_NAME)
     arguments = TaggedArguments(cursor, output, tools, name)
     while True:

@@ -152,6 +152,7 @@ def test_calls_are_forced_by_no_grammar_yet(hermes: tuple[LiveServer, OpenAI]) -
 )
 def test_marks_that_are_special_tokens(parser: str, text: str, content: str | None, reasoning: str | None) -> None:
     with serving(parser) as (_, client):
+        assert client.models.retrieve("tiny-model").model_dump()["tool_parser"] == parser
         message = ask(client, text).choices[0].message
         assert (message.content, getattr(message, "reasoning_content", None)) == (content, reasoning)
         assert [call.function.arguments for call in message.tool_calls] == ['{"at": 1}']

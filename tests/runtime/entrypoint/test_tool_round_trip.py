@@ -157,6 +157,13 @@ def test_templates_may_use_arguments_as_object_or_text(template: str, rendered: 
     assert asyncio.run(chat_prompt(tool_model(source), [message], given=given)).text == rendered
 
 
+def test_fields_that_clients_leave_null() -> None:
+    source = "{% if 'tool_calls' in messages[0] %}{{ messages[0].tool_calls | length }}{% else %}none{% endif %}"
+    for calls in (None, []):
+        message = {"role": "assistant", "content": "x", "tool_calls": calls}
+        assert asyncio.run(chat_prompt(tool_model(source), [message])).text == "none"
+
+
 def test_reasoning_goes_back_under_the_name_that_the_template_knows() -> None:
     source = "{% for message in messages %}{{ message.thinking }}|{{ message.content }}{% endfor %}"
     message: dict[str, Any] = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm."}
