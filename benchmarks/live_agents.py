@@ -9,9 +9,9 @@ serves a copy of the plan with so much of the host's memory as a tier (`plain@0`
 
 For each arm: `tokenspeed-run` is started, warmed up with other contents, and the trace is played to it (`tokenspeed-bench
 replay`, a closed loop; docs/benchmarking.md has the options), for --seconds at most: what has not ended by then is counted, not
-waited for. Then the simulator plays the same traffic at the plan's own rates, with the constants that this server's metrics gave:
-what a step costs the engine's loop, and what is between a client and the engine. Prints a table in Markdown, one of the errors of
-the predictions, and writes all reports to --out.
+waited for. Then the simulator plays the same traffic at the plan's own rates, with this server's constants: what a step cost the
+engine's loop, and what a request of few and of many tokens costs outside of steps, asked once the traffic is over. Prints a
+table in Markdown, one of the errors of the predictions, and writes all reports to --out.
 
 With --paced nothing is computed, and no device is needed: server, engine loop and scheduler are the real ones, steps take what
 the plan predicts, and the errors are those of what the simulator leaves out.
@@ -43,9 +43,6 @@ from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.benchmark.environment import environment
 
-_STEP_SECONDS, _REQUEST_SECONDS = 0.3e-3, 3e-3
-"""Constants where no server told them."""
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,8 +59,6 @@ def main() -> int:
     parser.add_argument("--time-scale", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=150.0, help="limit of one arm's traffic")
     parser.add_argument("--warm-up-turns", type=int, default=2)
-    parser.add_argument("--host-seconds", type=float, help="of a step, for the simulator [default: measured]")
-    parser.add_argument("--request-seconds", type=float, help="between client and engine, for the simulator [default: measured]")
     parser.add_argument("--simulated", action="store_true", help="predictions alone")
     parser.add_argument("--paced", action="store_true", help="servers without a machine: steps take what the plan predicts")
     parser.add_argument("--pool-tokens", type=int, help="with --simulated: as if the device held so many")
@@ -118,17 +113,10 @@ def _all(options: argparse.Namespace) -> dict[str, Result]:
                 path = plan_of(arm, options.plan, Path(folder))
                 served = play(path, words, traffic, options.warm_up_turns, Path(folder), text, options.paced)
                 _say(f"{text}: measured in {time.monotonic() - started:.0f} s, {'; '.join(served.report.errors) or 'no errors'}")
-            constants = Constants(
-                _first(options.host_seconds, served and served.host_seconds, _STEP_SECONDS),
-                _first(options.request_seconds, served and served.request_seconds, _REQUEST_SECONDS),
-            )
+            constants = served.constants if served else Constants()
             results[text] = Result(arm.label, predict(manifest, arm, traffic, trace, constants), constants, served)
             _say(f"{text}: {time.monotonic() - started:.0f} s in all, {constants}")
     return results
-
-
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
 
 
 def _say(text: str) -> None:

@@ -1,54 +1,25 @@
-"""`tokenspeed-run` over an engine without a machine (paced_engine.py), with a few of its options."""
+"""`tokenspeed-run` over an engine without a machine (paced_engine.py): the same options, for plans of any target.
+
+The command offers no other engine to its users, so two of its parts are replaced here: the one that starts the engine, and the
+one that asks whether this host can run the plan.
+"""
 
 from __future__ import annotations
 
-import argparse
-import sys
+from functools import partial
 
-from tokenspeed.plans.reader import Plan
-from tokenspeed.runtime.entrypoint.launch import LaunchOptions, launch
-from tokenspeed.runtime.entrypoint.service_tiers import DEFAULT_TIERS
-from tokenspeed.runtime.startup_clock import StartupClock
+from tokenspeed.plans.schema import Manifest
+from tokenspeed.runtime import run_cli
+from tokenspeed.runtime.entrypoint import launch
 
 ENGINE = "tokenspeed.benchmarks.live.paced_engine"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plan")
-    parser.add_argument("--weights", help="of no consequence")
-    parser.add_argument("--policy", default="agentic")
-    parser.add_argument("--without", action="append", default=[])
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    options = LaunchOptions(
-        plan=given.plan,
-        weights=None,
-        threads=None,
-        pin_threads=False,
-        overlap=True,
-        verify=False,
-        step_timeout=60.0,
-        policy=given.policy,
-        without=tuple(given.without),
-        host="127.0.0.1",
-        port=given.port,
-        api_keys=(),
-        tenant_keys=(),
-        service_tiers=DEFAULT_TIERS,
-        drain_timeout=5.0,
-        prompt=None,
-        chat=False,
-        max_tokens=None,
-        temperature=0.0,
-        seed=None,
-        as_json=given.json,
-    )
-    with Plan.open(given.plan) as plan:
-        launch(plan, options, StartupClock(), ENGINE)
-    return 0
+def any_host(_: Manifest) -> None:
+    """Nothing is computed."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli.check_host = any_host
+    launch.launch = partial(launch.launch, engine=ENGINE)
+    run_cli.main()

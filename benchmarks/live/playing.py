@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,8 @@ from mixed.asking import counters
 from tokenspeed.runtime.benchmark import http_stream
 from tokenspeed.runtime.benchmark.replay import ReplayReport
 
+from .predicted import Constants
+from .probing import constants, probe
 from .served import Served
 from .traffic import Traffic
 
@@ -31,16 +34,19 @@ def play(plan: Path, words: Sequence[str], traffic: Traffic, warm_up_turns: int,
     with Server([str(plan), *words], os.environ, *([(_PACED,)] if paced else [])) as server:
         server.wait_ready()
         ready = time.monotonic()
-        replay(server.url, traffic.warm_up_words(warm_up_turns), folder / f"{name}.warm-up.json")
+        if warm_up_turns:
+            replay(server.url, traffic.warm_up_words(warm_up_turns), folder / f"{name}.warm-up.json")
         warm, at = time.monotonic(), http_stream.Server.parse(server.url)
         before = asyncio.run(counters(at))
         path = folder / f"{name}.measured.json"
         replay(server.url, traffic.words(), path)
         after = asyncio.run(counters(at))
+        found = constants(asyncio.run(probe(at, traffic.max_context)), Constants())
         server.stop()
     report = msgspec.json.decode(path.read_bytes(), type=ReplayReport)
     used = {counter: value - before.get(counter, 0.0) for counter, value in after.items()}
-    return Served(report, used, ready - start, warm - ready)
+    served = Served(report, used, found, ready - start, warm - ready)
+    return replace(served, constants=replace(found, host_seconds=served.host_seconds(found.host_token_seconds)))
 
 
 def replay(url: str, words: Sequence[str], report: Path) -> None:

@@ -8,6 +8,7 @@ from math import inf
 import msgspec
 from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.simulation.clients import Arrival, Clients
+from tokenspeed.runtime.simulation.command import DEFAULT_HOST_TOKEN_SECONDS
 from tokenspeed.runtime.simulation.report import TrafficReport
 from tokenspeed.runtime.simulation.simulate import Scenario, play, report_of
 from tokenspeed.runtime.simulation.turns import TurnRecord
@@ -20,16 +21,18 @@ from .traffic import Traffic
 
 @dataclass(frozen=True)
 class Constants:
-    """What the plan's cost model does not tell: seconds of the host for each step, and between a client and the engine."""
+    """What the plan's cost model does not tell, as fields of `EngineSettings`."""
 
-    host_seconds: float
-    request_seconds: float
+    host_seconds: float = 0.3e-3
+    host_token_seconds: float = DEFAULT_HOST_TOKEN_SECONDS
+    request_seconds: float = 2e-3
+    request_token_seconds: float = 0.1e-6
 
 
 def predict(manifest: Manifest, arm: Arm, traffic: Traffic, trace: Trace, constants: Constants) -> TrafficReport:
     """Turns that did not end within the traffic's limit are left out, as the live client leaves them out."""
     manifest, limit = manifest_of(arm, manifest), traffic.seconds
-    settings = EngineSettings(constants.host_seconds, constants.request_seconds, closing=True)
+    settings = EngineSettings(**vars(constants), closing=True)
     scenario = Scenario(traffic.agents, traffic.time_scale, arm.policy(), settings, {"arm": arm.label})
     run = play(manifest, _Until(scenario.clients(trace.sessions), limit), scenario)
     kept = [record for record in run.records if record.result != "finished" or _ended(record, limit)]

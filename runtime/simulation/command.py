@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _POSITIVE = click.FloatRange(0, min_open=True)
 DEFAULT_AGENTS = 8
 DEFAULT_HOST_SECONDS = 0.5e-3
-"""Host time of a step: docs/simulation.md says where it was measured."""
+DEFAULT_HOST_TOKEN_SECONDS = 0.07e-6
+"""Host time of a step, and of a token of a sequence that begins or ends: docs/simulation.md says where they were measured."""
 
 _STANDARD_OUTPUT = "-"
 
@@ -42,7 +43,12 @@ _STANDARD_OUTPUT = "-"
 @click.option("--plain", is_flag=True, help="First come first served, least recently used evicted first: no feature at all.")
 @click.option("--rates", type=click.Path(path_type=Path), help="JSON file of rates: compute, bandwidth, dispatch, host_link.")
 @click.option("--host-seconds", default=DEFAULT_HOST_SECONDS, show_default=True, type=float, help="Host time of each step.")
+@click.option(
+    "--host-token-seconds", default=DEFAULT_HOST_TOKEN_SECONDS, show_default=True, type=float,
+    help="Host time for each token of a sequence that is admitted, and again when it ends.",
+)  # fmt: skip
 @click.option("--request-seconds", default=0.0, show_default=True, type=float, help="From a client's sending to the queue.")
+@click.option("--request-token-seconds", default=0.0, show_default=True, type=float, help="More for each token of the prompt.")
 @click.option("--no-overlap", is_flag=True, help="Schedule a step after the one ahead of it is done.")
 @click.option("--closing", is_flag=True, help="Clients say when a session has no further turn.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
@@ -65,7 +71,9 @@ def simulate(
     plain: bool,
     rates: Path | None,
     host_seconds: float,
+    host_token_seconds: float,
     request_seconds: float,
+    request_token_seconds: float,
     no_overlap: bool,
     closing: bool,
     json_file: str | None,
@@ -86,7 +94,9 @@ def simulate(
 
     if open_loop and agents is not None:
         raise UsageError("a loop is open or closed", where="--open-loop", expected="one of --agents and --open-loop", got="both")
-    for name, value in (("--host-seconds", host_seconds), ("--request-seconds", request_seconds), ("--time-scale", time_scale)):
+    given = {"--host-seconds": host_seconds, "--host-token-seconds": host_token_seconds, "--request-seconds": request_seconds}
+    given |= {"--request-token-seconds": request_token_seconds, "--time-scale": time_scale}
+    for name, value in given.items():
         if not 0 <= value < float("inf"):
             raise UsageError("this time is not usable", where=name, expected="a number of 0 or more", got=str(value))
     policy = leave_out(POLICIES["plain" if plain else "agentic"], without)
@@ -97,7 +107,14 @@ def simulate(
         sessions=sessions, max_turns=max_turns, context_scale=context_scale, most_gap=most_gap, session_rate=session_rate
     )
     played = shaped(read_trace(trace, trace_format), shape, _longest(manifest))
-    engine = EngineSettings(host_seconds, request_seconds, not no_overlap, closing=closing)
+    engine = EngineSettings(
+        host_seconds,
+        request_seconds,
+        not no_overlap,
+        closing=closing,
+        host_token_seconds=host_token_seconds,
+        request_token_seconds=request_token_seconds,
+    )
     loop = None if open_loop else agents or DEFAULT_AGENTS
     report = run(manifest, played, Scenario(loop, time_scale, policy, engine, {"id": plan_id, "path": str(plan)}))
     write_report(report, json_file, html_file)

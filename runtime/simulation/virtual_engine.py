@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 import numpy as np
@@ -14,7 +16,7 @@ from ..scheduling.errors import RequestRefused
 from ..scheduling.groups import GroupedScheduler
 from ..scheduling.request import Outcome, SchedulerStats
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.step import Step
+from ..scheduling.step import SlotAdmission, Step
 from ..traffic.session import Session
 from .clients import Arrival, Clients
 from .conversations import Conversations
@@ -31,7 +33,9 @@ _BLOCKED_WAIT_SECONDS, _BLOCKED_WAITS, _LONGEST_WAIT_SECONDS = 0.01, 1000, 1.0
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`host_seconds` is what scheduling and launching a step takes on the host, which goes on beside the machine's steps where
-    `overlap` is set. `request_seconds` pass between a client's sending a turn and its being queued (HTTP, templates, tokens).
+    `overlap` is set; `host_token_seconds` more for each token of a sequence when it is admitted, and when it ends, since its
+    blocks are looked up and given back one by one. `request_seconds`, and `request_token_seconds` for each token of the prompt,
+    pass between a client's sending a turn and its being queued (HTTP, templates, tokens).
 
     With `hints` the scheduler hears of sessions why turns ended; with `closing` also when a session has no further turn.
     """
@@ -41,6 +45,8 @@ class EngineSettings:
     overlap: bool = True
     hints: bool = True
     closing: bool = False
+    host_token_seconds: float = 0.0
+    request_token_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ class VirtualEngine:
         self._records: list[TurnRecord] = []
         self._timeline = TimelineRecorder()
         self._ended = 0.0
+        self._sent: list[tuple[float, int, Arrival]] = []  # by the time when they come to the queue
+        self._numbers = count()
 
     def run(self) -> Run:
         """Until every turn has ended. Raises SimulationStuck where the engine would."""
@@ -100,13 +108,12 @@ class VirtualEngine:
             self._take_arrivals(now)
             step = scheduler.schedule()
             if step is not None:
-                now += self._settings.host_seconds
+                now += self._settings.host_seconds + self._settings.host_token_seconds * sum(map(_tokens, step.admissions))
                 running.append(self._launch(step, now))
             if running:
                 blocked = 0
                 if step is None or len(running) >= most:
-                    now = max(now, running[0].end)
-                    self._complete(running.popleft(), now)
+                    now = self._complete(running.popleft(), now)
             elif scheduler.has_work:
                 blocked += 1
                 now = self._wait(now, blocked)
@@ -116,14 +123,16 @@ class VirtualEngine:
                 return self._result()
 
     def _take_arrivals(self, now: float) -> None:
-        until = now - self._settings.request_seconds
-        if self._next_arrival() <= now:  # even if the difference is rounded to less
-            until = max(until, self._clients.next_seconds)
-        for arrival in self._clients.take(until):
-            self._submit(arrival, now)
+        for arrival in self._clients.take(now):
+            turn = arrival.session.turns[arrival.turn]
+            delay = self._settings.request_seconds + self._settings.request_token_seconds * turn.prompt_tokens
+            heapq.heappush(self._sent, (arrival.seconds + delay, next(self._numbers), arrival))
+        while self._sent and self._sent[0][0] <= now:
+            self._submit(heapq.heappop(self._sent)[2], now)
 
     def _next_arrival(self) -> float:
-        return self._clients.next_seconds + self._settings.request_seconds
+        """When a turn is sent next, or comes to the queue."""
+        return min(self._sent[0][0], self._clients.next_seconds) if self._sent else self._clients.next_seconds
 
     def _submit(self, arrival: Arrival, now: float) -> None:
         session, number = arrival.session, arrival.turn
@@ -146,10 +155,15 @@ class VirtualEngine:
     def _launch(self, step: Step, now: float) -> _Launched:
         return _Launched(step.step_id, self._machine.launch(step, now), self._outputs.sampled(step))
 
-    def _complete(self, launched: _Launched, now: float) -> None:
-        live = self._live
+    def _complete(self, launched: _Launched, now: float) -> float:
+        """Wait for a step; the time when its news are out."""
+        live, now = self._live, max(now, launched.end)
         self._scheduler.tick(now)
-        for outcome in self._scheduler.complete(launched.step_id, launched.tokens):
+        outcomes = self._scheduler.complete(launched.step_id, launched.tokens)
+        if self._settings.host_token_seconds:
+            ended = [live[outcome.request_id].record for outcome in outcomes if outcome.finish_reason is not None]
+            now += self._settings.host_token_seconds * sum(record.prompt_tokens + record.output_tokens for record in ended)
+        for outcome in outcomes:
             if outcome.token is not None:
                 live[outcome.request_id].record.token_seconds.append(now)
             if outcome.finish_reason is not None:
@@ -158,6 +172,7 @@ class VirtualEngine:
             self._timeline.take(now, self._scheduler.stats(), self._machine.busy_seconds)
         if self._watch is not None:
             self._watch(now)
+        return now
 
     def _finish(self, outcome: Outcome, now: float) -> None:
         ended = self._live.pop(outcome.request_id)
@@ -204,3 +219,7 @@ class VirtualEngine:
             busy_seconds=machine.busy_seconds,
             roofline_seconds=machine.roofline_seconds,
         )
+
+
+def _tokens(admission: SlotAdmission) -> int:
+    return len(admission.prompt) + len(admission.output)

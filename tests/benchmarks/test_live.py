@@ -21,7 +21,7 @@ from tokenspeed.runtime.simulation.report import TrafficReport
 from ..plans.sample_plan import sample_entries, sample_manifest
 from ..runtime.simulation.tiny import crowd, tiny_manifest
 
-CONSTANTS = Constants(0.001, 0.003)
+CONSTANTS = Constants(0.001, 0.0, 0.003, 0.0)
 
 
 def traffic(seconds: float) -> Traffic:
@@ -61,12 +61,10 @@ def test_predictions_stop_with_the_time_and_errors_are_told() -> None:
     assert 0 < half.all.turns < trace.turns and half.makespan_seconds == whole.makespan_seconds / 2
     assert half.traffic["unfinished"] == trace.turns - half.all.turns
     used = {"prefix_cache_queries": 100.0, "prefix_cache_hits": 25.0, "engine_busy_seconds": whole.makespan_seconds / 4}
-    used |= {"engine_host_seconds": 1.0, "iteration_tokens_total_count": 500.0, "request_queue_time_seconds_count": 4.0}
-    used |= {"request_queue_time_seconds_sum": 0.1, "request_prefill_time_seconds_sum": 0.3}
-    served = Served(measured(whole), used, 1.0, 1.0)
-    assert (served.hit_rate, served.busy_share, served.host_seconds) == (0.25, 0.25, 0.002)
-    assert served.request_seconds == pytest.approx(whole.all.ttft_seconds.mean - 0.1)
-    assert Served(measured(half), used, 1.0, 1.0).request_seconds is None
+    used |= {"engine_host_seconds": 1.0, "iteration_tokens_total_count": 500.0}
+    served = Served(measured(whole), used, CONSTANTS, 1.0, 1.0)
+    assert (served.hit_rate, served.busy_share, served.host_seconds(0.0)) == (0.25, 0.25, 0.002)
+    assert served.host_seconds(1e-6) < 0.002
     results = {"a": Result("a", whole, CONSTANTS, served), "b": Result("b", half, CONSTANTS)}
     assert set(results["a"].errors().values()) == {0.0} and len(table(results).splitlines()) == 2 + 3
     assert error_table(results).splitlines()[-1].startswith("| a | +0% |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -63,13 +64,22 @@ def test_host_time_is_hidden_behind_steps_only_with_overlap() -> None:
     assert makespan(0.5, True) == pytest.approx(20 * 0.5 + decode_seconds(manifest, 29), abs=0.1), "the host is the limit"
 
 
-def test_requests_take_their_time_to_the_queue_however_it_is_rounded() -> None:
-    manifest, arrival, delay = tiny_manifest(), 0.1, 0.7
-    assert arrival + delay - delay < arrival
-    trace = Trace("one", (session("a", [(150, 1, 0.0)], arrival),))
-    scenario = Scenario(None, engine=EngineSettings(request_seconds=delay))
-    (record,) = play(manifest, scenario.clients(trace.sessions), scenario).records
-    assert record.first_token_seconds == pytest.approx(delay + prefill_seconds(manifest, 150))
+def test_requests_take_their_time_to_the_queue_and_tokens_theirs_on_the_host() -> None:
+    """Also where the sum of two times less one of them is less than the other."""
+    manifest, arrival, fixed, each = tiny_manifest(), 0.1, 0.7, 0.001
+    trace = Trace("one", (session("a", [(150, 5, 0.0)], arrival), session("b", [(20, 1, 0.0)], 50.0)))
+
+    def first(**settings: Any) -> tuple[float, float]:
+        scenario = Scenario(None, engine=EngineSettings(**settings))
+        found = play(manifest, scenario.clients(trace.sessions), scenario).records[0]
+        return found.first_token_seconds, found.turn_seconds
+
+    alone = first()
+    assert alone[0] == pytest.approx(prefill_seconds(manifest, 150))
+    assert first(request_seconds=fixed, request_token_seconds=each)[0] == pytest.approx(alone[0] + fixed + 150 * each)
+    found = first(host_token_seconds=each)
+    assert found[0] == pytest.approx(alone[0] + 150 * each), "looked up before its first step"
+    assert found[1] == pytest.approx(alone[1] + 150 * each + (150 + 4) * each), "and given back before its last token is told"
 
 
 @pytest.mark.parametrize("policy", [PLAIN, AGENTIC])
