@@ -8,7 +8,6 @@ from typing import Any
 
 from ..call_arguments import CallArguments
 from ..chat_template import ChatTemplate, ChatTemplateError
-from .tool_formats.tool_format import ToolFormat
 
 _TEXT, _NAMES = "PROBE-TEXT", ("probe_one", "probe_two")
 
@@ -17,29 +16,40 @@ _TEXT, _NAMES = "PROBE-TEXT", ("probe_one", "probe_two")
 class CallLayout:
     """`gap`: white space that the template puts between text and a call (None: no text is shown before calls, or something else
     is between), without which text that is given out comes back as the same tokens. `single`: it takes one call of an answer
-    only."""
+    only. `null_content`: it shows calls of answers alone whose content is null."""
 
     gap: str | None = None
     single: bool = False
+    null_content: bool = False
 
 
-def call_layout(template: ChatTemplate, tool_format: ToolFormat) -> CallLayout:
-    one, two = _rendered(template, _NAMES[:1]), _rendered(template, _NAMES)
-    if one is None:
-        return CallLayout()
-    behind = one.partition(_TEXT)[2]
-    found = [place for mark in tool_format.opens if (place := behind.find(mark)) >= 0]
+def call_layout(template: ChatTemplate, opens: Sequence[str] = ()) -> CallLayout:
+    """`opens`: what calls of the model's format begin with."""
+    with_text = _rendered(template, _TEXT, 1)
+    null_content = not _shown(with_text) and not _shown(_rendered(template, "", 1)) and _shown(_rendered(template, None, 1))
+    empty = None if null_content else ""
+    one, two = _rendered(template, empty, 1), _rendered(template, empty, 2)
+    single = _shown(one) and (two is None or two.count(_NAMES[1]) == (one or "").count(_NAMES[1]))
+    return CallLayout(_gap(with_text or "", opens), single, null_content)
+
+
+def _gap(rendered: str, opens: Sequence[str]) -> str | None:
+    behind = rendered.partition(_TEXT)[2]
+    found = [place for mark in opens if (place := behind.find(mark)) >= 0]
     gap = behind[: min(found)] if found else None
-    first_shown = one.count(_NAMES[0]) > one.count(_NAMES[1])
-    single = two is None or (first_shown and two.count(_NAMES[1]) == one.count(_NAMES[1]))
-    return CallLayout(None if gap is None or gap.strip() else gap, single)
+    return None if gap is None or gap.strip() else gap
 
 
-def _rendered(template: ChatTemplate, names: Sequence[str]) -> str | None:
-    """An answer with calls of these tools; both are offered, so that each is named once more."""
-    calls = [_call(index, name) for index, name in enumerate(names)]
+def _shown(rendered: str | None) -> bool:
+    """Whether the one call is there: both tools may be named beside it."""
+    return rendered is not None and rendered.count(_NAMES[0]) > rendered.count(_NAMES[1])
+
+
+def _rendered(template: ChatTemplate, content: str | None, calls: int) -> str | None:
+    """A conversation that ends with so many calls; None when the template fails on it."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "."}]
-    messages.append({"role": "assistant", "content": _TEXT, "tool_calls": calls})
+    made_up = [_call(index, name) for index, name in enumerate(_NAMES[:calls])]
+    messages.append({"role": "assistant", "content": content, "tool_calls": made_up})
     try:
         return template.render(messages, tools=[_tool(name) for name in _NAMES], add_generation_prompt=False)
     except ChatTemplateError:

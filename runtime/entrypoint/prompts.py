@@ -73,6 +73,8 @@ async def chat_prompt(
     arguments = _template_arguments(arguments)
     spell = partial((given or GivenCalls(0)).arguments, scope or "")
     prepared = [_prepare_message(message, index, template, spell) for index, message in enumerate(messages)]
+    if any("tool_calls" in message for message in prepared) and model.call_layout.null_content:
+        prepared = [message | {"content": None} if "tool_calls" in message else message for message in prepared]
 
     def render_and_encode() -> Prompt:
         try:

@@ -50,9 +50,9 @@ class ServedModel:
 
     @cached_property
     def call_layout(self) -> CallLayout:
-        if self.tool_format is None or self.chat_template is None:
+        if self.chat_template is None:
             return CallLayout()
-        return call_layout(self.chat_template, self.tool_format)
+        return call_layout(self.chat_template, self.tool_format.opens if self.tool_format else ())
 
 
 def served_model(plan: Plan, tool_parser: str = AUTO) -> ServedModel:

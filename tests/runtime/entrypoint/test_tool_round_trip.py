@@ -27,6 +27,11 @@ from .tool_models import HERMES_STYLE, LLAMA_STYLE, tool_model
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("look", "find")
 ]
+NULL_CONTENT = """
+{%- for message in messages %}
+{%- if message.content is none %}{% for call in message.tool_calls %}{{ call.function.name }}{% endfor %}
+{%- else %}{{ message.content }}{% endif %}
+{%- endfor %}"""
 ASKED: list[Any] = [{"role": "user", "content": "Look, please."}]
 
 
@@ -127,11 +132,13 @@ def test_only_unusual_spellings_are_kept_and_not_for_ever() -> None:
         ("{{ raise_exception('no') }}", CallLayout()),
         ("{{ messages[-1].content }}<tool_call>{{ messages[-1].tool_calls[0].function.name }}", CallLayout("", single=True)),
         ("{{ messages[-1].content }}:<tool_call>", CallLayout()),
+        (NULL_CONTENT, CallLayout(null_content=True)),
     ],
 )
 def test_how_a_template_lays_out_calls(source: str, layout: CallLayout) -> None:
     by_name = {found.name: found for found in FORMATS}
-    assert call_layout(ChatTemplate(source, {}), by_name["llama3_json" if source is LLAMA_STYLE else "hermes"]) == layout
+    found = by_name["llama3_json" if source is LLAMA_STYLE else "hermes"]
+    assert call_layout(ChatTemplate(source, {}), found.opens) == layout
 
 
 @pytest.mark.parametrize(
@@ -155,6 +162,13 @@ def test_templates_may_use_arguments_as_object_or_text(template: str, rendered: 
     call = {"id": "id", "function": {"name": "look", "arguments": '{"b": 1, "a": []}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     assert asyncio.run(chat_prompt(tool_model(source), [message], given=given)).text == rendered
+
+
+def test_templates_that_see_calls_by_null_content() -> None:
+    call = {"id": "id", "function": {"name": "look", "arguments": "{}"}}
+    for content in ("I look.", "", None):
+        messages = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": content, "tool_calls": [call]}]
+        assert asyncio.run(chat_prompt(tool_model(NULL_CONTENT), messages)).text == "alook"
 
 
 def test_fields_that_clients_leave_null() -> None:
