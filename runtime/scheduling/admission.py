@@ -28,6 +28,7 @@ class Admission:
         self._ready = WaitingQueue(False, shares, rules.aging_seconds, rules.patience_seconds)
         self._parked = WaitingQueue(True, shares, rules.aging_seconds, rules.patience_seconds)
         self._blocked: tuple[Session, int, bool, bool] | None = None
+        self._fitted = -1
         self.wake: float | None = None
         """When a parked session may take the place of one that is idle until then; None: time changes nothing."""
 
@@ -63,6 +64,7 @@ class Admission:
 
         `machine_idle` says that nothing runs; `shared`(sequence) how many of its first tokens others have computed.
         """
+        self._park_the_excess(now)
         while True:
             ready, parked = self._ready.first(), self._parked.first()
             if parked is None or self._table is None:
@@ -83,6 +85,19 @@ class Admission:
                 if forced:
                     self._losses.lose(now, other.recompute)
             self._admit(session)
+
+    def _park_the_excess(self, now: float | None) -> None:
+        """Sessions grow after they were admitted. Where they do not fit together any more, those that will be away longest give
+        up their places, else each loses a part of what it returns to."""
+        table = self._table
+        if table is None or table.admitted_tokens <= table.capacity or self._fitted == table.version:
+            return
+        away = [session for session in table.admitted.values() if not session.running]
+        for session in sorted(away, key=lambda session: (bool(session.requests), -session.remaining(now or 0.0))):
+            if table.admitted_tokens <= table.capacity or len(table.admitted) == 1:
+                break
+            self._park(session)
+        self._fitted = table.version
 
     def _is_blocked(self, found: tuple[Session, int, bool, bool], now: float | None) -> bool:
         """Whether nothing has changed since a session was found not to fit: saves the search each step."""

@@ -23,9 +23,10 @@ class HostTier:
 
     Copies leave in this order: those of units that nobody will want again; *spare* ones, which the device has taken up again,
     the newest first, because the device is to evict these last; then by expected reuse, the least recently used first.
-    `unsaved` are cached units without a copy, in the order in which the device evicts them; `fresh` are units in use without
-    one. A load waits for a step, then boards the one that is being planned, then is under way until that step is complete.
-    `lent` are copies that are being written to the tier below, `disk`, and whether they were spare.
+    `unsaved` are cached units that are to have a copy and have none yet, `saved` all other cached ones, each in the order in
+    which the device evicts them; `fresh` are units in use without a copy. A load waits for a step, then boards the one that is
+    being planned, then is under way until that step is complete. `lent` are copies that are being written to the tier below,
+    `disk`, and whether they were spare.
     """
 
     def __init__(self, blocks: int, unit_blocks: int, clock: Clock) -> None:
@@ -33,7 +34,7 @@ class HostTier:
         self.free = [FreeHostBlock(index) for index in reversed(range(blocks))]
         self.copies = EvictionOrder[OffloadedBlock](clock)
         self.spare: OrderedDict[Unit, OffloadedBlock] = OrderedDict()
-        self.unsaved = EvictionOrder[Unit](clock)
+        self.unsaved, self.saved = EvictionOrder[Unit](clock), EvictionOrder[Unit](clock)
         self.fresh: OrderedDict[Unit, None] = OrderedDict()
         self.waiting: OrderedDict[Unit, WaitingLoad] = OrderedDict()
         self.boarding: list[LoadingBlock] = []
@@ -57,23 +58,31 @@ class HostTier:
 
     def taken(self, unit: Unit) -> None:
         """A cached unit is in use again."""
-        if unit.host:
-            self._make_spare(unit)
-        else:
-            if unit in self.unsaved:
-                self.unsaved.take(unit)
-            self.fresh[unit] = None
+        self._uncached(unit)
+        self.sealed(unit)
 
     def cached(self, unit: Unit, first: bool) -> None:
         """Nobody uses a unit of the index any more; `first`: the device evicts it next."""
         self.fresh.pop(unit, None)
-        if not unit.host and unit.reuse is not Reuse.GONE:
-            self.unsaved.add(unit, unit, first)
+        self._uncached(unit)
+        (self.saved if unit.host or unit.reuse is Reuse.GONE else self.unsaved).add(unit, unit, first)
+
+    def _uncached(self, unit: Unit) -> None:
+        for order in (self.unsaved, self.saved):
+            if unit in order:
+                order.take(unit)
+
+    def next_evicted(self, save_first: bool) -> Unit | None:
+        """What the device is to evict next. With `save_first` what is lost by that goes last, unless nothing is expected of it;
+        else by kind. Of a kind, what is saved has been unused for longer."""
+        saved, unsaved = self.saved.lowest(), self.unsaved.lowest()
+        if saved is None or (unsaved is not None and unsaved < saved and (unsaved <= Reuse.IDLE or not save_first)):
+            return self.unsaved.first()
+        return self.saved.first()
 
     def evicted(self, unit: Unit) -> bool:
         """The device has it no more; whether the host has it, or the disk."""
-        if unit in self.unsaved:
-            self.unsaved.take(unit)
+        self._uncached(unit)
         if unit in self.spare:
             self.copies.add(unit, self.spare.pop(unit))
         elif unit in self.lent:
@@ -84,8 +93,6 @@ class HostTier:
         """Its expected reuse is another now; whether it is cached."""
         if unit in self.copies:
             self.copies.add(unit, self.copies.take(unit))
-        if unit in self.unsaved:
-            self.unsaved.take(unit)
         if cached:
             self.cached(unit, False)
         if self.disk is not None:
@@ -180,6 +187,10 @@ class HostTier:
             return False  # it is to be written to disk first
         return lowest is not None and lowest <= reuse
 
+    def soon_saved(self) -> int:
+        """Cached units of which something is expected and that have no copy yet, but can have one."""
+        return sum(count for reuse, count in self.unsaved.kinds() if reuse > Reuse.IDLE and self.room(reuse, evict=True))
+
     def next_to_go(self) -> OffloadedBlock | None:
         """The copy that is given up next."""
         first = self.copies.first()
@@ -225,7 +236,7 @@ class HostTier:
         unit = copy.unit
         self.fresh.pop(unit, None)
         if unit in self.unsaved:
-            self.unsaved.take(unit)
+            self.saved.add(unit, self.unsaved.take(unit))
         self.rest(copy, bool(unit.users))
 
     # Steps.

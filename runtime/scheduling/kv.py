@@ -67,11 +67,10 @@ class KvManager:
 
     @property
     def kept_tokens(self) -> int:
-        """How many tokens sessions may be let into. A tier as large as the device mostly has copies of what the device has, and
-        adds a quarter (docs/performance.md, "Agents' traffic, simulated"); of what it has beyond, three quarters are supposed."""
+        """How many tokens sessions may be let into: a third of the tier has copies of what the device has, so that this can be
+        evicted (docs/performance.md, "Agents' traffic, simulated")."""
         tier = self.pool.tier
-        on_host = 0 if tier is None else tier.blocks * self.block_tokens
-        return self.tokens + min(self.tokens, on_host) // 4 + max(on_host - self.tokens, 0) * 3 // 4
+        return self.tokens + (0 if tier is None else tier.blocks * self.block_tokens * 2 // 3)
 
     @property
     def available(self) -> int:
@@ -307,6 +306,24 @@ class KvManager:
         """A step is planned that may load so many blocks, and one unit at least. What waits longest is loaded first."""
         if self.pool.tier is not None:
             self.pool.tier.begin_step(load_blocks // self.unit_blocks)
+
+    def would_lose(self, blocks: int, keep: Sequence[Unit]) -> bool:
+        """Whether to take so many blocks, while these units are kept, would evict what could have a copy on the host soon."""
+        return self.pool.would_lose(blocks, keep)
+
+    def await_copies(self, blocks: int, keep: Sequence[Unit]) -> None:
+        """Let the next step make copies, so that so many blocks could be taken without loss beside these units."""
+        self.pool.await_copies(blocks, keep)
+
+    @property
+    def copied_or_free(self) -> int:
+        """Blocks that can be taken without loss, now or when the launched steps have made their copies."""
+        return self.pool.copied_or_free
+
+    @property
+    def awaits_copies(self) -> bool:
+        """Whether somebody waits for copies that the next step is to make."""
+        return self.pool.awaited > 0
 
     @property
     def has_tier(self) -> bool:

@@ -157,6 +157,7 @@ def _check_tier(pool: BlockPool, tier: HostTier, users: Counter[Unit]) -> None:
     cached = {block.unit for block in pool.cached}
     unsaved = {unit for unit in cached if not unit.host and unit.reuse is not Reuse.GONE}
     _require(unsaved == {*tier.unsaved}, "the cached units without a copy are others than those listed")
+    _require(cached - unsaved == {*tier.saved}, "the cached units with a copy are others than those listed")
     used = {unit for unit in users if pool.index.get(unit.digest) is unit}
     fresh = {unit for unit in used if not (unit.host or unit.leaving or unit.arriving)}
     _require(fresh == {*tier.fresh}, "the units in use without a copy are others than those listed")

@@ -74,14 +74,19 @@ class EvictionOrder(Generic[Item]):
         self._expire()
         return next((reuse for reuse in Reuse if self._queues[reuse]), None)
 
+    def kinds(self) -> list[tuple[Reuse, int]]:
+        """How many there are of each kind that there is, lowest first."""
+        self._expire()
+        return [(reuse, len(queue)) for reuse in Reuse if (queue := self._queues[reuse])]
+
     def first(self) -> Item | None:
         """What is evicted next, left in its place."""
         lowest = self.lowest()
         return None if lowest is None else next(iter(self._queues[lowest].values()))
 
-    def pop(self) -> Item:
-        """Take out what is evicted next. KeyError when there is nothing."""
-        lowest = self.lowest()
+    def pop(self, kind: Reuse | None = None) -> Item:
+        """Take out what is evicted next, of this kind if one is named. KeyError when there is nothing."""
+        lowest = self.lowest() if kind is None else kind
         unit, item = self._queues[Reuse.IDLE if lowest is None else lowest].popitem(last=False)
         del self._queue_of[unit]
         return item

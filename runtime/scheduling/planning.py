@@ -9,6 +9,7 @@ from ...plans.perf_model import StepWork
 from . import policy
 from .chunk import Chunk
 from .composing import StepTime
+from .copies_first import CopiesFirst
 from .sequence import Sequence, Status
 from .sequence_blocks import Hits
 from .slots import Phase
@@ -26,6 +27,7 @@ class StepPlanner:
         self._over_budget = False
         self._outranks_nobody: tuple[Sequence | None, int] = None, 0
         self._turn = 0
+        self._copies_first = CopiesFirst(state.kv)
         self._lost = state.lost_for_a_block if state.rules.least_lost_victim else None
 
     def plan(self) -> tuple[NDArray[np.intp], list[Chunk]]:
@@ -50,9 +52,10 @@ class StepPlanner:
             chunks = self._prefills(self._budget(decodes), decodes)
         else:
             chunks, state.waiting.wake = list[Chunk](), None
-        # An admission may have preempted a sequence chosen to decode, and even have taken its slot.
+        # An admission may have preempted a sequence that was chosen, and even have taken its slot.
         if state.counters.preemptions != preemptions:
             decodes = decodes[state.slots.phase[decodes] == Phase.DECODE]
+            chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]
         return decodes, chunks
 
     def _decodes(self) -> NDArray[np.intp]:
@@ -213,7 +216,10 @@ class StepPlanner:
             hits = state.find_hits(sequence)
         if (not state.slots.free or max(state.shortages(sequence, hits)) > 0) and self._make_room(sequence, hits):
             hits = state.find_hits(sequence)
-        if not state.slots.free or max(state.shortages(sequence, hits)) > 0:
+        shortages = state.shortages(sequence, hits)
+        if not state.slots.free or max(shortages) > 0:
+            return False
+        if self._copies_first.waits(state.round, state.kv.available + shortages[0] - hits.idle_blocks, hits.units):
             return False
         state.admit(sequence, hits)
         return True

@@ -9,7 +9,8 @@
    longer than twice as many steps as a turn has.
 4. A waiting request is admitted when a slot is free and the blocks of all its tokens, less prefix hits, are available with one
    block to spare for each running sequence (its next one): admission does not provoke preemption. All its blocks are
-   taken at once, so a prefill never stops half-way for want of blocks.
+   taken at once, so a prefill never stops half-way for want of blocks. It waits until what it would evict, and is expected to
+   be used again, has a copy on the host (copies_first.py).
 5. A decode row that needs a block and finds none preempts one of those that rank worse, or itself: of the worst priority the one
    whose work is least for each block that it frees (to compute it again, or to copy it to the host and back). So who ranks best
    is never preempted by others' growth, and work goes on.
@@ -20,7 +21,8 @@
 8. In a pipeline, where several steps are in flight, no sequence has rows in two of them. Each step takes an equal part of what
    there is to do, by predicted time (pipeline.py), and leaves a sequence for each further step that may be launched at once.
 9. Sessions are admitted, not requests, as many as their expected footprints fit the pool and its tier (admission.py): a session
-   keeps its place between its turns until it is closed, or others wait and it is away for longer than the place is worth. Turns
+   keeps its place between its turns until it is closed, or others wait and it is away for longer than the place is worth, or
+   sessions have grown so that not all of them fit any more and it will be away longest. Turns
    of admitted sessions go first, but not before those of parked ones that were due `hold_seconds` earlier.
 10. A step with decoding rows takes no longer than their tightest inter-token target, or than leaves prompts `prefill_share` of
    the time, or than one row of a prompt takes beside them (composing.py): so long a prompt may stall decoding.
@@ -52,8 +54,9 @@ class Policy:
     of a step as its decoding rows' inter-token target allows, `inter_token_seconds` where a request has none (None: by the
     plan). `group_by_footprint`: of more decoding sequences than a step takes, those with contexts alike go together.
     `preemption_budget`: share of the time that preemption for better priorities may cost. `least_lost_victim`: who loses least
-    work for a block gives way. `swap`: the preempted go to the host tier where that is cheaper. `retention`, `supersede`: the
-    KV manager's order of eviction.
+    work for a block gives way. `swap`: the preempted go to the host tier where that is cheaper. `save_first`: nothing that is
+    expected to be used again is evicted before it has a copy on the host, where there is room. `retention`, `supersede`: the KV
+    manager's order of eviction.
     """
 
     aging_seconds: float = 60.0
@@ -73,6 +76,7 @@ class Policy:
     preemption_budget: float = 0.1
     least_lost_victim: bool = True
     swap: bool = True
+    save_first: bool = True
     retention: bool = True
     supersede: bool = True
 
@@ -90,6 +94,7 @@ PLAIN = Policy(
     preemption_budget=1,
     least_lost_victim=False,
     swap=False,
+    save_first=False,
     retention=False,
     supersede=False,
 )

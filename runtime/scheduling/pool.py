@@ -19,7 +19,8 @@ READY_SHARE = 0.25
 class BlockPool:
     """`blocks` physical blocks, `unit_blocks` of them for an identity unit, and `host_blocks` on the host (0: no tier).
 
-    With `share` false nothing is ever found or kept. `number` is the pool's in docs/scheduling.md.
+    With `share` false nothing is ever found or kept. `number` is the pool's in docs/scheduling.md. With
+    `save_first`, where there is a tier, what has no copy there yet is evicted last; `awaited` blocks are to have one soon.
     """
 
     def __init__(self, number: int, blocks: int, unit_blocks: int, host_blocks: int, share: bool, clock: Clock) -> None:
@@ -28,6 +29,7 @@ class BlockPool:
         self.cached = EvictionOrder[CachedBlock](clock)
         self.index: dict[bytes, Unit] = {}
         self.tier = HostTier(host_blocks, unit_blocks, clock) if host_blocks and share else None
+        self.save_first, self.awaited = False, 0
         self.evictions = self.saved_units = self.loaded_units = self._uses = 0
 
     @property
@@ -35,13 +37,35 @@ class BlockPool:
         """Blocks that can be written now: free ones and evictable ones."""
         return len(self.free) + len(self.cached) * self.unit_blocks
 
+    def would_lose(self, blocks: int, keep: Sequence[Unit]) -> bool:
+        """Whether so many blocks can be taken, while these units are kept, only if something is evicted that could have a copy
+        soon."""
+        if self.tier is None or not self.save_first or not (soon := self.tier.soon_saved()):
+            return False
+        soon -= sum(unit in self.tier.unsaved for unit in keep)
+        others = len(self.cached) - sum(unit in self.cached for unit in keep)
+        return blocks > len(self.free) + (others - max(soon, 0)) * self.unit_blocks
+
+    def await_copies(self, blocks: int, keep: Sequence[Unit]) -> None:
+        """Let the next step make copies until so many blocks could be taken without loss beside these units."""
+        kept = sum(unit in self.cached for unit in keep)
+        self.awaited = max(self.awaited, blocks + kept * self.unit_blocks)
+
+    @property
+    def copied_or_free(self) -> int:
+        """Blocks that can be taken without loss, now or when the launched steps have made their copies."""
+        under_way = 0 if self.tier is None else sum(1 for _ in self.tier.returning())
+        unsaved = 0 if self.tier is None else len(self.tier.unsaved)
+        return len(self.free) + (len(self.cached) - unsaved + under_way) * self.unit_blocks
+
     def find(self, digest: bytes, parent: bytes, tokens: bytes) -> Unit | None:
         unit = self.index.get(digest)
         return unit if unit is not None and unit.matches(parent, tokens) else None
 
     def take_free(self) -> FreeBlock:
         if not self.free:
-            evicted = self.cached.pop()
+            unit = self.tier.next_evicted(self.save_first) if self.tier is not None else None
+            evicted = self.cached.pop() if unit is None else self.cached.take(unit)
             unit = evicted.unit
             self.free.extend(reversed(evicted.evict()))
             self.evictions += 1
@@ -121,7 +145,7 @@ class BlockPool:
         """What step `step_id` saves, in at most so many blocks, and what it loads; None for nothing."""
         if self.tier is None:
             return None, None
-        saves = self._choose_saves(self.tier, save_blocks // self.unit_blocks)
+        saves = self._choose_saves(self.tier, max(save_blocks // self.unit_blocks, int(self.awaited > 0)))
         pairs = [(saving.unit.indices, saving.into) for saving in saves]
         loads = [(loading.unit.indices, loading.unit.host) for loading in self.tier.launch(step_id, saves)]
         return self._copies(pairs), self._copies(loads)
@@ -135,15 +159,16 @@ class BlockPool:
     def _choose_saves(self, tier: HostTier, units: int) -> list[SavingBlock]:
         """Cached units in the order of their eviction; units in use, oldest first, while that costs no other copy."""
         saves: list[SavingBlock] = []
-        while len(saves) < units and (reuse := tier.unsaved.lowest()) is not None:
-            evictable = len(self.cached) - len(tier.unsaved)
-            ready = len(self.free) + evictable * self.unit_blocks
-            if not tier.room(reuse, evict=ready < READY_SHARE * self.blocks):
-                return saves
-            unit = tier.unsaved.pop()
-            self._make_host_room(tier)
-            tier.put_back.add(unit)
-            tier.save(self.cached.take(unit).use(), saves)
+        enough, self.awaited = max(READY_SHARE * self.blocks, self.awaited), 0
+        for reuse, count in tier.unsaved.kinds():
+            for _ in range(min(count, units - len(saves))):
+                ready = len(self.free) + (len(self.cached) - len(tier.unsaved)) * self.unit_blocks
+                if not tier.room(reuse, evict=ready < enough):
+                    break
+                unit = tier.unsaved.pop(reuse)
+                self._make_host_room(tier)
+                tier.put_back.add(unit)
+                tier.save(self.cached.take(unit).use(), saves)
         while len(saves) < units and tier.fresh and len(tier.free) >= self.unit_blocks:
             unit, _ = tier.fresh.popitem(last=False)
             tier.save(unit.share(), saves)
@@ -226,7 +251,7 @@ class BlockPool:
                 copy, cached = saving.done()
                 self.tier.rest(copy, cached is None)
                 saved.append((unit, cached))
-            self._saved(self.tier, saved)
+            self._saved(self.tier, saved, well=True)
             self.saved_units += len(saved)
         for step in [step for step in self.tier.loading if step <= step_id]:
             for loading in self.tier.loading.pop(step):
@@ -251,7 +276,7 @@ class BlockPool:
             if cached is None:
                 self.tier.fresh[unit] = None
             saved.append((unit, cached))
-        self._saved(self.tier, saved)
+        self._saved(self.tier, saved, well=False)
         for loading in self.tier.loading.pop(step_id, []):
             unit = loading.unit
             self.tier.arrive(unit)
@@ -265,10 +290,13 @@ class BlockPool:
                 self._keep_or_free(cached)
         return spoilt
 
-    def _saved(self, tier: HostTier, saved: list[tuple[Unit, CachedBlock | None]]) -> None:
-        """Saves are over; the units go back to their places in the order of eviction, but for those used meanwhile."""
-        for unit, cached in reversed(saved):
-            first = unit in tier.put_back
-            tier.put_back.discard(unit)
-            if cached is not None:
-                self._keep_or_free(cached, first)
+    def _saved(self, tier: HostTier, saved: list[tuple[Unit, CachedBlock | None]], well: bool) -> None:
+        """Saves are over. Units that were cached when they began are behind what was saved before, or, where that failed, again
+        the first without a copy; those used meanwhile are behind all, tails before heads."""
+        before = [cached for unit, cached in saved if cached is not None and unit in tier.put_back]
+        since = [cached for unit, cached in saved if cached is not None and unit not in tier.put_back]
+        tier.put_back.difference_update(unit for unit, _ in saved)
+        for cached in before if well else reversed(before):
+            self._keep_or_free(cached, first=not well)
+        for cached in reversed(since):
+            self._keep_or_free(cached)

@@ -147,7 +147,7 @@ class Scheduler:
         if len(state.flights) >= self.max_in_flight:
             raise SchedulerMisuse(f"complete step {state.flights[0].step_id} first: {self.max_in_flight} are in flight")
         decodes, chunks = self._planner.plan()
-        if not len(decodes) and not chunks and not state.kv.has_loads:
+        if not len(decodes) and not chunks and not (state.kv.has_loads or state.kv.awaits_copies):
             return None
         return launch(state, decodes, chunks)
 

@@ -65,6 +65,7 @@ class SchedulerState:
     ) -> None:
         self.limits, self.kv, self.pipeline, self.rules, self.costs = limits, kv, pipeline, rules, costs
         kv.retention.by_reuse, kv.retention.supersede = rules.retention, rules.supersede
+        kv.pool.save_first = rules.save_first
         max_blocks = min(kv.blocks_for(limits.max_context), kv.blocks)
         kv.limit_rows(limits.prefill_chunk * (2 if pipeline is None else 1), min(limits.max_context, kv.tokens + 1))
         self.slots = SlotTable(limits.max_sequences, max_blocks, kv.identity_tokens, len(kv.windows))

@@ -303,7 +303,7 @@ class ShadowDevice:
         limits, starts = self.limits, batch.sequence_starts
         rows_each = np.diff(starts)
         assert len(set(batch.request_ids)) == len(batch.request_ids) == len(rows_each) <= limits.max_sequences
-        assert batch.rows or batch.loads, "a step does nothing"
+        assert batch.rows or batch.loads or batch.saves, "a step does nothing"
         assert batch.rows <= limits.max_rows and batch.decode_rows <= limits.max_decode_rows
         assert starts[0] == 0 and starts[-1] == batch.rows == len(batch.positions) == len(batch.slot_mapping)
         assert (rows_each[: batch.decode_rows] == 1).all()

@@ -205,7 +205,7 @@ class World:
         self.scheduler.disk_done(job.number, well)
 
     def _launch(self, batch: StepBatch) -> None:
-        assert batch.rows or batch.loads, "a step does nothing"
+        assert batch.rows or batch.loads or batch.saves, "a step does nothing"
         self.flights.append(batch)
         for pool, block, place in _pairs(batch.saves):
             assert self.device[pool][block], "nothing is saved"

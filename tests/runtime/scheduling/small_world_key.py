@@ -57,7 +57,8 @@ def _times(world: World) -> Times:
 
 
 def _requests(world: World) -> Key:
-    state, blocked = world.scheduler._state, world.scheduler._planner._blocked
+    state, planner = world.scheduler._state, world.scheduler._planner
+    blocked = planner._blocked
     listed = tuple(
         (
             name,
@@ -66,7 +67,7 @@ def _requests(world: World) -> Key:
         )
         for name, s in state.requests.items()
     )
-    return listed, blocked and (blocked[0].request_id, blocked[1])
+    return listed, blocked and (blocked[0].request_id, blocked[1]), planner._copies_first._safe
 
 
 def _flights(world: World) -> Key:

@@ -14,10 +14,16 @@ SHARED_PREFIXES = (Prompt("a", (1, 1, 1), 3, 1), Prompt("b", (1, 1, 2), 2, 1), P
 SHORTER = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (1, 1, 2), 2, 1), Prompt("c", (1, 1), 1, 0))
 RETURNING = (Prompt("a", (1, 1, 1), 2, 1), Prompt("b", (2, 2, 2), 3, 1), Prompt("c", (1, 1, 3), 2, 0))
 LONG = (Prompt("a", (1, 1, 1, 1, 1), 2, 1), Prompt("b", (1, 1, 1, 1, 2), 2, 0), Prompt("c", (1, 1, 3), 2, 1))
+AWAY = (
+    Prompt("a", (1, 1, 1), 2, 1, "one"),
+    Prompt("b", (2, 2, 2, 2, 2), 1, 1, "two"),
+    Prompt("c", (1, 1, 3), 1, 0, "one"),
+)
 TURNS = (Prompt("a", (1, 1, 1), 2, 1, "one"), Prompt("b", (2, 2), 1, 1, "two", hint=50.0))
 PARKED = (Prompt("a", (1, 1, 1), 2, 0, "one"), Prompt("b", (2, 2, 2), 1, 0, "two"))
 
 BY_REUSE = replace(PLAIN, retention=True, supersede=True)
+COPIES_FIRST = replace(BY_REUSE, save_first=True)
 BY_SESSION = replace(BY_REUSE, session_admission=True)
 
 
@@ -43,6 +49,13 @@ def test_every_interleaving_with_a_step_in_flight(capsys: pytest.CaptureFixture[
 def test_every_interleaving_with_a_host_tier(in_flight: int, host_blocks: int, capsys: pytest.CaptureFixture[str]):
     found = searched(Configuration(RETURNING, blocks=3, host_blocks=host_blocks, in_flight=in_flight), capsys)
     assert found.states > 800 and found.preempted > 100 and found.reloaded > 30
+
+
+def test_every_interleaving_where_copies_come_first(capsys: pytest.CaptureFixture[str]):
+    """Admissions wait for copies; nothing gets stuck, and no step does nothing."""
+    waiting = Configuration(AWAY, blocks=3, host_blocks=1, in_flight=2, policy=COPIES_FIRST)
+    found = searched(waiting, capsys)
+    assert found.states > 500 and found.reloaded > 30 and found.evicted > 100
 
 
 def test_every_interleaving_with_a_tier_on_disk(capsys: pytest.CaptureFixture[str]):

@@ -293,3 +293,35 @@ def test_every_answer_is_what_it_would_be_alone(coming: list[tuple], clock: bool
     assert kv.available == kv.blocks
     for name, request in asked.items():
         assert outputs[name] == reference(request, scheduler.limits, kv.tokens)[0]
+
+
+def test_sessions_that_have_grown_too_large_together_give_up_places() -> None:
+    """Two sessions fit when they came and do not any more: the one that will be away longer has to wait for the other."""
+    scheduler = small()
+    for now, names, tokens in ((0.0, ("a1", "b1"), 8), (1.0, ("a2", "b2"), 12)):
+        scheduler.tick(now)
+        for name in names:
+            turn(scheduler, name, tokens)
+        while scheduler.has_work:
+            serve(scheduler)
+    scheduler.end_turn("a", "tool_call")
+    scheduler.end_turn("b", "end_of_turn")
+    scheduler.tick(2.0)
+    turn(scheduler, "a3", 20, 4)
+    assert serve(scheduler) == ["a3"]
+    turn(scheduler, "b3", 13)
+    assert scheduler.stats().parked == 1 and serve(scheduler) == [], "it has no place any more, while the other one runs"
+    while scheduler.stats().running:
+        serve(scheduler)
+    scheduler.tick(1000.0)
+    assert serve(scheduler) == ["b3"]
+
+
+def test_one_session_that_is_larger_than_all_there_is_keeps_its_place() -> None:
+    scheduler = small(blocks=4)
+    scheduler.tick(0.0)
+    turn(scheduler, "a1", 12, 4)
+    while scheduler.has_work:
+        serve(scheduler)
+    turn(scheduler, "a2", 13, 3)
+    assert serve(scheduler) == ["a2"]

@@ -1,0 +1,130 @@
+"""Admissions wait until what they would evict has a copy on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenspeed.runtime.scheduling.blocks import Reuse
+from tokenspeed.runtime.scheduling.kv import KvManager
+from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
+from tokenspeed.runtime.scheduling.scheduler import Scheduler
+
+from .kv_helpers import find, turn
+from .shadow import make_request, make_scheduler
+from .tier_helpers import Steps, manager, prompt, start
+
+FIRST = replace(AGENTIC, session_admission=False)
+
+
+def expected(kv: KvManager, name: str, tokens: list[int]) -> None:
+    """A session's turn that ended with a tool call."""
+    turn(kv, name, tokens)
+    kv.end_turn(name, "tool_call")
+
+
+def managed(blocks: int = 4, host_blocks: int = 4) -> tuple[KvManager, Steps]:
+    kv = manager(blocks, host_blocks)
+    kv.retention.by_reuse = kv.retention.supersede = kv.pool.save_first = True
+    return kv, Steps(kv)
+
+
+def test_what_has_a_copy_is_evicted_before_what_has_none() -> None:
+    kv, steps = managed()
+    expected(kv, "a", prompt(1))
+    expected(kv, "b", prompt(2))
+    assert len(steps.run(saved=1)[0]) == 1
+    held = [start(kv, prompt(3)), start(kv, prompt(4)), start(kv, prompt(5))]
+    assert len(held) == 3 and not find(kv, prompt(1)).units[0].indices and find(kv, prompt(2)).units[0].indices
+
+
+def test_what_nobody_expects_to_use_goes_first_though_it_is_lost() -> None:
+    kv, steps = managed()
+    expected(kv, "a", prompt(1))
+    steps.run()
+    turn(kv, "", prompt(2))
+    held = [start(kv, prompt(3)), start(kv, prompt(4)), start(kv, prompt(5))]
+    assert len(held) == 3 and find(kv, prompt(2)).units == [] and find(kv, prompt(1)).units[0].indices
+
+
+def test_who_is_to_have_a_copy_and_how_much_can_be_taken_without_loss() -> None:
+    kv, steps = managed()
+    expected(kv, "a", prompt(1, 2))
+    assert kv.copied_or_free == 2 and not kv.would_lose(2, []) and kv.would_lose(3, [])
+    own = find(kv, prompt(1, 2)).units
+    assert not kv.would_lose(2, own) and not kv.would_lose(2, own[:1]) and kv.would_lose(3, own[:1])
+    steps.launch(saved=1)
+    assert kv.copied_or_free == 3
+    steps.complete()
+    assert kv.copied_or_free == 3 and kv.would_lose(4, [])
+    steps.run()
+    assert kv.copied_or_free == 4 and not kv.would_lose(4, [])
+
+
+def test_nothing_is_waited_for_where_no_copy_can_be_made_or_none_is_worth_it() -> None:
+    kv, steps = managed(host_blocks=1)
+    expected(kv, "a", prompt(1))
+    steps.run()
+    turn(kv, "b", prompt(2))
+    kv.end_turn("b", "end_of_turn")
+    assert find(kv, prompt(2)).units[0].reuse is Reuse.USER and not kv.would_lose(4, []), "the host has something better"
+    kv, _ = managed()
+    turn(kv, "", prompt(1, 2))
+    assert not kv.would_lose(4, [])
+    kv, _ = managed(host_blocks=0)
+    expected(kv, "a", prompt(1, 2))
+    assert not kv.would_lose(4, [])
+
+
+def ended(policy: Policy = FIRST, host_blocks: int = 8) -> Scheduler:
+    """A scheduler whose session "a" has ended a turn that fills most of the pool, with a tool call, and nothing is copied yet."""
+    scheduler, kv = make_scheduler(8, host_blocks=host_blocks, policy=policy)
+    scheduler.tick(0.0)
+    kv.launch = lambda step_id, save_blocks: ((), ())  # no step makes copies so far
+    scheduler.submit(make_request("a1", [1] * 25, 1, session="a"))
+    while scheduler.has_work:
+        serve(scheduler)
+    scheduler.end_turn("a", "tool_call")
+    del kv.launch
+    return scheduler
+
+
+def serve(scheduler: Scheduler) -> tuple[int, int]:
+    """Rows of the next step, and blocks that it saves."""
+    batch = scheduler.schedule()
+    assert batch is not None
+    scheduler.complete(batch.step_id, [5] * len(batch.logit_rows))
+    scheduler.check_integrity()
+    return batch.rows, sum(len(copies.device) for copies in batch.saves)
+
+
+def test_an_admission_waits_for_a_step_that_only_makes_copies() -> None:
+    scheduler = ended()
+    scheduler.submit(make_request("b1", [2] * 20, 1, session="b"))
+    assert serve(scheduler) == (0, 6) and serve(scheduler) == (16, 0) and serve(scheduler)[0] == 4
+    scheduler.submit(make_request("a2", [1] * 25 + [5, 3], 1, session="a"))
+    while scheduler.has_work:
+        serve(scheduler)
+    stats = scheduler.stats()
+    assert stats.prefix_hits == 24 and stats.host_hits == 12, "nothing of the first session was lost"
+
+
+def test_an_admission_that_fits_what_is_free_does_not_wait() -> None:
+    scheduler = ended()
+    scheduler.submit(make_request("b1", [2] * 4, 1, session="b"))
+    assert serve(scheduler)[0] == 4
+
+
+def test_without_the_rule_what_has_no_copy_is_lost() -> None:
+    scheduler = ended(replace(FIRST, save_first=False))
+    scheduler.submit(make_request("b1", [2] * 20, 1, session="b"))
+    assert serve(scheduler)[0] == 16
+    again = make_request("a2", [1] * 26, 1, session="a")
+    assert scheduler.cached_tokens(again, scheduler.chain(again)) < 24
+
+
+def test_an_admission_waits_only_as_long_as_copies_are_made() -> None:
+    """Each copy on a host of one block costs another one's, so that waiting gets nowhere."""
+    scheduler = ended(host_blocks=1)
+    scheduler.submit(make_request("b1", [2] * 28, 1, session="b"))
+    steps = [serve(scheduler) for _ in range(4)]
+    assert [rows for rows, _ in steps if rows] == [16, 12][: len([rows for rows, _ in steps if rows])] and steps[2][0]
