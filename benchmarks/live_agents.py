@@ -94,6 +94,7 @@ def _traffic(options: argparse.Namespace, manifest: Manifest) -> Traffic:
         time_scale=options.time_scale,
         seconds=options.seconds,
         max_context=min(manifest.model.max_context, manifest.kv.blocks * manifest.kv.block_tokens),
+        warm_up_turns=options.warm_up_turns,
     )
 
 
@@ -102,7 +103,7 @@ def _all(options: argparse.Namespace) -> dict[str, Result]:
         manifest = plan.manifest if options.pool_tokens is None else with_pool(plan.manifest, options.pool_tokens)
     arms = {text: Arm.parse(text) for text in options.arm or ["plain@0", "agentic"]}
     traffic = _traffic(options, manifest)
-    trace, pool = traffic.shaped(), manifest.kv.blocks * manifest.kv.block_tokens
+    trace, warm_up, pool = traffic.shaped(), traffic.warm_up(), manifest.kv.blocks * manifest.kv.block_tokens
     _say(f"{len(trace.sessions)} sessions, {trace.turns} turns, {left_out(trace)}; the device holds {pool:,} tokens")
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -111,10 +112,10 @@ def _all(options: argparse.Namespace) -> dict[str, Result]:
             if not options.simulated:
                 words = ["--weights", options.weights, *arm.words, *options.option]
                 path = plan_of(arm, options.plan, Path(folder))
-                served = play(path, words, traffic, options.warm_up_turns, Path(folder), text, options.paced)
+                served = play(path, words, traffic, Path(folder), text, paced=options.paced)
                 _say(f"{text}: measured in {time.monotonic() - started:.0f} s, {'; '.join(served.report.errors) or 'no errors'}")
             constants = served.constants if served else Constants()
-            results[text] = Result(arm.label, predict(manifest, arm, traffic, trace, constants), constants, served)
+            results[text] = Result(arm.label, predict(manifest, arm, traffic, trace, warm_up, constants), constants, served)
             _say(f"{text}: {time.monotonic() - started:.0f} s in all, {constants}")
     return results
 

@@ -26,7 +26,7 @@ _PACED = str(Path(__file__).with_name("paced_server.py"))
 _BENCH = "from tokenspeed.runtime.bench_cli import main; main()"
 
 
-def play(plan: Path, words: Sequence[str], traffic: Traffic, warm_up_turns: int, folder: Path, name: str, paced: bool) -> Served:
+def play(plan: Path, words: Sequence[str], traffic: Traffic, folder: Path, name: str, *, paced: bool = False) -> Served:
     """Start `tokenspeed-run` on the plan with these words, warm it up, play the traffic to it, and stop it; `paced`: over an
     engine without a machine. Raises RuntimeError when it does not start, and SystemExit with what the client said when that
     fails."""
@@ -34,8 +34,8 @@ def play(plan: Path, words: Sequence[str], traffic: Traffic, warm_up_turns: int,
     with Server([str(plan), *words], os.environ, *([(_PACED,)] if paced else [])) as server:
         server.wait_ready()
         ready = time.monotonic()
-        if warm_up_turns:
-            replay(server.url, traffic.warm_up_words(warm_up_turns), folder / f"{name}.warm-up.json")
+        if traffic.warm_up_turns:
+            replay(server.url, traffic.warm_up_words(), folder / f"{name}.warm-up.json")
         warm, at = time.monotonic(), http_stream.Server.parse(server.url)
         before = asyncio.run(counters(at))
         path = folder / f"{name}.measured.json"

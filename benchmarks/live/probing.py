@@ -18,8 +18,8 @@ _FIRST_TOKEN, _LAST_TOKEN = 300, 1000
 
 @dataclass(frozen=True)
 class Probe:
-    """Medians for prompts of so many tokens: seconds in the engine's queue, where they are looked up, and outside of the engine,
-    on the way there and back."""
+    """Lower quartiles for prompts of so many tokens: seconds in the engine's queue, where they are looked up, and outside of the
+    engine, on the way there and back. What else the host does at that time is none of theirs."""
 
     tokens: int
     queue_seconds: float
@@ -55,7 +55,7 @@ async def _probe(server: Server, tokens: int) -> Probe:
         queues.append(queue)
         outsides.append(reply.events[0] - queue - prefill)
         before = after
-    return Probe(tokens, statistics.median(queues[1:]), statistics.median(outsides[1:]))
+    return Probe(tokens, *(statistics.quantiles(found[1:], n=4)[0] for found in (queues, outsides)))
 
 
 _ENGINE = ("request_queue_time_seconds_sum", "request_prefill_time_seconds_sum")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenspeed.runtime.traffic.reading import read_trace
 from tokenspeed.runtime.traffic.session import Trace
@@ -11,37 +11,49 @@ from tokenspeed.runtime.traffic.shaping import Shape, shaped
 
 @dataclass(frozen=True)
 class Traffic:
-    """Fields are options of `tokenspeed-bench replay`. `seconds` is the limit of one run, `max_context` tokens that of a turn."""
+    """Fields are options of `tokenspeed-bench replay`. `seconds` is the limit of one run, `max_context` tokens that of a turn.
+    A server is warmed up by as many sessions as `agents`, of `warm_up_turns` turns (0: not at all)."""
 
     trace: str
     agents: int
-    sessions: int
+    sessions: int | None
     max_turns: int | None
     context_scale: float
-    most_gap: float
+    most_gap: float | None
     time_scale: float
     seconds: float
     max_context: int
+    warm_up_turns: int
 
     def words(self) -> list[str]:
         """For the whole run."""
-        return [*self._words(self.max_turns, self.sessions), "--time-limit", str(self.seconds)]
+        return self._words(self._shape)
 
-    def warm_up_words(self, turns: int) -> list[str]:
-        """Other contents: everything runs once, nothing of the traffic is cached."""
-        return [*self._words(turns, self.agents), "--seed", "1", "--time-limit", str(self.seconds)]
+    def warm_up_words(self) -> list[str]:
+        return self._words(self._warm_up)
 
     def shaped(self) -> Trace:
         """As the command makes it. Raises UsageError when no turn fits."""
-        shape = Shape(sessions=self.sessions, max_turns=self.max_turns, context_scale=self.context_scale, most_gap=self.most_gap)
-        return shaped(read_trace(self.trace), shape, self.max_context)
+        return shaped(read_trace(self.trace), self._shape, self.max_context)
 
-    def _words(self, max_turns: int | None, sessions: int) -> list[str]:
-        found = ["--trace", self.trace, "--agents", self.agents, "--sessions", sessions, "--context-scale", self.context_scale]
-        found += ["--most-gap", self.most_gap, "--time-scale", self.time_scale, "--max-context", self.max_context]
-        if max_turns is not None:
-            found += ["--max-turns", max_turns]
-        return [str(word) for word in found]
+    def warm_up(self) -> Trace | None:
+        """The same of what comes first."""
+        return shaped(read_trace(self.trace), self._warm_up, self.max_context) if self.warm_up_turns else None
+
+    @property
+    def _shape(self) -> Shape:
+        return Shape(sessions=self.sessions, max_turns=self.max_turns, context_scale=self.context_scale, most_gap=self.most_gap)
+
+    @property
+    def _warm_up(self) -> Shape:
+        """Other contents: everything runs once, nothing of the traffic is cached."""
+        return replace(self._shape, sessions=self.agents, max_turns=self.warm_up_turns, seed=1)
+
+    def _words(self, shape: Shape) -> list[str]:
+        given = {"trace": self.trace, "agents": self.agents, "time-scale": self.time_scale, "max-context": self.max_context}
+        given |= {"time-limit": self.seconds, "sessions": shape.sessions, "max-turns": shape.max_turns, "seed": shape.seed}
+        given |= {"context-scale": shape.context_scale, "most-gap": shape.most_gap}
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def left_out(trace: Trace) -> str:

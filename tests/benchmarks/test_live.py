@@ -25,7 +25,7 @@ CONSTANTS = Constants(0.001, 0.0, 0.003, 0.0)
 
 
 def traffic(seconds: float) -> Traffic:
-    return Traffic("synthetic:sessions=4,seed=1", 5, 12, None, 1.0, 10.0, 1.0, seconds, 512)
+    return Traffic("synthetic:sessions=4,seed=1", 5, 12, None, 1.0, 10.0, 1.0, seconds, 512, 0)
 
 
 def test_arms() -> None:
@@ -55,11 +55,16 @@ def measured(report: TrafficReport) -> ReplayReport:
 
 def test_predictions_stop_with_the_time_and_errors_are_told() -> None:
     manifest, trace, arm = tiny_manifest(blocks=40), crowd(12), Arm("plain")
-    whole = predict(manifest, arm, traffic(1e6), trace, CONSTANTS)
-    half = predict(manifest, arm, traffic(whole.makespan_seconds / 2), trace, CONSTANTS)
+    whole = predict(manifest, arm, traffic(1e6), trace, None, CONSTANTS)
+    half = predict(manifest, arm, traffic(whole.makespan_seconds / 2), trace, None, CONSTANTS)
     assert whole.all.turns == trace.turns and "unfinished" not in whole.traffic
     assert 0 < half.all.turns < trace.turns and half.makespan_seconds == whole.makespan_seconds / 2
     assert half.traffic["unfinished"] == trace.turns - half.all.turns
+    warmed = predict(manifest, arm, traffic(1e6), trace, crowd(5, seed=1), CONSTANTS)
+    assert (warmed.all.turns, warmed.all.input_tokens) == (whole.all.turns, whole.all.input_tokens)
+    assert warmed.cache and whole.cache and warmed.cache.queried_tokens == whole.cache.queried_tokens
+    assert warmed.makespan_seconds == pytest.approx(whole.makespan_seconds, rel=0.3) and warmed.machine
+    assert 0 < warmed.machine.busy_share <= 1
     used = {"prefix_cache_queries": 100.0, "prefix_cache_hits": 25.0, "engine_busy_seconds": whole.makespan_seconds / 4}
     used |= {"engine_host_seconds": 1.0, "iteration_tokens_total_count": 500.0}
     served = Served(measured(whole), used, CONSTANTS, 1.0, 1.0)
