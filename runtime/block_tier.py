@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..plans.kv_caches import cache_names
 from ..plans.program import DTYPE_BYTES
@@ -43,6 +44,11 @@ class BlockTier(Protocol):
 
     def wait(self) -> None:
         """Until its memory is there. Raises a TokenspeedError where that cannot be had."""
+        ...
+
+    def parts(self, block: int) -> Sequence[NDArray[np.uint8]]:
+        """The bytes of a block of pool 0's tier, in the order of the plan's caches: arrays [caches, bytes] or [bytes], the memory
+        itself. On any thread; who looks at it sees to it that no step copies it meanwhile."""
         ...
 
     def settle(self) -> None:
@@ -115,6 +121,9 @@ class NoTier:
 
     def wait(self) -> None:
         pass
+
+    def parts(self, block: int) -> Sequence[NDArray[np.uint8]]:
+        raise ValueError(f"host block {block} is asked for, but there is no host tier")
 
     def settle(self) -> None:
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from .protocol import (
     TokenEvent,
     TokenLogprob,
 )
+from .scheduling.disk_tier import DiskJob
 from .scheduling.errors import RequestRefused
 from .scheduling.request import Outcome, Request, SchedulerStats, TurnEnd
 from .scheduling.step import IntArray, SlotAdmission, Step
@@ -38,6 +39,7 @@ from .scheduling.step import IntArray, SlotAdmission, Step
 _FAILED_STEPS_IN_A_ROW = 3
 _BLOCKED_WAIT_SECONDS, _BLOCKED_WAITS = 0.01, 1000
 _LONGEST_WAIT_SECONDS = 1.0
+_DISK_WAIT_SECONDS, _FLUSH_SECONDS = 0.002, 3.0
 
 _OF_SCHEDULER = tuple(name for name in EngineStats.__struct_fields__ if name in SchedulerStats.__struct_fields__)
 
@@ -76,7 +78,22 @@ class StepScheduler(Protocol[Scheduled]):
     @property
     def max_in_flight(self) -> int: ...
 
+    def disk_jobs(self) -> list[DiskJob]: ...
+
+    def disk_done(self, number: int, well: bool, /) -> None: ...
+
     def stats(self) -> SchedulerStats: ...
+
+
+class DiskQueue(Protocol):
+    """Does jobs of the tier on disk in the background; disk_jobs.py is the real one."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def submit(self, jobs: Iterable[DiskJob], /) -> None: ...
+
+    def done(self) -> list[tuple[int, bool]]: ...
 
 
 class Channel(Protocol):
@@ -92,6 +109,7 @@ class EngineStuck(RuntimeError):
 class EngineLoop(Generic[StepKind]):
     """Runs until it is told to shut down. `end_tokens` are the model's; `overlap` schedules a step while another runs. `roofline`
     gives the least seconds that a step's work can take on the plan's machine.
+    `disk` does the jobs of the scheduler's tier on disk.
 
     One thread calls `run`; the executor is called from that thread or, with `overlap`, from one thread of its own.
     """
@@ -105,6 +123,7 @@ class EngineLoop(Generic[StepKind]):
         *,
         overlap: bool = True,
         roofline: Callable[[StepKind], float] | None = None,
+        disk: DiskQueue | None = None,
     ) -> None:
         self._scheduler, self._executor, self._channel = scheduler, executor, channel
         self._end_tokens = end_tokens
@@ -113,6 +132,7 @@ class EngineLoop(Generic[StepKind]):
         self._draining = False
         self._failed_steps = 0
         self._roofline, self._roofline_seconds, self._busy = roofline, 0.0, BusyTime()
+        self._disk, self._awaits_disk = disk, False
         self._began = self._waited = 0.0  # when `run` was called, and for how long it waited since
         self._blocked = 0  # times in a row that there was work, no step in flight, and nothing to schedule
 
@@ -124,6 +144,7 @@ class EngineLoop(Generic[StepKind]):
                 self.overlap_loop()
             else:
                 self.normal_loop()
+            self._flush()
         except Exception as error:  # the process boundary: whatever it is, the entrypoint must hear of it
             self._channel.send(EngineFailed(f"{type(error).__name__}: {error}", 1))
             return False
@@ -167,7 +188,11 @@ class EngineLoop(Generic[StepKind]):
 
     def _schedule(self, *, idle: bool) -> StepKind | None:
         batch = self._scheduler.schedule()
-        self._blocked = self._blocked + 1 if idle and batch is None and self._scheduler.has_work else 0
+        if self._disk is not None:
+            self._disk.submit(self._scheduler.disk_jobs())
+            self._awaits_disk = idle and batch is None and self._disk.busy
+        stuck = idle and batch is None and self._scheduler.has_work and not self._awaits_disk
+        self._blocked = self._blocked + 1 if stuck else 0
         if self._blocked > _BLOCKED_WAITS and self._scheduler.next_wake is None:
             raise EngineStuck("requests are waiting, but no step can be scheduled")
         return batch
@@ -177,11 +202,30 @@ class EngineLoop(Generic[StepKind]):
         commands = self._waiting(self._channel.receive, self._patience()) if idle else self._channel.receive(0.0)
         self._scheduler.tick(time.monotonic())
         ended = [event for command in commands for event in self._take(command)]
-        if ended:
+        if self._end_jobs() or ended:
             self._tell(ended)
+
+    def _end_jobs(self) -> bool:
+        """Jobs of the tier on disk that are done; whether all are."""
+        ended = () if self._disk is None else self._disk.done()
+        for number, well in ended:
+            self._scheduler.disk_done(number, well)
+        return bool(ended) and self._disk is not None and not self._disk.busy
+
+    def _flush(self) -> None:
+        """Before the process ends, what the host has is written to disk, as far as there is time."""
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while self._disk is not None and time.monotonic() < deadline:
+            self._disk.submit(self._scheduler.disk_jobs())
+            if not self._disk.busy:
+                return
+            time.sleep(_DISK_WAIT_SECONDS)
+            self._end_jobs()
 
     def _patience(self) -> float | None:
         """How long nothing but a command changes anything. Requests may wait for time to pass; the scheduler knows until when."""
+        if self._awaits_disk:
+            return _DISK_WAIT_SECONDS
         if not self._scheduler.has_work:
             return None
         if not self._blocked:

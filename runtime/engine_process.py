@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,18 @@ from .startup_clock import StartupClock
 
 if TYPE_CHECKING:  # imported once a device's driver is at work
     from .collectives import Collectives
+    from .disk_jobs import DiskJobs
     from .engine import EngineLoop
     from .executor_interface import Executor, Report
     from .first_rank import FirstRank
+    from .kv_store import KvStore
     from .scheduling.step import GroupedStep, StepBatch
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The one command-line argument, as JSON. `plan_id` is what the entrypoint checked; `weights` is a path, "dummy" or
-    None for those in the plan; `policy` and `without` are names of scheduling/ablation.py; `commands` and `news` are
-    socket addresses.
+    None for those in the plan; `policy` and `without` are names of scheduling/ablation.py; `disk_kv` is a folder; `commands` and
+    `news` are socket addresses.
     """
 
     plan: str
@@ -44,6 +47,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     without: tuple[str, ...]
     tenant_weights: dict[str, float]
+    disk_kv: str | None = None
+    disk_kv_bytes: int = 0
     commands: str
     news: str
 
@@ -66,14 +71,14 @@ def run(options: EngineOptions, channel: EngineChannel) -> int:
             if options.verify and alone:  # before the weights are there: goldens have their own, and both may not fit
                 _verify(plan, options.weights, clock.finish)
                 clock.finish("verification")
-            executor = _executor(plan, options, clock.finish)
-            try:
+            with ExitStack() as closing:
+                store = _store(plan, options, closing, clock.finish)
+                executor = _executor(plan, options, clock.finish)
+                closing.callback(executor.close)
                 clock.finish("weights")
-                loop = _loop(plan, executor, channel, options)
+                loop = _loop(plan, executor, channel, options, store, closing)
                 channel.send(Ready(clock.phases))
                 return 0 if loop.run() else 1
-            finally:
-                executor.close()
     except TokenspeedError as error:
         channel.send(EngineFailed(str(error), error.exit_code, error.to_dict()))
         return error.exit_code
@@ -116,8 +121,25 @@ def check_same_plan(plan: Plan, path: str, plan_id: str) -> None:
         )
 
 
+def _store(plan: Plan, options: EngineOptions, closing: ExitStack, report: Report) -> KvStore | None:
+    """The files of the tier on disk, before anything large is loaded."""
+    if options.disk_kv is None:
+        return None
+    from .disk_kv import open_store
+
+    store = open_store(plan.manifest, options.disk_kv, options.disk_kv_bytes)
+    closing.callback(store.close)
+    report("kv on disk")
+    return store
+
+
 def _loop(
-    plan: Plan, executor: Executor | FirstRank, channel: EngineChannel, options: EngineOptions
+    plan: Plan,
+    executor: Executor | FirstRank,
+    channel: EngineChannel,
+    options: EngineOptions,
+    store: KvStore | None,
+    closing: ExitStack,
 ) -> EngineLoop[StepBatch] | EngineLoop[GroupedStep]:
     from .engine import EngineLoop
     from .first_rank import FirstRank
@@ -132,7 +154,16 @@ def _loop(
     if isinstance(scheduler, GroupedScheduler):
         assert isinstance(executor, FirstRank)
         return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline)
-    return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline)
+    disk: DiskJobs | None = None
+    if store is not None:
+        from .disk_jobs import DiskJobs
+        from .executor import PlanExecutor
+
+        assert isinstance(executor, PlanExecutor)
+        scheduler.add_disk(store.places, store.bytes_per_second(), store.units)
+        disk = DiskJobs(store, executor.host_block)
+        closing.callback(disk.close)
+    return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline, disk=disk)
 
 
 def _verify(plan: Plan, weights: str | None, report: Report, collectives: Collectives | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -154,6 +154,10 @@ class PlanExecutor:
     def scratch_bytes(self) -> int:
         """Memory that functions keep for themselves; part of the plan's `workspace`."""
         return self._placement.scratch_bytes
+
+    def host_block(self, block: int) -> Sequence[NDArray[np.uint8]]:
+        """The bytes of a block of the tier in host memory (`BlockTier.parts`)."""
+        return self._placement.tier.parts(block)
 
     def check(self, sampling: SamplingParameters, end_tokens: tuple[int, ...], prompt: IntArray) -> None:
         self._slots.check(sampling, end_tokens, prompt)

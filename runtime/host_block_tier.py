@@ -37,6 +37,9 @@ class HostBlockTier:
     def wait(self) -> None:
         pass
 
+    def parts(self, block: int) -> list[_Bytes]:
+        return [tier[block] for _, tier in self._pools[0][1]]
+
     def settle(self) -> None:
         pass
 

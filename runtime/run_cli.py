@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from ..plans.command import run_command
 from ..plans.errors import UsageError
 from ..plans.reader import Plan
+from ..plans.units import parse_bytes
 from .entrypoint.tool_formats.names import NAMES
 from .host import check_host
 from .launcher import launched
@@ -18,6 +19,7 @@ from .parent_death import end_with_parent
 from .startup_clock import StartupClock
 
 if TYPE_CHECKING:
+    from ..plans.schema import Manifest
     from ..plans.signing import TrustStore
 
 
@@ -70,6 +72,11 @@ _KEYS = "TOKENSPEED_API_KEY"
     help="The scheduler's rules; plain: strict priorities, first come first served, least recently used evicted first.",
 )  # fmt: skip
 @click.option("--without", multiple=True, metavar="FEATURE", help="Turn a feature of the policy off; may be repeated.")
+@click.option(
+    "--disk-kv", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Keep KV on disk too, below the plan's tier in host memory: it is there after a restart. One engine for a folder.",
+)  # fmt: skip
+@click.option("--disk-kv-bytes", metavar="SIZE", help="How much of that disk, such as 500GiB.")
 @click.option("--trust-store", type=click.Path(path_type=Path), help="Public key, or folder of them, the plan must be signed by.")
 @click.option("--require-signature", is_flag=True, help="Refuse to go on without a trust store.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON; errors are JSON too.")
@@ -98,6 +105,8 @@ def main(
     overlap: bool,
     policy: str,
     without: tuple[str, ...],
+    disk_kv: Path | None,
+    disk_kv_bytes: str | None,
     trust_store: Path | None,
     require_signature: bool,
     as_json: bool,
@@ -120,6 +129,7 @@ def main(
             keys = {_KEYS: " ".join(api_keys)} if api_keys else {}
             run_on_ray(opened.manifest, _arguments(click.get_current_context()), keys, ray_address, threads)
             return
+        disk_bytes = _disk_bytes(opened.manifest, disk_kv, disk_kv_bytes)
         check_host(opened.manifest)
         clock.finish("plan checks")
         by = launched(opened.manifest)
@@ -144,6 +154,8 @@ def main(
             step_timeout=step_timeout,
             policy=policy,
             without=_features(without),
+            disk_kv=None if disk_kv is None else str(disk_kv.absolute()),
+            disk_kv_bytes=disk_bytes,
             host=host,
             port=port,
             api_keys=api_keys,
@@ -168,6 +180,17 @@ def _features(names: tuple[str, ...]) -> tuple[str, ...]:
 
         without(POLICIES["agentic"], names)
     return names
+
+
+def _disk_bytes(manifest: Manifest, folder: Path | None, size: str | None) -> int:
+    """Checked here, where the answer comes at once. Raises UsageError."""
+    if folder is None:
+        if size is not None:
+            raise UsageError("--disk-kv-bytes is of --disk-kv", where="--disk-kv-bytes", got=size, fix="give --disk-kv FOLDER")
+        return 0
+    from .disk_kv import check_disk_kv
+
+    return check_disk_kv(manifest, folder, None if size is None else parse_bytes(size, "--disk-kv-bytes"))
 
 
 _OF_THIS_PROCESS = {"on_ray", "ray_address", "threads", "api_keys"}

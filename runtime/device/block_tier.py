@@ -14,6 +14,9 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...plans.errors import TokenspeedError
 from ...plans.schema import Manifest
 from ..block_tier import (
@@ -118,6 +121,17 @@ class DeviceBlockTier:
     def wait(self) -> None:
         for pool in self._pools.values():
             pool.pieces.wait()
+
+    def parts(self, block: int) -> list[NDArray[np.uint8]]:
+        pool = self._pools[0]
+        number, at = divmod(block, pool.size.piece)
+        blocks = min(pool.size.piece, pool.size.host_blocks - number * pool.size.piece)
+        piece, found = pool.pieces.memory(number), list[NDArray[np.uint8]]()
+        for stretch in pool.stretches:
+            count, start = len(stretch.names), stretch.offset * blocks
+            caches = piece[start : start + count * blocks * stretch.block_bytes].reshape(count, blocks, stretch.block_bytes)
+            found.append(caches[:, at])
+        return found
 
     def settle(self) -> None:
         for stream in (self._saving, self._loading):

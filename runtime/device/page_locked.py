@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...plans.errors import TokenspeedError
 from .device import Device
 
@@ -14,7 +17,7 @@ class PageLockedPieces:
 
     def __init__(self, device: Device, sizes: Sequence[int], purpose: str) -> None:
         self._device, self._purpose = device, purpose
-        self._addresses: list[int] = []
+        self._made: list[NDArray[np.uint8]] = []
         self._count = len(sizes)
         self._failed: TokenspeedError | None = None
         self._changed, self._ends = threading.Condition(), False
@@ -26,13 +29,17 @@ class PageLockedPieces:
 
     def address(self, piece: int) -> int:
         """Where that piece is; waits until it is made."""
-        addresses = self._addresses
-        if piece >= len(addresses):
+        return self.memory(piece).ctypes.data
+
+    def memory(self, piece: int) -> NDArray[np.uint8]:
+        """Its bytes; waits until it is made."""
+        made = self._made
+        if piece >= len(made):
             with self._changed:
-                self._changed.wait_for(lambda: piece < len(addresses) or self._failed is not None)
-            if piece >= len(addresses) and self._failed is not None:
+                self._changed.wait_for(lambda: piece < len(made) or self._failed is not None)
+            if piece >= len(made) and self._failed is not None:
                 raise self._failed
-        return addresses[piece]
+        return made[piece]
 
     def wait(self) -> None:
         """Until all are made."""
@@ -50,9 +57,9 @@ class PageLockedPieces:
             for size in sizes:
                 if self._ends:
                     return
-                address = self._device.allocate_host(size, self._purpose, zeroed=False).ctypes.data
+                memory = self._device.allocate_host(size, self._purpose, zeroed=False)
                 with self._changed:
-                    self._addresses.append(address)
+                    self._made.append(memory)
                     self._changed.notify_all()
         except TokenspeedError as error:
             with self._changed:

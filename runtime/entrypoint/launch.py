@@ -45,6 +45,8 @@ class LaunchOptions:
     api_keys: tuple[str, ...]
     tenant_keys: tuple[TenantKey, ...]
     service_tiers: Mapping[str, ServiceTier]
+    disk_kv: str | None
+    disk_kv_bytes: int
     tool_parser: str
     drain_timeout: float
     prompt: str | None
@@ -88,6 +90,8 @@ def _engine_options(plan: Plan, options: LaunchOptions) -> dict[str, object]:
         "step_timeout": options.step_timeout,
         "policy": options.policy,
         "without": options.without,
+        "disk_kv": options.disk_kv,
+        "disk_kv_bytes": options.disk_kv_bytes,
         "tenant_weights": tenant_weights(options.tenant_keys),
     }
 

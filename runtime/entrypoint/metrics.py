@@ -27,6 +27,7 @@ _GAUGES = {
     ),
     "kv_cache_usage_perc": ("kv_usage", "Share of KV cache blocks in use; 1 is all of them."),
     "host_kv_cache_usage_perc": ("host_usage", "Share of the host tier's KV blocks that hold a copy; 1 is all of them."),
+    "disk_kv_cache_usage_perc": ("disk_usage", "Share of the tier on disk that holds KV; 1 is all of it."),
 }
 _COUNTERS = {
     "engine_busy_seconds": ("busy_seconds", "Time with a step in flight."),
@@ -40,6 +41,10 @@ _COUNTERS = {
     "prefix_cache_host_hits": ("host_hits", "Those of the hits that were brought back from the host."),
     "offloaded_tokens": ("offloaded_tokens", "Tokens whose KV was copied to the host."),
     "reloaded_tokens": ("reloaded_tokens", "Tokens whose KV was brought back from the host."),
+    "disk_stored_tokens": ("stored_tokens", "Tokens whose KV was written to disk."),
+    "disk_fetched_tokens": ("fetched_tokens", "Tokens whose KV was read from disk."),
+    "disk_refused_tokens": ("refused_tokens", "Tokens whose KV on disk could not be read, or had another checksum."),
+    "disk_restored_tokens": ("restored_tokens", "Tokens whose KV was on disk when the engine started."),
     "recomputed_tokens": ("recomputed_tokens", "Tokens computed again after a preemption."),
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .disk_tier import DiskJob
 from .errors import DuplicateRequest, SchedulerMisuse
 from .request import Outcome, Request, SchedulerStats, TurnEnd
 from .scheduler import Scheduler
@@ -193,7 +194,7 @@ class GroupedScheduler:
         sums: dict[str, Any] = {
             field: sum(getattr(stats, field) for stats in found) for field in SchedulerStats.__struct_fields__
         }
-        sums |= {name: sums[name] / len(found) for name in ("kv_usage", "host_usage")}
+        sums |= {name: sums[name] / len(found) for name in ("kv_usage", "host_usage", "disk_usage")}
         sums |= {"steps": self._next_step, "last_step_rows": self._last_rows}
         return SchedulerStats(**sums)
 
@@ -201,6 +202,13 @@ class GroupedScheduler:
         """Verify every invariant of all groups; raises IntegrityError."""
         for scheduler in self.groups:
             scheduler.check_integrity()
+
+    def disk_jobs(self) -> list[DiskJob]:
+        """None: groups have no tier on disk."""
+        return []
+
+    def disk_done(self, number: int, well: bool) -> None:
+        raise SchedulerMisuse(f"no job {number} of the tier on disk is under way")
 
     def _retired(self, outcomes: list[Outcome]) -> list[Outcome]:
         self._flights.popleft()

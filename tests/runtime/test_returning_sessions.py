@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from tokenspeed.plans.host_tier import HOST_LINK
 from tokenspeed.plans.schema import Manifest, Rate
+from tokenspeed.runtime.disk_jobs import DiskJobs
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor import load_executor
+from tokenspeed.runtime.kv_store import KvStore
 from tokenspeed.runtime.protocol import EngineStats, SamplingParameters, Shutdown, StepNews, Submit, packed
 from tokenspeed.runtime.scheduling.building import scheduler_of
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
@@ -33,21 +36,24 @@ def plan_with(blocks: int, host_blocks: int) -> MemoryPlan:
 class Served:
     """An engine loop over the plan's own scheduler and executor, in a thread."""
 
-    def __init__(self, plan: MemoryPlan, weights: Path, *, overlap: bool) -> None:
+    def __init__(self, plan: MemoryPlan, weights: Path, *, overlap: bool, store: KvStore | None = None) -> None:
         manifest: Manifest = plan.manifest
         self.executor = load_executor(plan, str(weights), None, lambda _phase: None, host_tier=True)
         scheduler = scheduler_of(manifest)
         assert isinstance(scheduler, Scheduler)
         self.scheduler, self.channel = scheduler, ListChannel()
-        loop = EngineLoop(scheduler, self.executor, self.channel, (), overlap=overlap)
+        self.store, self.disk = store, None if store is None else DiskJobs(store, self.executor.host_block)
+        if store is not None:
+            scheduler.add_disk(store.places, inf, store.units)
+        loop = EngineLoop(scheduler, self.executor, self.channel, (), overlap=overlap, disk=self.disk)
         self.thread = threading.Thread(target=loop.run, daemon=True)
         self.thread.start()
         self.stats = EngineStats()
 
-    def turn(self, name: str, session: str, prompt: list[int]) -> list[int]:
+    def turn(self, name: str, session: str, prompt: list[int], salt: str = "") -> list[int]:
         """The tokens of one request, which has the machine for itself."""
         sampling = SamplingParameters(max_tokens=MADE, temperature=0.0)
-        self.channel.commands.put(Submit(name, packed(prompt), sampling, session_id=session))
+        self.channel.commands.put(Submit(name, packed(prompt), sampling, session_id=session, salt=salt))
         made: list[int] = []
         while True:
             news = self.channel.news.get(timeout=60)
@@ -61,6 +67,9 @@ class Served:
         self.channel.commands.put(Shutdown())
         self.thread.join(60)
         self.scheduler.check_integrity()
+        if self.store is not None and self.disk is not None:
+            self.disk.close()
+            self.store.close()
         self.executor.close()
 
 
