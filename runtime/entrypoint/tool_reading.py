@@ -58,7 +58,7 @@ def tool_reading(
         gap=model.call_layout.gap,
         hidden=frozenset(model.mark_tokens.values()) if request.skip_special_tokens is not False else frozenset(),
         shown=frozenset(model.mark_tokens),
-        thinking=prompt.text.rstrip().endswith("<think>"),
+        thinking=prompt.text.rstrip().endswith(tool_format.thinking[0]),
         single=request.parallel_tool_calls is False or model.call_layout.single,
         called=called,
     )

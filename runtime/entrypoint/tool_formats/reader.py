@@ -10,8 +10,6 @@ from .cursor import Cursor, Steps
 from .tool_format import ToolFormat
 from .tool_schemas import ToolSchemas
 
-_THINK, _THOUGHT = "<think>", "</think>"
-
 
 class AnswerReader:
     """Feed an answer's text with `push`, and `finish` it; the parts of one fed whole are those of one fed in pieces, joined.
@@ -72,7 +70,7 @@ def _marked_answer(
     """Text with calls in it, each behind a mark."""
     assert tool_format.calls is not None
     if not tool_format.in_reasoning:
-        yield from _reasoning(cursor, output, thinking)
+        yield from _reasoning(cursor, output, tool_format.thinking, thinking)
     if tool_format.bare:
         yield from attempt(cursor, output, tool_format.calls(cursor, output, tools, ""))
     marks = (*tool_format.opens, *(hidden - {*tool_format.opens}))
@@ -82,11 +80,12 @@ def _marked_answer(
             yield from attempt(cursor, output, tool_format.calls(cursor, output, tools, mark), opening)
 
 
-def _reasoning(cursor: Cursor, output: Output, thinking: bool) -> Steps[None]:
+def _reasoning(cursor: Cursor, output: Output, marks: tuple[str, str], thinking: bool) -> Steps[None]:
     """Pass over a reasoning block at the beginning: what it says of calls is none."""
     output.text((yield from cursor.spaces()))
-    if (yield from cursor.accept(_THINK)):
-        output.text(_THINK)
+    begin, end = marks
+    if (yield from cursor.accept(begin)):
+        output.text(begin)
         thinking = True
-    if thinking and (yield from cursor.pass_on((_THOUGHT,), output.text)):
-        output.text(_THOUGHT)
+    if thinking and (yield from cursor.pass_on((end,), output.text)):
+        output.text(end)

@@ -8,12 +8,14 @@ from .harmony import HARMONY
 from .hermes import HERMES
 from .kimi import KIMI
 from .llama import LLAMA
+from .minimax import MINIMAX
 from .mistral import MISTRAL
 from .names import AUTO, NONE
 from .qwen_coder import QWEN_CODER
+from .seed import SEED
 from .tool_format import ToolFormat
 
-FORMATS = (HARMONY, KIMI, DEEPSEEK_V3, DEEPSEEK_V31, GLM, QWEN_CODER, MISTRAL, HERMES, LLAMA)
+FORMATS = (HARMONY, KIMI, DEEPSEEK_V3, DEEPSEEK_V31, GLM, SEED, MINIMAX, QWEN_CODER, MISTRAL, HERMES, LLAMA)
 """In the order in which they are tried: several have marks in common, and the more particular one comes first."""
 
 

@@ -18,9 +18,9 @@ class ToolFormat:
     """`recognises` says of a chat template's source whether its model writes calls so.
 
     Calls begin at one of `opens`, and `calls` reads from behind it; `bare`: at the answer's beginning without any, too. `marks`
-    are all of the format's, since a tokenizer may have them as special tokens, which no answer shows otherwise.
-    `in_reasoning`: its marks mean calls within a reasoning block, too, as nobody writes them by the way.
-    `answer` reads all of an answer instead, for models that write messages.
+    are all of the format's, since a tokenizer may have them as special tokens, which no answer shows otherwise. `thinking`: marks
+    around a reasoning block. `in_reasoning`: marks mean calls within one, too, as nobody writes them by the way. `answer` reads
+    all of an answer instead, for models that write messages.
     """
 
     name: str
@@ -30,5 +30,6 @@ class ToolFormat:
     calls: CallsReader | None = None
     bare: bool = False
     in_reasoning: bool = False
+    thinking: tuple[str, str] = ("<think>", "</think>")
     answer: AnswerReaderSteps | None = None
     new_id: Callable[[], str] = call_id

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null"}
 _WRITTEN = {"True": "true", "False": "false", "None": "null"}
+_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:True|False|None)\b""", re.DOTALL)
 _DEEPEST = 8
 
 
@@ -35,18 +37,34 @@ class ToolSchemas:
 def argument_text(written: str, types: frozenset[str]) -> str:
     """The JSON text of an argument that was written without quotes: text where only text may be meant, else the JSON value that
     it spells, if that may be meant."""
-    spelled = written.strip()
-    if not types or types & {"boolean", "null"}:
-        spelled = _WRITTEN.get(spelled, spelled)
     if types != {"string"}:
-        try:
-            kind = _KINDS[type(json.loads(spelled, parse_constant=_refuse))]
-        except (ValueError, RecursionError):
-            kind = "string"
-        meant = kind in types or (kind == "integer" and "number" in types) or "string" not in types
-        if kind != "string" and meant:
-            return spelled
+        for spelled in (written.strip(), _json_of_literal(written.strip())):
+            kind = _kind(spelled)
+            if kind in types or (kind == "integer" and "number" in types) or (kind and "string" not in types):
+                return spelled
     return json.dumps(written, ensure_ascii=False)
+
+
+def _kind(spelled: str) -> str:
+    """Of a JSON value; "" for text, quoted or not."""
+    try:
+        kind = _KINDS[type(json.loads(spelled, parse_constant=_refuse))]
+    except (ValueError, RecursionError):
+        return ""
+    return "" if kind == "string" else kind
+
+
+def _json_of_literal(written: str) -> str:
+    """JSON of what is written as Python prints it, as some templates do: True for true, '...' for "..."."""
+    return _LITERAL.sub(_of_literal, written)
+
+
+def _of_literal(match: re.Match[str]) -> str:
+    found = match[0]
+    if not found.startswith("'"):
+        return _WRITTEN.get(found, found)
+    inside = found[1:-1].replace("\\'", "'").replace('"', '\\"')
+    return f'"{inside}"'
 
 
 def _types(schema: Any, depth: int) -> set[str]:

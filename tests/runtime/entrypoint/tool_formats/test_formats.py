@@ -9,7 +9,7 @@ from tokenspeed.runtime.entrypoint.tool_formats.names import NAMES
 from tokenspeed.runtime.entrypoint.tool_formats.registry import FORMATS, tool_format
 from tokenspeed.runtime.entrypoint.tool_formats.tool_schemas import ToolSchemas
 
-from .writing import WRITERS, Call, calls_of, read
+from .writing import BY_NAME, WRITERS, Call, calls_of, read
 
 ARGUMENTS: dict[str, Any] = {"text": 'a "b"\nc <é> {', "number": 2.5, "flag": True, "list": [1, {"a": None}], "object": {"x": []}}
 LOOK: Call = ("look", ARGUMENTS)
@@ -67,10 +67,11 @@ def test_plain_text(name: str) -> None:
 def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_own(name: str) -> None:
     written = WRITERS[name]([LOOK])
     found = [LOOK] if name.startswith("deepseek") else []
-    for text, thinking in ((f"\n<think>say {written}", False), (f"say {written}", True)):
-        part = read(name, [text + "</think>\n\n" + written], thinking=thinking)
+    begin, end = BY_NAME[name].thinking
+    for text, thinking in ((f"\n{begin}say {written}", False), (f"say {written}", True)):
+        part = read(name, [f"{text}{end}\n\n{written}"], thinking=thinking)
         assert calls_of(part) == [*found, LOOK]
-        assert "</think>" in part.text
+        assert end in part.text
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,8 @@ def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_o
         ("glm45", "<tool_call>look\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>", None),
         ("qwen3_coder", "<tool_call>\n<function=look>\n<parameter=text>\na\n</function>\n</tool_call>", None),
         ("qwen3_coder", "<tool_call>\n{}</tool_call>", None),
+        ("seed_oss", "<seed:tool_call><function=look><parameter=text>a</function></seed:tool_call>", None),
+        ("minimax_m2", "<minimax:tool_call>\n</minimax:tool_call>", None),
         ("mistral", "[TOOL_CALLS][]", "[]"),
         ("mistral", "[TOOL_CALLS]look{}", "look{}"),
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_calls_section_end|>", ""),
@@ -170,6 +173,10 @@ def test_messages_of_channels() -> None:
         ("object", "None", None),
         ("object", '{"a": 1}', {"a": 1}),
         ("list", "[1, 2", "[1, 2"),
+        ("list", "[True, 'it\\'s \"so\" None', \"it's\"]", [True, 'it\'s "so" None', "it's"]),
+        ("object", "{'a': {'b': None}}", {"a": {"b": None}}),
+        ("object", "{'a': b'c'}", "{'a': b'c'}"),
+        ("flag", '"True"', '"True"'),
         ("unknown", "[1]", [1]),
         ("unknown", "word", "word"),
         ("number", "NaN", "NaN"),
@@ -177,7 +184,7 @@ def test_messages_of_channels() -> None:
     ],
 )
 def test_values_between_tags_are_what_the_schema_says(key: str, written: str, value: object) -> None:
-    for name in ("qwen3_coder", "glm45"):
+    for name in ("qwen3_coder", "glm45", "seed_oss", "minimax_m2"):
         text = WRITERS[name]([("look", {key: written})])
         assert calls_of(read(name, [text])) == [("look", {key: value})], name
 

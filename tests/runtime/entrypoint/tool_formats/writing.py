@@ -59,6 +59,22 @@ def _glm(calls: Sequence[Call]) -> str:
     return "\n".join(map(one, calls))
 
 
+def _seed(calls: Sequence[Call]) -> str:
+    def one(call: Call) -> str:
+        inside = "".join(f"<parameter={key}>{_untagged(value)}</parameter>\n" for key, value in call[1].items())
+        return f"<seed:tool_call>\n<function={call[0]}>\n{inside}</function>\n</seed:tool_call>"
+
+    return "\n".join(map(one, calls))
+
+
+def _minimax(calls: Sequence[Call]) -> str:
+    def one(call: Call) -> str:
+        inside = "".join(f'<parameter name="{key}">{_untagged(value)}</parameter>\n' for key, value in call[1].items())
+        return f'<invoke name="{call[0]}">\n{inside}</invoke>\n'
+
+    return f"<minimax:tool_call>\n{''.join(map(one, calls))}</minimax:tool_call>"
+
+
 def _llama(calls: Sequence[Call]) -> str:
     return "; ".join(_object(call, "parameters") for call in calls)
 
@@ -101,6 +117,8 @@ WRITERS: dict[str, Callable[[Sequence[Call]], str]] = {
     "deepseek_v3": _deepseek_v3,
     "deepseek_v31": _deepseek_v31,
     "glm45": _glm,
+    "seed_oss": _seed,
+    "minimax_m2": _minimax,
     "qwen3_coder": _qwen_coder,
     "mistral": _mistral,
     "hermes": _hermes,
