@@ -26,6 +26,7 @@ from tokenspeed.plans.schema import Manifest
 from tokenspeed.runtime.benchmark.statistics import Summary
 from tokenspeed.runtime.scheduling.ablation import FEATURES, POLICIES, without
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
+from tokenspeed.runtime.simulation.command import DEFAULT_HOST_TOKEN_SECONDS
 from tokenspeed.runtime.simulation.report import TrafficReport
 from tokenspeed.runtime.simulation.simulate import Scenario, simulate, with_host_tier
 from tokenspeed.runtime.simulation.virtual_engine import EngineSettings
@@ -110,9 +111,8 @@ def run(options: Options, arm: Arm) -> tuple[Arm, TrafficReport | None, str]:
     try:
         with Plan.open(options.plan) as plan:
             manifest, plan_id = with_pool(plan.manifest, options.pool), plan.plan_id
-        scenario = Scenario(
-            arm.agents, 1.0, arm.policy, EngineSettings(host_seconds=options.host_seconds), {"id": plan_id, "arm": arm.label}
-        )
+        engine = EngineSettings(options.host_seconds, host_token_seconds=DEFAULT_HOST_TOKEN_SECONDS)
+        scenario = Scenario(arm.agents, 1.0, arm.policy, engine, {"id": plan_id, "arm": arm.label})
         report = simulate(with_host_tokens(manifest, arm.host_tokens), traffic(options, manifest, arm.agents), scenario)
     except TokenspeedError as error:
         return arm, None, str(error)

@@ -3,23 +3,26 @@
     python benchmarks/calibration.py run PLAN [--weights dummy] --out FOLDER [--trace synthetic:sessions=6,seed=1 --agents 3 ...]
     python benchmarks/calibration.py compare SIMULATED.json MEASURED.json
 
-`run` measures the plan's steps (`tokenspeed-bench latency`) and fits the machine's rates to them, starts a server and plays the
-trace to it (`tokenspeed-bench replay`), simulates the same trace at those rates (`tokenspeed-plan simulate`), and compares. With
---plan-rates it simulates at the plan's own rates. All reports stay in FOLDER. Exit code 1 when a percentile of TTFT or TPOT is
-further than the goal from what was measured.
+`run` measures the plan's steps (`tokenspeed-bench latency`) and fits the machine's rates to them, starts a server, warms it up
+and plays the trace to it (`tokenspeed-bench replay`), simulates the same at those rates and with that server's own constants
+(what a step and a token cost its loop, and a request on its way), and compares. With --plan-rates it simulates at the plan's.
+With --paced nothing is computed and steps take what the plan predicts, so that what differs is what the simulator leaves out. All
+reports stay in FOLDER. Exit code 1 when a percentile of TTFT or TPOT is further than the goal from what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from gpu.acceptance.server import Server
+from live.arms import Arm
+from live.playing import play
+from live.predicted import predict
+from live.traffic import Traffic
 from tokenspeed.plans.perf_model import StepModel, StepWork, chunk_work, prefill_chunks, step_seconds
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
@@ -30,7 +33,6 @@ GOAL = 0.10
 _LATENCIES = ("ttft_seconds", "tpot_seconds", "inter_token_seconds", "turn_seconds")
 _WITH_GOAL = ("ttft_seconds", "tpot_seconds")
 _PERCENTILES = ("p50", "p90", "p99")
-_SHAPE = ("agents", "time_scale", "most_gap", "context_scale", "max_turns", "sessions")
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -122,33 +124,42 @@ def _run(given: argparse.Namespace) -> tuple[Path, Path]:
     """Where the reports are, simulated and measured."""
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
-    weights = ["--weights", given.weights] if given.weights else []
-    threads = ["--threads", str(given.threads)] if given.threads else []
-    shape = [word for name in _SHAPE if getattr(given, name) is not None for word in _option(name, getattr(given, name))]
-    rates: list[str] = []
-    if not given.plan_rates:
-        asked = ["--batch", "1", "--steps", str(given.steps), "--prompt-tokens", str(given.prompt_tokens), "--json"]
-        said = _command("bench", "latency", str(given.plan), *weights, *threads, *asked)
-        (out / "latency.json").write_text(said)
-        with Plan.open(given.plan) as plan:
-            fitted = fitted_rates(plan.manifest, msgspec.json.decode(said, type=_Latency))
-        (out / "rates.json").write_bytes(msgspec.json.encode(fitted))
-        rates = ["--rates", str(out / "rates.json")]
-        print("rates fitted to the measured steps:", {name: f"{value:.3g}" for name, value in fitted.items()}, file=sys.stderr)
+    words = ["--weights", given.weights] if given.weights else []
+    words += ["--threads", str(given.threads)] if given.threads else []
+    with Plan.open(given.plan) as plan:
+        manifest = plan.manifest
+    traffic = Traffic(
+        trace=given.trace,
+        agents=given.agents,
+        sessions=given.sessions,
+        max_turns=given.max_turns,
+        context_scale=given.context_scale,
+        most_gap=given.most_gap,
+        time_scale=given.time_scale,
+        seconds=given.seconds,
+        max_context=min(manifest.model.max_context, manifest.kv.blocks * manifest.kv.block_tokens),
+        warm_up_turns=given.warm_up_turns,
+    )
+    if not (given.plan_rates or given.paced):
+        manifest = _at_measured_rates(given, manifest, words)
+    served = play(given.plan, words, traffic, out, "calibration", paced=given.paced)
+    print(served.constants, file=sys.stderr)
+    report = predict(manifest, Arm("agentic"), traffic, traffic.shaped(), traffic.warm_up(), served.constants)
     simulated, measured = out / "simulated.json", out / "measured.json"
-    with Server([str(given.plan), *weights, *threads], os.environ) as server:
-        server.wait_ready()
-        replay = ("bench", "replay", "--url", server.url, "--trace", given.trace, *shape)
-        # A few other sessions first, so that everything has run once and nothing of the trace is cached.
-        _command(*replay, "--sessions", str(given.agents), "--seed", "1", "--json", str(out / "warm-up.json"))
-        _command(*replay, "--json", str(measured))
-    constants = ["--host-seconds", str(given.host_seconds), "--request-seconds", str(given.request_seconds)]
-    _command("plan", "simulate", str(given.plan), "--trace", given.trace, *shape, *rates, *constants, "--json", str(simulated))
+    for path, found in ((simulated, report), (measured, served.report)):
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     return simulated, measured
 
 
-def _option(name: str, value: object) -> tuple[str, str]:
-    return f"--{name.replace('_', '-')}", str(value)
+def _at_measured_rates(given: argparse.Namespace, manifest: Manifest, words: Sequence[str]) -> Manifest:
+    """The plan at the rates that its steps have here and now."""
+    asked = ["--batch", "1", "--steps", str(given.steps), "--prompt-tokens", str(given.prompt_tokens), "--json"]
+    said = _command("bench", "latency", str(given.plan), *words, *asked)
+    (given.out / "latency.json").write_text(said)
+    fitted = fitted_rates(manifest, msgspec.json.decode(said, type=_Latency))
+    (given.out / "rates.json").write_bytes(msgspec.json.encode(fitted))
+    print("rates fitted to the measured steps:", {name: f"{value:.3g}" for name, value in fitted.items()}, file=sys.stderr)
+    return with_rates(manifest, fitted, "measured steps")
 
 
 def _command(tool: str, *arguments: str) -> str:
@@ -175,14 +186,15 @@ def main() -> int:
     live.add_argument("--agents", type=int, default=3)
     live.add_argument("--sessions", type=int)
     live.add_argument("--max-turns", type=int)
-    live.add_argument("--context-scale", type=float)
+    live.add_argument("--context-scale", type=float, default=1.0)
     live.add_argument("--most-gap", type=float)
-    live.add_argument("--time-scale", type=float)
+    live.add_argument("--time-scale", type=float, default=1.0)
+    live.add_argument("--seconds", type=float, default=3600.0, help="limit of the traffic")
+    live.add_argument("--warm-up-turns", type=int, default=2)
     live.add_argument("--plan-rates", action="store_true", help="simulate at the plan's own rates")
+    live.add_argument("--paced", action="store_true", help="a server without a machine: steps take what the plan predicts")
     live.add_argument("--steps", type=int, default=32, help="decode steps measured for the rates")
     live.add_argument("--prompt-tokens", type=int, default=512, help="prompt measured for the rates")
-    live.add_argument("--host-seconds", type=float, default=0.5e-3, help="host time of a step")
-    live.add_argument("--request-seconds", type=float, default=3e-3, help="from a client's sending to the queue")
     given = parser.parse_args()
     paths = (given.simulated, given.measured) if given.command == "compare" else _run(given)
     simulated, measured = (msgspec.json.decode(path.read_bytes(), type=TrafficReport) for path in paths)
