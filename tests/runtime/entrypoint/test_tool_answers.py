@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from .live_server import LiveServer, live_server
 from .test_sessions import Heard, listening
-from .tool_models import SAID_AGAIN, tool_model
+from .tool_models import HERMES_STYLE, SAID_AGAIN, tool_model
 
 LOOK = '<tool_call>\n{"name": "look", "arguments": {"at":[1, "é"]}}\n</tool_call>'
 FIND = '<tool_call>\n{"name": "find", "arguments": {}}\n</tool_call>'
@@ -22,9 +22,9 @@ TOOLS: list[Any] = [{"type": "function", "function": {"name": "look", "parameter
 
 
 @contextmanager
-def serving(parser: str) -> Iterator[tuple[LiveServer, OpenAI]]:
+def serving(parser: str, template: str = SAID_AGAIN) -> Iterator[tuple[LiveServer, OpenAI]]:
     with (
-        live_server(model=tool_model(SAID_AGAIN, parser, 1024)) as server,
+        live_server(model=tool_model(template, parser, 1024)) as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=20) as client,
     ):
         yield server, client
@@ -128,6 +128,26 @@ def test_why_a_turn_ended(hermes: tuple[LiveServer, OpenAI]) -> None:
         for text in (LOOK, BROKEN):
             ask(client, text, extra_body={"session_id": "s"})
         assert heard.until_hints(2) == [("/s", "tool_call"), ("/s", "end_of_turn")]
+
+
+def test_the_next_turn_finds_keys_and_values_of_the_call() -> None:
+    """The client writes the arguments anew, as many do."""
+    with serving("hermes", "{{ script }}<|end|>" + HERMES_STYLE) as (_, client):
+        messages: list[Any] = [{"role": "user", "content": "Look."}]
+        script = {"chat_template_kwargs": {"script": f"I look.\n{LOOK}"}}
+        first = ask(client, "", messages=messages, extra_body=script)
+        [call] = first.choices[0].message.tool_calls
+        written = json.dumps(json.loads(call.function.arguments))
+        assert written != call.function.arguments
+        for arguments in (written, '{"at": 2}'):
+            function = {"name": "look", "arguments": arguments}
+            called = {"id": call.id, "type": "function", "function": function}
+            answer = {"role": "assistant", "content": "I look.", "tool_calls": [called]}
+            result = {"role": "tool", "tool_call_id": call.id, "content": "42"}
+            usage = ask(client, "", messages=[*messages, answer, result], extra_body=script).usage
+            known, cached = first.usage.total_tokens, usage.prompt_tokens_details.cached_tokens
+            assert (cached > known - 12) == (arguments == written), (cached, known)
+            assert cached > first.usage.prompt_tokens - 12
 
 
 def test_calls_are_forced_by_no_grammar_yet(hermes: tuple[LiveServer, OpenAI]) -> None:
