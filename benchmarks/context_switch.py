@@ -6,6 +6,7 @@
     python benchmarks/context_switch.py plan.bin --simulated                  # the plan's scheduler alone, in virtual time
     tokenspeed-run plan.bin --weights dummy --without retention --without supersede     # and over HTTP, from this server:
     python benchmarks/context_switch.py plan.bin --url http://127.0.0.1:8000
+    python benchmarks/context_switch.py plan.bin --disk-kv /mnt/nvme --disk-kv-bytes 24GiB     # after a restart, from disk
 
 The plan's pool on the device must hold the longest session, and should hold little more: other prompts fill it twice, each of a
 quarter of it, so that the session is in the host's memory alone; for that the least recently used must go first. The tier must
@@ -14,7 +15,10 @@ hold both sessions of a sample and what fills the pool. Weights are made up unle
 First, how long the engine took to be ready with its tier, and whether its first prompt took longer than later ones. Then what
 the link carries: one way, both ways at once, and KV blocks as the tier copies them (128 KiB of each of 64 caches in one call;
 layer by layer, two in a call). Then, for each number of tokens, the seconds from a prompt (the session and `--new` more tokens)
-to its first token, without HTTP unless --url is given. A sample tells how many of the prompt's tokens came from the device and
+to its first token, without HTTP unless --url is given. With --disk-kv nothing but this: the session goes to disk, the scheduler
+is made anew as after a restart (the weights stay), and the session goes on.
+
+A sample tells how many of the prompt's tokens came from the device and
 from the host and how many were computed, each time; it counts where the whole session was where it should be. Medians are of
 --repeats samples that count; where twice as many do not give them, the session is said not to be whole, and the exit code is 1.
 Prints JSON lines; the last ones have the ratios beside the goals.
@@ -30,11 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from context.clients import Client, InProcess, InVirtualTime, OverHttp, Reply
+from context.after_restart import after_restart
+from context.clients import Client, InProcess, InVirtualTime, OverHttp, Reply, WithDisk
 from context.link import link_rates, memory_rate
 from tokenspeed.plans.host_tier import HOST_LINK, host_tier
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
+from tokenspeed.plans.units import parse_bytes
+from tokenspeed.runtime.disk_kv import check_disk_kv
 
 HOST_GOAL, DEVICE_GOAL = 4.0, 20.0
 """How many times faster than computing again."""
@@ -54,6 +61,8 @@ def main() -> int:
     parser.add_argument("--weights", default="dummy", help="as for tokenspeed-run; with --url those of the server count")
     parser.add_argument("--url", help="a server of this plan, instead of an engine in this process")
     parser.add_argument("--simulated", action="store_true", help="the plan's scheduler and the times that the plan predicts")
+    parser.add_argument("--disk-kv", metavar="FOLDER", help="measure going on from disk, after a restart, and nothing else")
+    parser.add_argument("--disk-kv-bytes", default="24GiB", help="how much of that disk")
     parser.add_argument("--no-link", action="store_true", help="leave the link's rates out")
     options = parser.parse_args()
     sizes: list[int] = options.tokens or [10000, 50000]
@@ -63,6 +72,8 @@ def main() -> int:
         if tier is None:
             parser.error("the plan has no host tier: compile it with --host-kv")
         say({"plan": options.plan.name, "target": manifest.target.name, "model": manifest.model.name, "host_tier": tier.data()})
+        if options.disk_kv is not None:
+            return _from_disk(plan, sizes, options)
         for tokens in sizes:
             _check_sizes(manifest, tokens, options.new, tier.tokens)
         client: Client
@@ -76,6 +87,18 @@ def main() -> int:
                 say({"link": _link(manifest), "plan_says": manifest.performance.rates[HOST_LINK].value})
     try:
         found = [_session(client, manifest, tokens, options) for tokens in sizes]
+    finally:
+        client.close()
+    for line in found:
+        say(line)
+    return 0 if all(line["valid"] for line in found) else 1
+
+
+def _from_disk(plan: Plan, sizes: list[int], options: argparse.Namespace) -> int:
+    most_bytes = check_disk_kv(plan.manifest, Path(options.disk_kv), parse_bytes(options.disk_kv_bytes, "--disk-kv-bytes"))
+    client = WithDisk(plan, options.weights, options.disk_kv, most_bytes)
+    try:
+        found = [after_restart(client, plan.manifest, tokens, options.new, options.repeats) for tokens in sizes]
     finally:
         client.close()
     for line in found:

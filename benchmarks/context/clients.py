@@ -13,8 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.http_stream import Server, events, request
+from tokenspeed.runtime.disk_jobs import DiskJobs
+from tokenspeed.runtime.disk_kv import open_store
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor import load_executor
+from tokenspeed.runtime.kv_store import KvStore
 from tokenspeed.runtime.protocol import (
     EngineCommand,
     EngineFailed,
@@ -28,7 +31,7 @@ from tokenspeed.runtime.protocol import (
 )
 from tokenspeed.runtime.scheduling.ablation import POLICIES, without
 from tokenspeed.runtime.scheduling.building import scheduler_of
-from tokenspeed.runtime.scheduling.request import Request
+from tokenspeed.runtime.scheduling.request import Request, SchedulerStats
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 from tokenspeed.runtime.scheduling.step import StepBatch
 from tokenspeed.runtime.simulation.machine import VirtualMachine
@@ -93,10 +96,18 @@ class InProcess:
         self.executor = load_executor(plan, weights, None, report, host_tier=True)
         self.load_seconds = time.perf_counter() - started
         self.phases["weights and tier"] = time.perf_counter() - latest
-        self._scheduler, self._channel, self._asked = scheduler, _Channel(), 0
-        loop = EngineLoop(scheduler, self.executor, self._channel, ())
+        self._asked = 0
+        self._serve(scheduler)
+
+    def _serve(self, scheduler: Scheduler, disk: DiskJobs | None = None) -> None:
+        self._scheduler, self._channel = scheduler, _Channel()
+        loop = EngineLoop(scheduler, self.executor, self._channel, (), disk=disk)
         self._thread = threading.Thread(target=loop.run, daemon=True)
         self._thread.start()
+
+    def _stop(self) -> None:
+        self._channel.commands.put(Shutdown())
+        self._thread.join(60)
 
     def first_token(self, prompt: list[int], salt: str) -> Reply:
         self._asked += 1
@@ -116,9 +127,48 @@ class InProcess:
                     return Reply(seconds, event.cached_tokens, self._scheduler.stats().reloaded_tokens - reloaded)
 
     def close(self) -> None:
-        self._channel.commands.put(Shutdown())
-        self._thread.join(60)
+        self._stop()
         self.executor.close()
+
+
+class WithDisk(InProcess):
+    """The same with a tier on disk. `restart` gives it a scheduler that knows of nothing but what is on disk, as a new process
+    has one; weights stay where they are. `restored_seconds` is what finding that took, `bytes_per_second` the disk's rate, as
+    the scheduler takes it to be."""
+
+    def __init__(self, plan: Plan, weights: str | None, folder: str, most_bytes: int) -> None:
+        self._manifest, self._folder, self._most_bytes = plan.manifest, folder, most_bytes
+        self._disk: tuple[KvStore, DiskJobs] | None = None
+        super().__init__(plan, weights)
+        self.restart()
+
+    @property
+    def stats(self) -> SchedulerStats:
+        return self._scheduler.stats()
+
+    def restart(self) -> None:
+        self._stop()
+        self._close_disk()
+        started = time.perf_counter()
+        store = open_store(self._manifest, self._folder, self._most_bytes)
+        self.bytes_per_second = store.bytes_per_second()
+        scheduler = scheduler_of(self._manifest, without(POLICIES["agentic"], LEAST_RECENTLY_USED))
+        assert isinstance(scheduler, Scheduler)
+        scheduler.add_disk(store.places, self.bytes_per_second, store.units)
+        self.restored_seconds = time.perf_counter() - started
+        self._disk = store, DiskJobs(store, self.executor.host_block)
+        self._serve(scheduler, self._disk[1])
+
+    def close(self) -> None:
+        self._stop()
+        self._close_disk()
+        self.executor.close()
+
+    def _close_disk(self) -> None:
+        if self._disk is not None:
+            store, jobs = self._disk
+            jobs.close()
+            store.close()
 
 
 class InVirtualTime:
