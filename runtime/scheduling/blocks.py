@@ -52,7 +52,8 @@ class Handle:
             raise HandleConsumed(f"this {type(self).__name__} was already consumed by a transition")
 
     def consume(self) -> None:
-        self.require()
+        if not self._live:
+            self.require()
         self._live = False
 
 
@@ -66,7 +67,8 @@ class PhysicalBlock(Handle):
     @property
     def index(self) -> int:
         """Position in the pool; its token slots are index * block_tokens and those that follow."""
-        self.require()
+        if not self._live:
+            self.require()
         return self._index
 
 
@@ -162,7 +164,8 @@ class UnitHandle(Handle):
 
     @property
     def unit(self) -> Unit:
-        self.require()
+        if not self._live:
+            self.require()
         return self._unit
 
 
@@ -302,7 +305,7 @@ def restore(blocks: Sequence[WritableBlock], unit: Unit) -> SealedBlock:
 
 def taken(blocks: Sequence[PhysicalBlock]) -> tuple[int, ...]:
     """Consume all of these, or none where one is consumed already."""
-    indices = tuple(block.index for block in blocks)
+    indices = tuple([block.index for block in blocks])
     for block in blocks:
         block.consume()
     return indices
@@ -311,10 +314,10 @@ def taken(blocks: Sequence[PhysicalBlock]) -> tuple[int, ...]:
 def _emptied(unit: Unit) -> tuple[FreeBlock, ...]:
     """The unit leaves the device."""
     indices, unit.indices = unit.indices, ()
-    return tuple(FreeBlock(index) for index in indices)
+    return tuple([FreeBlock(index) for index in indices])
 
 
 def _forgotten(unit: Unit) -> tuple[FreeHostBlock, ...]:
     """The unit's copy leaves the host."""
     indices, unit.host = unit.host, ()
-    return tuple(FreeHostBlock(index) for index in indices)
+    return tuple([FreeHostBlock(index) for index in indices])

@@ -10,6 +10,9 @@ from .blocks import Reuse, Unit
 
 Item = TypeVar("Item")
 
+_FALLING = Reuse.SHARED, Reuse.TOOL, Reuse.USER, Reuse.HINTED
+_NEVER = float("nan")
+
 SECONDS = {Reuse.USER: 300.0, Reuse.TOOL: 60.0, Reuse.SHARED: 900.0}
 """How long an expectation holds. Of agents' tool calls 88 % come back within 60 s, and half of their users within 127 s."""
 
@@ -44,7 +47,9 @@ class EvictionOrder(Generic[Item]):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._queues = tuple(OrderedDict[Unit, Item]() for _ in Reuse)
+        self._by_reuse = tuple(zip(Reuse, self._queues, strict=True))
         self._queue_of: dict[Unit, Reuse] = {}
+        self._looked = [_NEVER for _ in Reuse]  # when each kind's oldest was looked at; _NEVER where it is another since
 
     def __len__(self) -> int:
         return len(self._queue_of)
@@ -67,17 +72,22 @@ class EvictionOrder(Generic[Item]):
             queue.move_to_end(unit, last=False)
 
     def take(self, unit: Unit) -> Item:
-        return self._queues[self._queue_of.pop(unit)].pop(unit)
+        reuse = self._queue_of.pop(unit)
+        self._looked[reuse] = _NEVER
+        return self._queues[reuse].pop(unit)
 
     def lowest(self) -> Reuse | None:
         """The kind of what is evicted next; None when there is nothing."""
         self._expire()
-        return next((reuse for reuse in Reuse if self._queues[reuse]), None)
+        for reuse, queue in self._by_reuse:
+            if queue:
+                return reuse
+        return None
 
     def kinds(self) -> list[tuple[Reuse, int]]:
         """How many there are of each kind that there is, lowest first."""
         self._expire()
-        return [(reuse, len(queue)) for reuse in Reuse if (queue := self._queues[reuse])]
+        return [(reuse, len(queue)) for reuse, queue in self._by_reuse if queue]
 
     def first(self) -> Item | None:
         """What is evicted next, left in its place."""
@@ -87,14 +97,19 @@ class EvictionOrder(Generic[Item]):
     def pop(self, kind: Reuse | None = None) -> Item:
         """Take out what is evicted next, of this kind if one is named. KeyError when there is nothing."""
         lowest = self.lowest() if kind is None else kind
-        unit, item = self._queues[Reuse.IDLE if lowest is None else lowest].popitem(last=False)
+        if lowest is None:
+            raise KeyError("nothing can be evicted")
+        unit, item = self._queues[lowest].popitem(last=False)
+        self._looked[lowest] = _NEVER
         del self._queue_of[unit]
         return item
 
     def _expire(self) -> None:
-        now = self._clock.now
-        for reuse in (Reuse.SHARED, Reuse.TOOL, Reuse.USER, Reuse.HINTED):
-            queue = self._queues[reuse]
+        now, looked = self._clock.now, self._looked
+        for reuse in _FALLING:
+            if looked[reuse] == now:
+                continue
+            looked[reuse], queue = now, self._queues[reuse]
             while queue and (fallen := standing(unit := next(iter(queue)), now)) is not reuse:
                 self._queues[fallen][unit] = queue.pop(unit)
                 self._queue_of[unit] = fallen
