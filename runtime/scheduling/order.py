@@ -47,7 +47,7 @@ class EvictionOrder(Generic[Item]):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._queues = tuple(OrderedDict[Unit, Item]() for _ in Reuse)
-        self._by_reuse = tuple(zip(Reuse, self._queues, strict=True))
+        self._by_reuse = [(reuse, self._queues[reuse]) for reuse in Reuse]
         self._queue_of: dict[Unit, Reuse] = {}
         self._looked = [_NEVER for _ in Reuse]  # when each kind's oldest was looked at; _NEVER where it is another since
 

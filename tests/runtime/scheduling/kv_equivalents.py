@@ -30,6 +30,8 @@ EQUIVALENT: dict[str, str] = {
     "host_tier.HostTier.place: 1 + 1": _ONLY_COMPARED,
     "host_tier.HostTier.begin_step: max(1, units) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.cached: self.unsaved.add(unit, unit, first) with its arguments swapped": _BOTH_ALIKE,
+    "order.EvictionOrder.lowest: without return None": "None all the same",
+    "order.EvictionOrder._expire: without if looked[reuse] == now: ...": "what was looked at this moment is as it was",
     "order.standing: min(unit.reuse, Reuse.IDLE) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,

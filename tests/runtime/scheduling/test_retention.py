@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tokenspeed.runtime.scheduling import retention
 from tokenspeed.runtime.scheduling.blocks import Reuse, Unit
@@ -76,6 +78,20 @@ def test_expectations_fall_step_by_step():
     late = unit_of(Reuse.TOOL)
     order.add(late, late)  # what is added late has fallen already
     assert list(order)[-1] is late
+
+
+@pytest.mark.parametrize("leaves", [lambda order, unit: order.take(unit), lambda order, _: order.pop()])
+def test_what_fell_behind_another_is_seen_when_that_one_goes(leaves: Callable[[EvictionOrder[Unit], Unit], Unit]):
+    """At the same moment as well."""
+    clock = Clock()
+    order = EvictionOrder[Unit](clock)
+    longer, shorter = unit_of(Reuse.HINTED, hint=1000.0), unit_of(Reuse.HINTED, hint=100.0)
+    for unit in (longer, shorter):
+        order.add(unit, unit)
+    clock.now = 200.0
+    assert order.lowest() is Reuse.HINTED
+    assert leaves(order, longer) is longer
+    assert order.lowest() is Reuse.IDLE
 
 
 def test_without_switches_it_is_least_recently_used():
