@@ -3,11 +3,12 @@
     python benchmarks/calibration.py run PLAN [--weights dummy] --out FOLDER [--trace synthetic:sessions=6,seed=1 --agents 3 ...]
     python benchmarks/calibration.py compare SIMULATED.json MEASURED.json
 
-`run` measures the plan's steps (`tokenspeed-bench latency`) and fits the machine's rates to them, starts a server, warms it up
-and plays the trace to it (`tokenspeed-bench replay`), simulates the same at those rates and with that server's own constants
-(what a step and a token cost its loop, and a request on its way), and compares. With --plan-rates it simulates at the plan's.
-With --paced nothing is computed and steps take what the plan predicts, so that what differs is what the simulator leaves out. All
-reports stay in FOLDER. Exit code 1 when a percentile of TTFT or TPOT is further than the goal from what was measured.
+`run` measures the plan's steps (`tokenspeed-bench latency`: few and many sequences, short and long contexts and prompts), starts
+a server, warms it up and plays the trace to it (`tokenspeed-bench replay`), and measures the steps again, as machines change. It
+fits the machine's rates to both, simulates the same at those rates and with that server's own constants (what a step and a token
+cost its loop, and a request on its way), and compares. With --plan-rates it simulates at the plan's. With --paced nothing is
+computed and steps take what the plan predicts, so that what differs is what the simulator leaves out. All reports stay in FOLDER.
+Exit code 1 when a percentile of TTFT or TPOT is further than the goal from what was measured.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from fitting import distance, fitted
 from live.arms import Arm
 from live.playing import play
 from live.predicted import predict
 from live.traffic import Traffic
-from tokenspeed.plans.perf_model import StepModel, StepWork, chunk_work, prefill_chunks, step_seconds
 from tokenspeed.plans.reader import Plan
 from tokenspeed.plans.schema import Manifest
+from tokenspeed.runtime.benchmark.roofline import decode_work, predicted_seconds, prompt_work
 from tokenspeed.runtime.simulation.report import TrafficReport
 from tokenspeed.runtime.simulation.simulate import with_rates
 
@@ -33,6 +36,17 @@ GOAL = 0.10
 _LATENCIES = ("ttft_seconds", "tpot_seconds", "inter_token_seconds", "turn_seconds")
 _WITH_GOAL = ("ttft_seconds", "tpot_seconds")
 _PERCENTILES = ("p50", "p90", "p99")
+
+_SPARE = 64
+"""Tokens of context that a measurement leaves free."""
+_BOUNDS = {
+    "compute": (1e6, 1e17),
+    "bandwidth": (1e6, 1e15),
+    "dispatch": (1e-9, 1e-2),
+    "attention": (1e6, 1e17),
+    "kv_bandwidth": (1e6, 1e15),
+    "overlap": (1.0, 100.0),
+}
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -91,33 +105,40 @@ class _Latency(msgspec.Struct):
     decode: list[_Point]
 
 
-def fitted_rates(manifest: Manifest, latency: _Latency) -> dict[str, float]:
-    """Rates at which the cost model gives the measured medians: bandwidth by the decode step of fewest rows, then compute by the
-    prompt."""
-    few, prompt = min(latency.decode, key=lambda point: point.rows), latency.prompt
-    chunks = prefill_chunks(prompt.rows, 0, manifest.schedule.prefill_chunk)
+@dataclass(frozen=True)
+class _Asked:
+    """What `tokenspeed-bench latency` is asked for: tokens of the context that sequences decode behind, and of the prompt."""
 
-    def decode_at(bandwidth: float) -> float:
-        performance = with_rates(manifest, {"bandwidth": bandwidth}, "").performance
-        return step_seconds(performance, StepWork(few.rows, few.rows * few.context_tokens))
-
-    bandwidth = _solved(decode_at, few.seconds["p50"])
-
-    def prompt_at(compute: float) -> float:
-        performance = with_rates(manifest, {"bandwidth": bandwidth, "compute": compute}, "").performance
-        model = StepModel(performance)
-        return sum(model.seconds(chunk_work(at, rows)) for at, rows in chunks)
-
-    return {"bandwidth": bandwidth, "compute": _solved(prompt_at, prompt.seconds["p50"])}
+    context: int
+    prompt: int
 
 
-def _solved(seconds_at: Callable[[float], float], wanted: float) -> float:
-    """The rate, from 1e6 to 1e17, at which `seconds_at` (falling) comes nearest to `wanted`."""
-    low, high = 6.0, 17.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if seconds_at(10**middle) > wanted else (low, middle)
-    return 10**high
+def steps_to_measure(manifest: Manifest, steps: int, prompt: int) -> tuple[list[int], list[_Asked]]:
+    """Batches, and contexts short and as long as the pool holds for all of them; prompts of one chunk and of as long as fits."""
+    schedule, kv = manifest.schedule, manifest.kv
+    batches = sorted({1, min(4, schedule.max_decode_rows), min(schedule.max_decode_rows, 16)})
+    room = min(manifest.model.max_context, (kv.blocks // batches[-1]) * kv.block_tokens) - steps - _SPARE
+    short = max(1, min(64, room))
+    longest = min(manifest.model.max_context, kv.blocks * kv.block_tokens) - 1
+    return batches, [_Asked(short, min(prompt, longest)), _Asked(max(short, room), min(8 * prompt, longest))]
+
+
+def fitted_rates(manifest: Manifest, reports: Sequence[_Latency]) -> dict[str, float]:
+    """Rates at which the cost model comes nearest to the measured medians."""
+    chunk = manifest.schedule.prefill_chunk
+    measured = [(prompt_work(report.prompt.rows, chunk), report.prompt.seconds["p50"]) for report in reports]
+    measured += [
+        (decode_work(point.rows, point.context_tokens), point.seconds["p50"]) for report in reports for point in report.decode
+    ]
+
+    def far(rates: Mapping[str, float]) -> float:
+        performance = with_rates(manifest, rates, "").performance
+        return distance((predicted_seconds(performance, work), seconds) for work, seconds in measured)
+
+    known = manifest.performance.rates
+    start = {name: known[name].value for name in ("compute", "bandwidth", "dispatch")}
+    start |= {"attention": start["compute"], "kv_bandwidth": start["bandwidth"], "overlap": 2.0}
+    return fitted(start, _BOUNDS, far)
 
 
 def _run(given: argparse.Namespace) -> tuple[Path, Path]:
@@ -140,9 +161,13 @@ def _run(given: argparse.Namespace) -> tuple[Path, Path]:
         max_context=min(manifest.model.max_context, manifest.kv.blocks * manifest.kv.block_tokens),
         warm_up_turns=given.warm_up_turns,
     )
-    if not (given.plan_rates or given.paced):
-        manifest = _at_measured_rates(given, manifest, words)
+    fits, reports = not (given.plan_rates or given.paced), list[_Latency]()
+    if fits:
+        reports += _measured_steps(given, manifest, words, "before")
     served = play(given.plan, words, traffic, out, "calibration", paced=given.paced)
+    if fits:
+        reports += _measured_steps(given, manifest, words, "after")
+        manifest = _at_measured_rates(given.out, manifest, reports)
     print(served.constants, file=sys.stderr)
     report = predict(manifest, Arm("agentic"), traffic, traffic.shaped(), traffic.warm_up(), served.constants)
     simulated, measured = out / "simulated.json", out / "measured.json"
@@ -151,15 +176,35 @@ def _run(given: argparse.Namespace) -> tuple[Path, Path]:
     return simulated, measured
 
 
-def _at_measured_rates(given: argparse.Namespace, manifest: Manifest, words: Sequence[str]) -> Manifest:
+def _measured_steps(given: argparse.Namespace, manifest: Manifest, words: Sequence[str], when: str) -> list[_Latency]:
+    batches, asked = steps_to_measure(manifest, given.steps, given.prompt_tokens)
+    common = ["--batch", ",".join(map(str, batches)), "--steps", str(given.steps), "--json"]
+    reports: list[_Latency] = []
+    for item in asked:
+        lengths = ["--context", str(item.context), "--prompt-tokens", str(item.prompt)]
+        said = _command("bench", "latency", str(given.plan), *words, *lengths, *common)
+        (given.out / f"latency-{when}-{item.context}.json").write_text(said)
+        reports.append(msgspec.json.decode(said, type=_Latency))
+    return reports
+
+
+def _at_measured_rates(out: Path, manifest: Manifest, reports: Sequence[_Latency]) -> Manifest:
     """The plan at the rates that its steps have here and now."""
-    asked = ["--batch", "1", "--steps", str(given.steps), "--prompt-tokens", str(given.prompt_tokens), "--json"]
-    said = _command("bench", "latency", str(given.plan), *words, *asked)
-    (given.out / "latency.json").write_text(said)
-    fitted = fitted_rates(manifest, msgspec.json.decode(said, type=_Latency))
-    (given.out / "rates.json").write_bytes(msgspec.json.encode(fitted))
-    print("rates fitted to the measured steps:", {name: f"{value:.3g}" for name, value in fitted.items()}, file=sys.stderr)
-    return with_rates(manifest, fitted, "measured steps")
+    found = fitted_rates(manifest, reports)
+    _say_steps(manifest, reports, found)
+    (out / "rates.json").write_bytes(msgspec.json.encode(found))
+    print("rates fitted to the measured steps:", {name: f"{value:.3g}" for name, value in found.items()}, file=sys.stderr)
+    return with_rates(manifest, found, "measured steps")
+
+
+def _say_steps(manifest: Manifest, reports: Sequence[_Latency], rates: Mapping[str, float]) -> None:
+    """By how much the cost model misses the steps that the rates are fitted to: no simulation at them is nearer."""
+    performance, chunk = with_rates(manifest, rates, "").performance, manifest.schedule.prefill_chunk
+    for report in reports:
+        for kind, point in (("prompt", report.prompt), *(("decode", point) for point in report.decode)):
+            work = prompt_work(point.rows, chunk) if kind == "prompt" else decode_work(point.rows, point.context_tokens)
+            error = predicted_seconds(performance, work) / point.seconds["p50"] - 1
+            print(f"{kind} {point.rows} of {point.context_tokens}: {error:+.1%}", file=sys.stderr)
 
 
 def _command(tool: str, *arguments: str) -> str:
@@ -194,7 +239,7 @@ def main() -> int:
     live.add_argument("--plan-rates", action="store_true", help="simulate at the plan's own rates")
     live.add_argument("--paced", action="store_true", help="a server without a machine: steps take what the plan predicts")
     live.add_argument("--steps", type=int, default=32, help="decode steps measured for the rates")
-    live.add_argument("--prompt-tokens", type=int, default=512, help="prompt measured for the rates")
+    live.add_argument("--prompt-tokens", type=int, default=512, help="shorter prompt measured for the rates")
     given = parser.parse_args()
     paths = (given.simulated, given.measured) if given.command == "compare" else _run(given)
     simulated, measured = (msgspec.json.decode(path.read_bytes(), type=TrafficReport) for path in paths)

@@ -5,9 +5,8 @@
 MEASURED is what gpu_contexts.py printed of a plan of the same shape. Four numbers are fitted (compiler/performance.py, plans/
 perf_model.py): the share of `compute` that products of many rows reach, how far their arithmetic and traffic hide each other, the
 rate of attention of prompts, and the share of it where keys are cut. They go into the target's description, as `products.share`,
-`products.overlap`, `attention.compute` and `attention.cut`. The sum of ln(predicted / measured) ** 2 is made least, in which what
-is further off than a tenth counts as its distance alone, so that no single step leads. Every step whose number is a multiple of
---apart is left out of the fit and shown beside the others: a check that the numbers say something of other steps too.
+`products.overlap`, `attention.compute` and `attention.cut`. Every step whose number is a multiple of --apart is left out of the
+fit and shown beside the others: a check that the numbers say something of other steps too.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
 from pathlib import Path
 
 import msgspec
+from fitting import distance, fitted
 from gpu_contexts import steps, work_of
 from tokenspeed.plans.perf_model import UNITS_OF_MEASURED, StepWork
 from tokenspeed.plans.reader import Plan
@@ -27,7 +26,6 @@ from tokenspeed.plans.schema import Manifest, Performance, Rate
 from tokenspeed.runtime.scheduling.costs import StepCosts
 from tokenspeed.targets.registry import find_target
 
-_FAR = 0.1
 _START = {"products": 0.8, "overlap": 1.5, "attention": 0.8e15, "cut": 0.9}
 _BOUNDS = {"products": (0.1, 1.0), "overlap": (1.0, 100.0), "attention": (1e9, 1e18), "cut": (0.1, 1.0)}
 _NAMES = {"products": "products.share", "overlap": "products.overlap", "attention": "attention.compute", "cut": "attention.cut"}
@@ -54,7 +52,9 @@ def with_figures(manifest: Manifest, figures: Mapping[str, float]) -> StepCosts:
     """The plan on a machine of these figures, of which those in _START may be among them."""
     performance = manifest.performance
     rates = {
-        name: Rate(value=figures[name], unit=unit, source="fit", basis="measured") for name, unit in UNITS_OF_MEASURED.items()
+        name: Rate(value=figures[name], unit=unit, source="fit", basis="measured")
+        for name, unit in UNITS_OF_MEASURED.items()
+        if name in figures
     }
     changed = msgspec.structs.replace(
         _with_cut(performance, manifest.target.name, figures["cut"]), rates=performance.rates | rates
@@ -75,25 +75,12 @@ def _with_cut(performance: Performance, target: str, cut: float) -> Performance:
     return msgspec.structs.replace(performance, step_costs=tuple(rows))
 
 
-def distance(costs: StepCosts, measured: Sequence[Measured]) -> float:
-    errors = (abs(log(costs.step_seconds(item.work) / item.seconds)) for item in measured)
-    return sum(error**2 if error < _FAR else _FAR * (2 * error - _FAR) for error in errors)
-
-
 def fit(manifest: Manifest, measured: Sequence[Measured]) -> dict[str, float]:
-    """One number after another goes up or down by ever smaller steps, as long as that helps."""
-    figures, width = dict(_START), 0.25
-    least = distance(with_figures(manifest, figures), measured)
-    while width > 1e-3:
-        better = False
-        for name, (low, high) in _BOUNDS.items():
-            for by in (exp(width), exp(-width)):
-                tried = figures | {name: min(high, max(low, figures[name] * by))}
-                found = distance(with_figures(manifest, tried), measured)
-                if found < least:
-                    figures, least, better = tried, found, True
-        width = width if better else width / 2
-    return figures
+    def far(figures: Mapping[str, float]) -> float:
+        costs = with_figures(manifest, figures)
+        return distance((costs.step_seconds(item.work), item.seconds) for item in measured)
+
+    return fitted(_START, _BOUNDS, far)
 
 
 def main() -> None:
@@ -107,11 +94,11 @@ def main() -> None:
     measured = read(options.measured)
     apart = {number for number in range(len(measured)) if options.apart and number % options.apart == 0}
     figures = fit(manifest, [item for number, item in enumerate(measured) if number not in apart])
-    now, fitted = StepCosts.from_manifest(manifest), with_figures(manifest, figures)
+    now, after = StepCosts.from_manifest(manifest), with_figures(manifest, figures)
     print("| step | measured, ms | by the plan | fitted | left out |\n|---|---|---|---|---|")
     errors: dict[bool, list[float]] = {True: [], False: []}
     for number, item in enumerate(measured):
-        predicted = [costs.step_seconds(item.work) for costs in (now, fitted)]
+        predicted = [costs.step_seconds(item.work) for costs in (now, after)]
         shown = " | ".join(f"{seconds * 1e3:.2f} ({seconds / item.seconds - 1:+.1%})" for seconds in predicted)
         errors[number in apart].append(abs(predicted[1] / item.seconds - 1))
         print(f"| {item.step} | {item.seconds * 1e3:.2f} | {shown} | {'x' if number in apart else ''} |")

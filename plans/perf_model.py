@@ -6,7 +6,8 @@ the rates and step costs in `Performance`. Pure, no arrays, no clock.
 
 Rates that every plan has: "compute" in FLOP/s, "bandwidth" in B/s, "dispatch" in seconds per instruction. Measured ones, which a
 plan may have: "products", the share of compute that products of many rows reach (without: 1); "overlap", how far arithmetic and
-traffic of products hide each other (without: wholly, see `_joined`); "attention" in FLOP/s, that of prompts (without: compute).
+traffic of products hide each other (without: wholly, see `_joined`); "attention" in FLOP/s, that of prompts (without: compute);
+"kv_bandwidth" in B/s, at which decoding rows read their contexts (without: bandwidth).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 
 from .schema import CostRow, Performance, Schedule
 
-UNITS_OF_MEASURED = {"products": "1", "overlap": "1", "attention": "FLOP/s"}
+UNITS_OF_MEASURED = {"products": "1", "overlap": "1", "attention": "FLOP/s", "kv_bandwidth": "B/s"}
 """Rates that a plan may have, with their units."""
 
 
@@ -125,7 +126,8 @@ class StepModel:
         of_pair = performance.attention_flops_per_token_pair
         self._pair = of_pair / rates.get("attention", self._compute)
         self._read_token = performance.kv_bytes_per_token / self._bandwidth
-        self.decode_token_seconds = max(self._read_token, of_pair / self._compute)
+        read = performance.kv_bytes_per_token / rates.get("kv_bandwidth", self._bandwidth)
+        self.decode_token_seconds = max(read, of_pair / self._compute)
         """Of a token that a decoding row attends to."""
 
     def seconds(self, work: StepWork, padded_rows: float | None = None) -> float:
