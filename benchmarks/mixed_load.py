@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--output", type=int, default=100, help="tokens of a turn's answer")
     parser.add_argument("--think", type=float, default=1.0, help="seconds between turns")
     parser.add_argument("--deadline-ms", type=float, default=500.0, help="until the first token of a turn")
-    parser.add_argument("--inter-token-ms", type=float, default=16.0, help="between the tokens of a turn")
+    parser.add_argument("--inter-token-ms", type=float, default=28.0, help="between the tokens of a turn")
     parser.add_argument("--batch-requests", type=int, default=96)
     parser.add_argument("--batch-at-once", type=int, default=6)
     parser.add_argument("--batch-prompts", type=int, nargs=2, default=(8192, 30000), metavar=("LEAST", "MOST"))
