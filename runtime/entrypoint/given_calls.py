@@ -28,7 +28,10 @@ class GivenCalls:
 
     def remember(self, scope: str, call_id: str, arguments: str) -> None:
         """`arguments` is JSON text of an object, as the model wrote it."""
-        usual = _usual(json.loads(arguments))
+        try:
+            usual = _usual(json.loads(arguments))
+        except (ValueError, RecursionError):  # numbers too long, or nested too deeply
+            return
         if usual == arguments or len(arguments) > self._most:
             return
         key = _key(scope, call_id, usual)
@@ -39,7 +42,8 @@ class GivenCalls:
             self._characters -= len(oldest)
 
     def arguments(self, scope: str, call_id: str, values: Mapping[str, Any]) -> CallArguments:
-        """`values` for a template, spelled as they were when the call was given out; else the usual way."""
+        """`values` for a template, spelled as they were when the call was given out; else the usual way. Raises RecursionError
+        when they are nested too deeply."""
         usual = _usual(values)
         key = _key(scope, call_id, usual)
         spelled = self._spelled.get(key)

@@ -83,7 +83,11 @@ async def chat_prompt(
             )
         except ChatTemplateError as error:
             raise invalid("messages", str(error), code="chat_template_error") from None
-        return Prompt(tuple(tokenizer.encode(text, add_begin_token=False, scope=scope)), text)
+        try:
+            return Prompt(tuple(tokenizer.encode(text, add_begin_token=False, scope=scope)), text)
+        except TypeError:  # half of a character, from an escape in a call's arguments
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return Prompt(tuple(tokenizer.encode(text, add_begin_token=False, scope=scope)), text)
 
     length = sum(len(str(message.get("content") or "")) for message in prepared) + sum(len(str(tool)) for tool in tools or ())
     return _checked(await _in_thread_if(length > _LONG_TEXT, render_and_encode), model, "messages")
@@ -179,11 +183,11 @@ def _prepare_tool_call(call: Any, where: str, spell: Spelling) -> dict[str, Any]
     if not isinstance(function, dict):
         return call
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
+    try:
+        if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            return call
-    if isinstance(arguments, dict):
-        arguments = spell(str(call.get("id") or ""), arguments)
+        if isinstance(arguments, dict):
+            arguments = spell(str(call.get("id") or ""), arguments)
+    except (ValueError, RecursionError):
+        return call
     return call | {"function": function | {"arguments": arguments}}

@@ -23,7 +23,7 @@ class Cursor:
     """`push` what comes, `end` when nothing more does. What is decided depends on the text alone, never on how it was cut."""
 
     def __init__(self) -> None:
-        self._unread, self._ended = "", False
+        self._unread, self.ended = "", False
         self._taken: list[str] = []
         self._opening = ""
 
@@ -31,7 +31,7 @@ class Cursor:
         self._unread += text
 
     def end(self) -> None:
-        self._ended = True
+        self.ended = True
 
     def mark(self, opening: str = "") -> None:
         """Remember this place, for `rewind`; `opening` stood before it."""
@@ -54,7 +54,7 @@ class Cursor:
 
     def wait(self) -> Steps[bool]:
         """For more text; False when there is none to come."""
-        if self._ended:
+        if self.ended:
             return False
         yield
         return True
@@ -96,7 +96,7 @@ class Cursor:
                     emit(self.take(position))
                 self.take(len(mark))
                 return mark
-            ready = len(self._unread) - (0 if self._ended else possible_start(self._unread, marks))
+            ready = len(self._unread) - (0 if self.ended else possible_start(self._unread, marks))
             if ready:
                 emit(self.take(ready))
             if not (yield from self.wait()):

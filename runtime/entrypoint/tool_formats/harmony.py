@@ -17,6 +17,7 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _BREAKS = (_START, _CHANNEL, *_ENDS)
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _REASONING = re.compile(r"<\|channel\|>\s*analysis\b")
+_HEADER = re.compile(r"(?:assistant)?(?:<\|channel\|>)?\s?\w*(?: to=\S*)?(?: ?<\|constrain\|>)?\s?\w*")
 _FUNCTIONS = "functions."
 _LONGEST_HEADER = 600
 
@@ -48,6 +49,8 @@ def _header(cursor: Cursor, output: Output, tools: ToolSchemas, heading: str) ->
         found.append(heading + text)
 
     if not (yield from attempt(cursor, output, read())):
+        if cursor.ended and _HEADER.fullmatch(cursor.available()):
+            cursor.take(len(cursor.available()))  # the answer was cut off within a header
         return output.text
     recipient = _RECIPIENT.search(found[0])
     if recipient and len(tools) and recipient[1].startswith(_FUNCTIONS):

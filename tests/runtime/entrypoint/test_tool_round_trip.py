@@ -178,6 +178,22 @@ def test_fields_that_clients_leave_null() -> None:
         assert asyncio.run(chat_prompt(tool_model(source), [message])).text == "none"
 
 
+def test_arguments_that_are_no_object_or_too_deep_stay_as_they_are() -> None:
+    given, deep = GivenCalls(), '{"a":' * 900 + "1" + "}" * 900
+    given.remember("", "id", deep)
+    for arguments in ("[1]", "{", deep * 9, {"a": json.loads("[" * 900 + "]" * 900)}):
+        call = {"id": "id", "function": {"name": "look", "arguments": arguments}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        assert asyncio.run(chat_prompt(tool_model("x{{ messages[0].tool_calls[0].function.name }}"), [message])).text == "xlook"
+
+
+def test_half_a_character_in_arguments_ends_no_conversation() -> None:
+    call = {"id": "id", "function": {"name": "look", "arguments": '{"a": "\\ud83d"}'}}
+    source = "{{ messages[0].tool_calls[0].function.arguments }}"
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert asyncio.run(chat_prompt(tool_model(source), [message])).text == '{"a": "\ufffd"}'
+
+
 def test_reasoning_goes_back_under_the_name_that_the_template_knows() -> None:
     source = "{% for message in messages %}{{ message.thinking }}|{{ message.content }}{% endfor %}"
     message: dict[str, Any] = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm."}

@@ -81,6 +81,8 @@ def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_o
         ("hermes", '<tool_call>{"name": "look", "arguments": {"a": 1}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "look", "arguments": "a"}</tool_call>', None),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "look", "arguments": {"a": "\\u00g9"}}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": "look", "arguments": {"a": "\\x"}}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "no name", "arguments": {}}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "look", "arguments": {"a": "\n"}}</tool_call>', None),
         ("hermes", "the tag <tool_call> is for calls", None),
@@ -130,6 +132,7 @@ def test_a_call_after_a_broken_one_counts() -> None:
         ("qwen3_coder", "<tool_call><function=look><parameter=text>a</parameter></function></tool_call>"),
         ("glm45", "<tool_call>look<arg_key>text</arg_key><arg_value>a</arg_value></tool_call>"),
         ("mistral", '[TOOL_CALLS] [{"name": "look", "arguments": {"text": "a"}}]'),
+        ("mistral", '[TOOL_CALLS] look[ARGS] {"text": "\\u0061"}'),
         ("mistral", '[TOOL_CALLS]look[CALL_ID]abcdefghi[ARGS]{"text": "a"}'),
         ("kimi_k2", '<|tool_calls_section_begin|><|tool_call_begin|>look<|tool_call_argument_begin|>{"text": "a"}'),
         ("harmony", ' to=functions.look<|channel|>commentary json<|message|>{"text": "a"}<|call|>'),
@@ -160,6 +163,10 @@ def test_messages_of_channels() -> None:
     assert (part.reasoning, part.text, part.calls) == ("Hm.", "Yes.\n", ())
     assert read("harmony", ["<|channel|>analysis<|message|>Hm"]).reasoning == "Hm"
     assert read("harmony", ["<|channel|>commentary to=functions.look<|message|>no JSON"]).text == "no JSON"
+    for cut in ("<|channel|>", "<|channel|>comm", " to=func", "<|channel|>commentary to=functions.look <|constrain|>js"):
+        assert read("harmony", ["<|channel|>final<|message|>a<|end|><|start|>assistant" + cut]).text == "a"
+        assert read("harmony", [cut]).text == ""
+    assert read("harmony", ["<|channel|>final So it is, in short.<|end|>"]).text == "final So it is, in short."
 
 
 @pytest.mark.parametrize(
