@@ -22,16 +22,47 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from tokenspeed.runtime.scheduling import blocks, host_tier, kv, order, pool, retention, sequence_blocks, windows
+from tokenspeed.runtime.scheduling import (
+    blocks,
+    disk_tier,
+    host_tier,
+    kv,
+    order,
+    pool,
+    retention,
+    sequence_blocks,
+    stored_blocks,
+    windows,
+)
 
-from . import test_blocks, test_full_host, test_host_tier, test_kv, test_retention, test_windows
+from . import (
+    test_blocks,
+    test_disk_tier,
+    test_fetching,
+    test_full_host,
+    test_host_tier,
+    test_kv,
+    test_retention,
+    test_windows,
+)
 from .exploring import explore
 from .kv_equivalents import EQUIVALENT
 from .random_traffic import Figures, play
 from .small_world import Configuration, Prompt
 
-TARGETS: tuple[types.ModuleType, ...] = (blocks, pool, host_tier, kv, order, retention, sequence_blocks, windows)
-TESTS = (test_blocks, test_kv, test_host_tier, test_full_host, test_retention, test_windows)
+TARGETS: tuple[types.ModuleType, ...] = (
+    blocks,
+    pool,
+    host_tier,
+    kv,
+    order,
+    retention,
+    sequence_blocks,
+    windows,
+    stored_blocks,
+    disk_tier,
+)
+TESTS = (test_blocks, test_kv, test_host_tier, test_full_host, test_disk_tier, test_fetching, test_retention, test_windows)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 
@@ -283,6 +314,7 @@ def checks(seeds: int, models: bool) -> Iterator[tuple[str, Callable[[], object]
         yield "unit tests", test
     for seed in range(seeds):
         yield "random traffic", lambda seed=seed: play(seed, Figures())
+        yield "random traffic", lambda seed=seed: play(seed, Figures(), on_disk=True)
     if models:
         yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=2))
         yield "small model", lambda: explore(Configuration(MODEL, blocks=3, host_blocks=1, in_flight=2), 1500)
