@@ -16,7 +16,7 @@ from .step import IntArray
 NOMINAL_ROW_SECONDS = 1e-4
 """Of a row where nothing is predicted: then rows are counted, and only their ratios mean something."""
 
-_PATIENCE = 4.0
+_PATIENCE = 8.0
 """A sequence's tokens may be so many times as far apart as the plan predicts for its traffic."""
 
 _LEAST_SECONDS = 1e-12
