@@ -25,12 +25,12 @@ class Figures:
     restored: int = 0
 
     def add(self, machine: SchedulerMachine, events: int) -> None:
-        stats = machine.scheduler.stats()
         self.events += events
-        self.saved, self.loaded = self.saved + stats.offloaded_tokens, self.loaded + stats.reloaded_tokens
-        self.evictions, self.preemptions = self.evictions + stats.evictions, self.preemptions + stats.preemptions
-        self.stored, self.fetched = self.stored + stats.stored_tokens, self.fetched + stats.fetched_tokens
-        self.refused, self.restored = self.refused + stats.refused_tokens, self.restored + stats.restored_tokens
+        for stats in (*machine.ended_processes, machine.scheduler.stats()):
+            self.saved, self.loaded = self.saved + stats.offloaded_tokens, self.loaded + stats.reloaded_tokens
+            self.evictions, self.preemptions = self.evictions + stats.evictions, self.preemptions + stats.preemptions
+            self.stored, self.fetched = self.stored + stats.stored_tokens, self.fetched + stats.fetched_tokens
+            self.refused, self.restored = self.refused + stats.refused_tokens, self.restored + stats.restored_tokens
         self.spoilt += len(machine.device.spoilt_readers)
 
 
@@ -57,8 +57,8 @@ def _start(machine: SchedulerMachine, chosen: Random, on_disk: bool) -> None:
         prefill_chunk=chosen.choice([3, 12]),
         overlap=chosen.random() < 0.7,
         stages=chosen.choice([1, 1, 1, 3]),
-        host_units=chosen.choice([1, 2, 3, 4] if on_disk else [1, 4, 12, 40]),
-        places=chosen.choice([1, 2, 5, 40]) if on_disk else 0,
+        host_units=chosen.choice([1, 1, 2, 3] if on_disk else [1, 4, 12, 40]),
+        places=chosen.choice([1, 3, 9, 40]) if on_disk else 0,
         copied_units=chosen.choice([1, 1, 2, 100]),
         windows=() if on_disk else chosen.choice([(), (), (1,), (6,), (4, 6)]),
         window_units=chosen.choice([0, 3, 20]),
@@ -68,7 +68,7 @@ def _start(machine: SchedulerMachine, chosen: Random, on_disk: bool) -> None:
 def _event(machine: SchedulerMachine, chosen: Random) -> None:
     kind = chosen.choices(
         ["submit", "next", "abort", "schedule", "execute", "complete", "fail", "hint", "tick", "serve", "job", "restart"],
-        [3, 6, 1, 12, 3, 10, 2, 1, 1, 2, 8, 0.3],
+        [3, 6, 1, 12, 3, 10, 2, 1, 1, 4, 10, 1.5],
     )[0]
     launched = bool(machine.device.launched)
     session = chosen.choice(["", "one", "two"])
@@ -79,7 +79,11 @@ def _event(machine: SchedulerMachine, chosen: Random) -> None:
         most, priority = chosen.randrange(1, 15), chosen.randrange(3)
         machine.submit(chosen.choice(PREFIXES), suffix, most, priority, salt, stops, chosen.choice([0, 0, 3]), session, None)
     elif kind == "next" and machine.ended:
-        machine.next_turn(-1 - chosen.randrange(min(4, len(machine.ended))), chosen.randrange(50, 101), [chosen.randrange(3)])
+        machine.next_turn(
+            -1 - chosen.randrange(min(4 if machine.kv.disk is None else 12, len(machine.ended))),
+            chosen.randrange(50, 101),
+            [chosen.randrange(3)],
+        )
     elif kind == "abort":
         machine.abort(chosen.randrange(100))
     elif kind == "schedule" and len(machine.device.launched) < machine.depth:

@@ -13,7 +13,7 @@ from tokenspeed.runtime.scheduling.errors import PromptTooLong, QueueFull
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.kv_integrity import block_states, disk_states, host_states
 from tokenspeed.runtime.scheduling.pipeline import Pipeline
-from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
+from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits, SchedulerStats
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
 from .shadow import VOCABULARY, ShadowDevice, make_request, reference
@@ -65,6 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.geometry = size, block_tokens, identity_tokens, "machine", True, host_units * unit
         self.pools, self.pipeline, self.copied = pools, pipeline, copied_units * unit
         self.places = places if host_units and not windows else 0
+        self.ended_processes: list[SchedulerStats] = []
         self.begin_process(())
         self.pipelined = pipeline is not None
         self.depth = stages if pipeline is not None else 2 if overlap else 1
@@ -141,6 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         before, states = self.device, disk_states(self.kv)
         left = [unit for place, unit in before.disk_names.items() if states[place] in ("stored", "fetching")]
+        self.ended_processes.append(self.scheduler.stats())
         self.begin_process(left)
         self.device.disk, self.device.disk_names, self.device.disk_salt = before.disk, before.disk_names, before.disk_salt
         assert self.scheduler.stats().restored_tokens == len(left) * self.kv.identity_tokens
