@@ -81,6 +81,7 @@ def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_o
         ("hermes", '<tool_call>{"name": "look", "arguments": {"a": 1}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "look", "arguments": "a"}</tool_call>', None),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', None),
+        ("hermes", '<tool_call>{"name": 5, "arguments": {}}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "look", "arguments": {"a": "\\u00g9"}}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "look", "arguments": {"a": "\\x"}}</tool_call>', None),
         ("hermes", '<tool_call>{"name": "no name", "arguments": {}}</tool_call>', None),
@@ -131,10 +132,12 @@ def test_a_call_after_a_broken_one_counts() -> None:
         ("qwen3_coder", "<function=look>\n<parameter=text>\na\n</parameter>\n</function>\n</tool_call>"),
         ("qwen3_coder", "<tool_call><function=look><parameter=text>a</parameter></function></tool_call>"),
         ("glm45", "<tool_call>look<arg_key>text</arg_key><arg_value>a</arg_value></tool_call>"),
+        ("glm45", "<tool_call>look\n<arg_key> text </arg_key> <arg_value>a</arg_value> </tool_call>"),
         ("mistral", '[TOOL_CALLS] [{"name": "look", "arguments": {"text": "a"}}]'),
         ("mistral", '[TOOL_CALLS] look[ARGS] {"text": "\\u0061"}'),
         ("mistral", '[TOOL_CALLS]look[CALL_ID]abcdefghi[ARGS]{"text": "a"}'),
-        ("kimi_k2", '<|tool_calls_section_begin|><|tool_call_begin|>look<|tool_call_argument_begin|>{"text": "a"}'),
+        ("kimi_k2", '<|tool_calls_section_begin|> <|tool_call_begin|> look <|tool_call_argument_begin|>{"text": "a"}'),
+        ("deepseek_v31", '<｜tool▁calls▁begin｜>\n<｜tool▁call▁begin｜> look <｜tool▁sep｜> {"text": "a"}'),
         ("harmony", ' to=functions.look<|channel|>commentary json<|message|>{"text": "a"}<|call|>'),
         ("harmony", '<|channel|>analysis to=functions.look code<|message|> {"text": "a"}'),
     ],
@@ -214,7 +217,13 @@ def test_templates_are_recognised_by_what_they_render(name: str) -> None:
 
 
 def test_templates_of_formats_that_are_not_known() -> None:
-    for source in ("{{ tools }}", "<tool_calls>[arguments]", "<tool_call><invoke name=x arguments>", "<|python_tag|><function="):
+    for source in (
+        "{{ tools }}",
+        "<tool_calls>[arguments]",
+        "<tool_call><invoke name=x arguments>",
+        "<|python_tag|><function=",
+        "<|channel|>",
+    ):
         assert tool_format("auto", source) is None
 
 
