@@ -37,6 +37,7 @@ from tokenspeed.runtime.scheduling import (
 
 from . import (
     test_blocks,
+    test_copies_first,
     test_disk_tier,
     test_fetching,
     test_full_host,
@@ -62,7 +63,17 @@ TARGETS: tuple[types.ModuleType, ...] = (
     stored_blocks,
     disk_tier,
 )
-TESTS = (test_blocks, test_kv, test_host_tier, test_full_host, test_disk_tier, test_fetching, test_retention, test_windows)
+TESTS = (
+    test_blocks,
+    test_kv,
+    test_host_tier,
+    test_copies_first,
+    test_full_host,
+    test_disk_tier,
+    test_fetching,
+    test_retention,
+    test_windows,
+)
 CPU_SECONDS = 10.0
 """A check that takes so much of the processor is in a loop without end: caught."""
 
