@@ -49,6 +49,12 @@ MODELS = {
     "turns and a host tier": Configuration(
         TURNS, blocks=3, host_blocks=2, policy=BY_REUSE, ticks=(61.0, 240.0), hints=("end_of_turn",)
     ),
+    "a tier on disk": Configuration(
+        RETURNING, blocks=3, host_blocks=2, places=2, restored=((1, 1), (2, 2)), sequences=2, in_flight=1
+    ),
+    "a tier on disk and a step in flight": Configuration(
+        RETURNING, blocks=3, host_blocks=1, places=1, restored=((1, 1),), in_flight=2
+    ),
     "parked sessions": Configuration(TURNS, blocks=3, policy=BY_SESSION, ticks=(61.0,), hints=("close",)),
 }
 

@@ -58,6 +58,21 @@ def test_prefill_and_decode_after_a_return_have_the_same_bits(executor: PlanExec
     assert np.array_equal(executor.logits_for(again), chunk)
 
 
+def test_the_bytes_of_host_blocks_are_all_of_them_and_may_go_elsewhere(executor: PlanExecutor) -> None:
+    """As the tier on disk reads and writes them."""
+    executor.logits_for(batch_of(Rows(0, 0, FIRST[:8])))
+    chunk = executor.logits_for(batch_of(Rows(0, 8, FIRST[8:])))
+    executor.run(replace(empty_step(0), saves=copies([0, 1], [3, 0])))
+    for source, target in ((3, 1), (0, 4)):
+        found, there = executor.host_block(source), executor.host_block(target)
+        assert sum(part.nbytes for part in found) == Llama().manifest().kv.bytes_per_block
+        for one, other in zip(found, there, strict=True):
+            other[...] = one
+            one[...] = 0
+    executor.run(replace(empty_step(0), loads=copies([16, 17], [1, 4])))
+    assert np.array_equal(executor.logits_for(batch_of(Rows(2, 8, FIRST[8:]))), chunk)
+
+
 def test_a_step_that_fails_copies_nothing_that_counts(executor: PlanExecutor) -> None:
     with pytest.raises(ValueError, match="host blocks 5 to 5 of pool 0"):
         executor.run(replace(empty_step(0), loads=copies([3], [HOST_BLOCKS])))

@@ -107,6 +107,21 @@ def test_a_sequence_comes_back_as_it_was(fake: FakeDriver, executor: PlanExecuto
     fake.put_off()
 
 
+def test_the_bytes_of_host_blocks_are_all_of_them_and_may_go_elsewhere(executor: PlanExecutor) -> None:
+    """As the tier on disk reads and writes them: what was saved to two blocks is loaded from two others."""
+    chunk, _ = alone(executor, [1, 2])
+    executor.run(rows(0, 0, FIRST, [1, 2]))
+    executor.run(replace(empty_step(0), saves=copies([1, 2], [6, 2])))
+    for source, target in ((6, 0), (2, 5)):
+        found, there = executor.host_block(source), executor.host_block(target)
+        assert sum(part.nbytes for part in found) == 2 * LAYERS * CACHE_BLOCK_BYTES
+        for one, other in zip(found, there, strict=True):
+            other[...] = one
+            one[...] = 0
+    executor.run(rows(1, 0, SECOND, [1, 2]))
+    assert logits(executor, replace(rows(0, 4, FIRST[4:], [8, 7]), loads=copies([8, 7], [0, 5]))) == chunk
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_overlapped_steps_keep_copies_and_rows_apart(fake: FakeDriver, executor: PlanExecutor, order: str) -> None:
     """Each step starts while the one before it runs, and names blocks that were copied by one that is complete."""
