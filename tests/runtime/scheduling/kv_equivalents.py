@@ -10,6 +10,7 @@ _LESS_THAN_ONE = "a share of one token is rounded to none"
 _ALL_WITHOUT_WINDOWS = "without windows every prefix has what they need: the condition saves time"
 _TWO_ROWS_AT_LEAST = "fewer than two rows count as two"
 _ANY_PLACE_BETWEEN = "any place above the low one and up to the high one halves what is left"
+_ANY_NUMBER = "jobs are told apart by their numbers, whatever these are"
 _SWAPPED = "with its arguments swapped"
 
 EQUIVALENT: dict[str, str] = {
@@ -67,5 +68,11 @@ EQUIVALENT: dict[str, str] = {
     "windows.WindowHits.last: whatever unit is not None": "where `tell` gave true they are all there",
     "windows.WindowHits.last: not True": "it has a list for each of its pools",
     "sequence_blocks.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
+    "disk_tier.DiskTier.__init__: 0 + 1 (1)": _ANY_NUMBER,
+    "disk_tier.DiskTier.__init__: reversed(range(places)) as it is": _ANY_BLOCK,
+    "disk_tier.DiskTier.hosted: self.unstored.add(unit, unit) with its arguments swapped": _BOTH_ALIKE,
+    "disk_tier.DiskTier.next_to_store: without return None": "a function that ends gives None",
+    "disk_tier.DiskTier._number: self._next_job += 1 with Sub": _ANY_NUMBER,
+    "disk_tier.DiskTier._number: 1 + 1": _ANY_NUMBER,
     "sequence_blocks.SequenceBlocks.__init__: not False": _SET_LATER,
 }

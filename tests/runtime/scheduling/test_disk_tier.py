@@ -320,6 +320,14 @@ def test_a_full_disk_keeps_what_is_expected_sooner():
     assert tokens_of(written(kv)) == [200] and unit.place < 0
 
 
+def test_a_full_disk_keeps_what_is_worth_as_much():
+    """Neither was given back yet: one is in use, the other was there at the start."""
+    kv, steps = restored(prompt(1), places=1)
+    held = compute(kv, prompt(2))
+    steps.run()
+    assert kv.disk_jobs() == [] and find(kv, prompt(1)).units and held.live
+
+
 def test_what_left_the_disk_last_is_not_found():
     kv, steps = restored(prompt(1), places=1)
     turn(kv, "", prompt(2))
