@@ -101,6 +101,7 @@ def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_o
         ("minimax_m2", "<minimax:tool_call>\n</minimax:tool_call>", None),
         ("mistral", "[TOOL_CALLS][]", "[]"),
         ("mistral", "[TOOL_CALLS]look{}", "look{}"),
+        ("mistral", "[TOOL_CALLS]look[ARGS][1]", "look[1]"),
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_calls_section_end|>", ""),
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>look:0<|tool_call_argument_begin|>[", "look:0["),
     ],
