@@ -19,8 +19,9 @@ class Cohort:
     """One row of each of the sequences in `slots`, in this order: what a step says of them, and `advance` to the next.
 
     Steps share arrays that are equal, so nobody may write to them. `positions` of the rows, `context` = `positions` + 1,
-    `mapping`: their places in pool 0. `turning`: indices of sequences whose block is full with this step, so that the
-    next row needs another. `places`, `tables` and the lists are looked up anew for these alone.
+    `mapping`: their places in pool 0. `turning`: indices of sequences whose block is full with this step, so that the next row
+    needs another: places and tables are looked up anew for these alone. Sequences turn once in as many steps as a block has
+    tokens, one after the other in the same order.
     """
 
     def __init__(self, table: SlotTable, slots: NDArray[np.intp], block_tokens: int) -> None:
@@ -38,7 +39,11 @@ class Cohort:
         self.longest = int(self.context.max()) if count else 0
         self._tables: IntArray | None = None
         self.rows_left = int((table.limit[slots] - self.context).min()) if count else 0
-        self._look_for_turns()
+        steps_left = -self.context % self._size
+        self._order: NDArray[np.intp] = steps_left.argsort(kind="stable")
+        self._turns: list[int] = steps_left[self._order].tolist()
+        self._step = self._next = 0
+        self.turning = self._who_turns()
 
     @property
     def ends(self) -> bool:
@@ -57,11 +62,10 @@ class Cohort:
             self._take_new_blocks(turned, mapping)
         self.mapping = fixed(mapping)
         self.rows_left -= 1
-        self._steps_to_turn -= 1
-        if self._steps_to_turn <= 0:
-            self._look_for_turns()
-        elif len(turned):
-            self.turning = _NONE
+        self._step += 1
+        if self._step == self._block_tokens:
+            self._step = self._next = 0
+        self.turning = self._who_turns()
 
     @property
     def tables(self) -> IntArray:
@@ -86,16 +90,11 @@ class Cohort:
             if tables is not None:
                 tables[number, position // size] = block
 
-    def _look_for_turns(self) -> None:
-        """Who has a full block now, and in how many steps the next one will."""
-        self.turning, self._steps_to_turn = _NONE, 0
-        if len(self.slots):
-            filled = self.context % self._size
-            self._steps_to_turn = self._block_tokens - int(np.maximum.reduce(filled))
-            self.turning = (filled == 0).nonzero()[0]
-
-
-_NONE: NDArray[np.intp] = np.empty(0, np.intp)
+    def _who_turns(self) -> NDArray[np.intp]:
+        first, turns = self._next, self._turns
+        while self._next < len(turns) and turns[self._next] == self._step:
+            self._next += 1
+        return self._order[first : self._next]
 
 
 def fixed(array: Array) -> Array:

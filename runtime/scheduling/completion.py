@@ -77,12 +77,11 @@ def _confirm(state: SchedulerState, slots: NDArray[np.intp], computed: IntArray,
     table.confirmed[slots] = computed
     if not len(filling):
         return
-    slots, computed = slots[filling], computed[filling]
-    full = computed - table.sealed[slots] >= table.unit_tokens
-    for slot, tokens in zip(slots[full].tolist(), computed[full].tolist(), strict=True):
-        sequence = state.running[slot]
-        state.flush(sequence)
-        _seal(state, sequence, tokens // table.unit_tokens)
+    for slot, tokens in zip(slots[filling].tolist(), computed[filling].tolist(), strict=True):
+        if tokens - table.sealed[slot] >= table.unit_tokens:
+            sequence = state.running[slot]
+            state.flush(sequence)
+            _seal(state, sequence, tokens // table.unit_tokens)
 
 
 def _seal(state: SchedulerState, sequence: Sequence, units: int) -> None:

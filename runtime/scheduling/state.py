@@ -258,10 +258,12 @@ class SchedulerState:
     def grow(self, sequence: Sequence) -> None:
         """One more block for a running sequence."""
         assert sequence.blocks is not None
-        slot, slots = sequence.slot, self.slots
-        slots.block_table[slot, slots.capacity[slot] // self.kv.block_tokens] = self.kv.grow(sequence.blocks, 1)[0]
-        slots.capacity[slot] += self.kv.block_tokens
-        self.cover(sequence, int(slots.capacity[slot]))
+        slot, slots, size = sequence.slot, self.slots, self.kv.block_tokens
+        held = int(slots.capacity[slot])
+        (slots.block_table[slot, held // size],) = self.kv.grow(sequence.blocks, 1)
+        slots.capacity[slot] = held + size
+        if slots.window_tables:
+            self.cover(sequence, held + size)
 
     def cover(self, sequence: Sequence, tokens: int) -> None:
         """Blocks of window pools for rows up to so many tokens."""
