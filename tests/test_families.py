@@ -34,10 +34,10 @@ from transformers import PreTrainedModel
 
 from .compiler.frontends.tiny_gguf import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAYERS, Tiny
 from .mesh import ROWS_OF_NORMS, mesh, mesh_difference
-from .tiny_models import FAMILIES, MIXTURES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
+from .tiny_models import CONTEXT, FAMILIES, MIXTURES, MORE_FAMILIES, ORIGINAL_MAXIMUM, build, remember_traces, save
 
 TOLERANCE = 1e-4
-CONTEXT, SEQUENCES, CHUNK = 128, 48, 48
+SEQUENCES, CHUNK = 48, 48
 BLOCKS_PER_SEQUENCE = 2
 
 # each step: (sequence, first position, rows); sequences of one row come first

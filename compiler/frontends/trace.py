@@ -343,11 +343,8 @@ def trace(
         mixers = extract_mixers(model, typed) if has_recurrence(model) else ()
         leave_out_selection(model, context)
         give_biases_of_keys(model, context)
-        example = torch.zeros(1, 8, dtype=torch.long, device="meta")
         try:
-            with KeptConstants():
-                exported, longest = export_over_tokens(_Logits(model, mask), (example, example.clone()), context)
-            exported = exported.run_decompositions(DECOMPOSITIONS)
+            exported, longest = _exported(model, mask, context)
         except NotCausal:  # or so it calls itself: its own mask tells
             if not own_attention:
                 return trace(whole, dtype, every_layer, context, "eager")
@@ -393,6 +390,14 @@ def trace(
         shared=shared,
         beside=found.beside,
     )
+
+
+def _exported(model: Any, mask: Mask, context: int) -> tuple[ExportedProgram, int]:
+    """The model's operations, and the most tokens that they hold for (0: any number). This is what takes the time."""
+    example = torch.zeros(1, 8, dtype=torch.long, device="meta")
+    with KeptConstants():
+        exported, longest = export_over_tokens(_Logits(model, mask), (example, example.clone()), context)
+    return exported.run_decompositions(DECOMPOSITIONS), longest
 
 
 def _tied_names(model: torch.nn.Module) -> dict[str, str]:
