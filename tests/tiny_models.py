@@ -220,7 +220,8 @@ def _what_it_is(model: torch.nn.Module) -> object:
         for path, module in model.named_modules()
     ]
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return features, [(name, value.shape, value.dtype) for name, value in named], model.config.to_dict()
+    config = {**model.config.to_dict(), "quantization_config": None}  # which says how a checkpoint is stored
+    return features, [(name, value.shape, value.dtype) for name, value in named], config
 
 
 @functools.cache

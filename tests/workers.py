@@ -10,24 +10,33 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("test_families.py", "test_ranks.py", "test_groups.py", "test_served_ranks.py")
-LONGEST = (
-    "compiler/test_proof.py",
-    "test_fallback_families.py",
-    "test_greedy_smollm2.py",
-    "test_recurrent_families.py",
-    "compiler/test_reproducible.py",
-    "targets/triton/test_instructions.py",
-    "runtime/scheduling/test_exhaustive.py",
+TOGETHER = (
+    "test_families.py",
+    "test_ranks.py",
+    "test_groups.py",
     "test_float8.py",
-    "runtime/scheduling/test_state_machine.py",
-    "compiler/test_float8_plan.py",
+    "compiler/test_proof.py",
     "compiler/frontends/test_import.py",
-    "targets/test_third_party_example.py",
+    "compiler/frontends/test_trace.py",
+    "test_served_ranks.py",
+)
+LONGEST = (
+    "test_fallback_families.py",
+    "test_recurrent_families.py",
+    "test_greedy_smollm2.py",
+    "runtime/scheduling/test_exhaustive.py",
+    "targets/triton/test_instructions.py",
+    "test_window_pools.py",
+    "compiler/test_reproducible.py",
     "targets/triton/test_block_instructions.py",
     "targets/triton/test_build.py",
+    "targets/test_third_party_example.py",
     "test_spine.py",
+    "runtime/native/test_attention.py",
+    "compiler/frontends/test_eager_attention.py",
     "compiler/test_cli.py",
+    "runtime/scheduling/test_state_machine.py",
+    "compiler/test_float8_plan.py",
 )
 """By seconds of processor time, ten and more; about is good enough."""
 
