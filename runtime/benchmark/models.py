@@ -15,12 +15,24 @@ class ServerFailed(TokenspeedError):
     """The server cannot be benchmarked: not reachable, or it names no model."""
 
 
+class _Meta(msgspec.Struct):
+    """What llama.cpp says of a model: `n_ctx` are the tokens that one of its slots holds."""
+
+    n_ctx: int | None = None
+
+
 class ServedModel(msgspec.Struct):
-    """One of `GET /v1/models`. `max_model_len` in tokens, and who serves it, are told by some servers."""
+    """One of `GET /v1/models`. `max_model_len` in tokens, `meta`, and who serves it, are told by some servers."""
 
     id: str
     owned_by: str = ""
     max_model_len: int | None = None
+    meta: _Meta | None = None
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens of the longest sequence, where the server tells it."""
+        return self.max_model_len or (self.meta.n_ctx if self.meta is not None else None)
 
 
 class _Models(msgspec.Struct):

@@ -81,6 +81,7 @@ class _Replay:
         self.records: list[TurnRecord] = []
         self.errors: dict[str, None] = {}
         self.counted_by_server = True
+        self.told_tokens = False
         self._conversations: dict[str, Conversation] = {}
         self._order: dict[str, asyncio.Lock] = {}
         self._start = 0.0
@@ -94,6 +95,13 @@ class _Replay:
         except TimeoutError:
             self._say("the time limit was reached")
         return self._now
+
+    @property
+    def answers(self) -> str:
+        """Whose answers the prompts held."""
+        if self.options.answers == "traced" or not self.options.sends_tokens or self.told_tokens:
+            return self.options.answers
+        return "traced, as the server does not tell its tokens"
 
     @property
     def _now(self) -> float:
@@ -148,6 +156,7 @@ class _Replay:
         else:
             conversation.answered(number, exchange)
             self.counted_by_server &= exchange.output_tokens is not None
+            self.told_tokens |= any(exchange.token_ids)
         self._say(f"{len(self.records)} of {self.trace.turns} turns answered")
         if number + 1 == len(session.turns):
             del self._conversations[session.session_id]
@@ -229,7 +238,7 @@ def _report(replay: _Replay, url: str, seconds: float) -> ReplayReport:
         "server": options.kind.name,
         "api": options.api,
         "prompts": "tokens" if options.sends_tokens else "text",
-        "answers": options.answers,
+        "answers": replay.answers,
         "tokens counted by": "server" if replay.counted_by_server else "stream events",
         "client": f"{machine.cpu}, {machine.date}",
     }

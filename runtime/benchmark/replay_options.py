@@ -65,7 +65,7 @@ def prepare(
         most_gap=most_gap,
         session_rate=session_rate,
     )
-    traffic = shaped(traffic, shape, max_context or served.max_model_len)
+    traffic = shaped(traffic, shape, max_context or served.max_context)
     return traffic, ReplayOptions(
         server=server,
         kind=named or kind_of(served.owned_by),

@@ -121,6 +121,15 @@ def test_a_server_that_knows_little(trace: Path) -> None:
         assert found["all"]["cached_tokens"] == 9
 
 
+def test_what_llama_cpp_tells(trace: Path) -> None:
+    with stub() as server:
+        server.told = {"owned_by": "llamacpp", "meta": {"n_ctx": 40, "n_vocab": 49152}}
+        found = report(run(trace, server.url, "--json", "-", "--time-scale", "0", "--sessions", "1"))
+        assert (found["plan"]["server"], found["plan"]["prompts"]) == ("llamacpp", "tokens")
+        assert found["plan"]["answers"].startswith("traced") and all("ignore_eos" in body for body in server.bodies)
+        assert [len(body["prompt"]) for body in server.bodies] == [20, 33] and found["traffic"]["left_out_turns"] == 3 + 1
+
+
 def test_texts_are_sent_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "agent.jsonl"
     rows = [{"timestamp": n, "input": "fix it" + " please" * n, "output": "done now", "session_id": "s"} for n in range(2)]

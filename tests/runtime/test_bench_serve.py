@@ -25,6 +25,7 @@ class StubServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.told: dict[str, Any] = {}  # of its model
         self.manner = "chunked"
         self.events: list[object] = [*({"choices": [{"text": word}]} for word in "abcde"), {"choices": [], "usage": USAGE}]
         self.bodies: list[dict[str, Any]] = []
@@ -47,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.stub.keys.append(self.headers["Authorization"])
-        self._whole(200, {"data": [{"id": "stub-model"}]})
+        self._whole(200, {"data": [{"id": "stub-model"} | self.stub.told]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
