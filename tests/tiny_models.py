@@ -213,7 +213,7 @@ def exported(model: Any, mask: Any, context: int) -> tuple[ExportedProgram, int]
     return copy.deepcopy(_EXPORTED[key])
 
 
-def _what_it_is(model: torch.nn.Module) -> object:
+def _what_it_is(model: Any) -> object:
     """All that a model computes with, but for the values of its tensors."""
     features = [
         (path, type(module), sorted((name, value) for name, value in vars(module).items() if tracing._is_feature(name, value)))
