@@ -156,11 +156,11 @@ def _loop(
         return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline)
     disk: DiskJobs | None = None
     if store is not None:
-        from .disk_jobs import DiskJobs
+        from .disk_jobs import READERS, DiskJobs
         from .executor import PlanExecutor
 
         assert isinstance(executor, PlanExecutor)
-        scheduler.add_disk(store.places, store.bytes_per_second(), store.units)
+        scheduler.add_disk(store.places, store.bytes_per_second(READERS), store.units)
         disk = DiskJobs(store, executor.host_block)
         closing.callback(disk.close)
     return EngineLoop(scheduler, executor, channel, ends, overlap=overlap, roofline=roofline, disk=disk)

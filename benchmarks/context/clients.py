@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tokenspeed.plans.reader import Plan
 from tokenspeed.runtime.benchmark.http_stream import Server, events, request
-from tokenspeed.runtime.disk_jobs import DiskJobs
+from tokenspeed.runtime.disk_jobs import READERS, DiskJobs
 from tokenspeed.runtime.disk_kv import open_store
 from tokenspeed.runtime.engine import EngineLoop
 from tokenspeed.runtime.executor import load_executor
@@ -151,7 +151,7 @@ class WithDisk(InProcess):
         self._close_disk()
         started = time.perf_counter()
         store = open_store(self._manifest, self._folder, self._most_bytes)
-        self.bytes_per_second = store.bytes_per_second()
+        self.bytes_per_second = store.bytes_per_second(READERS)
         scheduler = scheduler_of(self._manifest, without(POLICIES["agentic"], LEAST_RECENTLY_USED))
         assert isinstance(scheduler, Scheduler)
         scheduler.add_disk(store.places, self.bytes_per_second, store.units)
