@@ -335,6 +335,18 @@ def test_what_left_the_disk_last_is_not_found():
     assert tokens_of(written(kv)) == [200] and find(kv, prompt(1)).units == []
 
 
+def test_what_the_device_has_is_known_without_any_copy_below():
+    kv, steps = with_disk(prompt(1), places=1)
+    written(kv)
+    held = start(kv, prompt(1))
+    empty_host(kv)
+    turn(kv, "", prompt(2))
+    assert len(steps.run(saved=1)[0]) == 1
+    assert tokens_of(written(kv)) == [200]
+    unit = held.sealed[0].unit
+    assert find(kv, prompt(1)).units == [unit] and not unit.host and unit.place < 0
+
+
 def test_what_is_being_read_gives_way_to_nobody():
     kv, steps = restored(prompt(1), places=1)
     kv.fetch(find(kv, prompt(1)))
