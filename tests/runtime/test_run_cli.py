@@ -51,6 +51,16 @@ def test_prompt_and_chat_exclude_each_other(plan: Path) -> None:
     assert run(plan, "--prompt", "x", "--chat").exit_code == 2
 
 
+def test_kv_on_disk_that_is_not_possible_is_refused_at_once(plan: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (("--disk-kv", tmp_path, "--disk-kv-bytes", "1GiB"), ("--disk-kv", "fix:", "serve without")),
+        (("--disk-kv-bytes", "1GiB"), ("--disk-kv-bytes", "give --disk-kv FOLDER")),
+        (("--disk-kv", tmp_path, "--disk-kv-bytes", "much"), ("--disk-kv-bytes", "a number with a unit")),
+    ):
+        result = run(plan, *arguments)
+        assert result.exit_code == 2 and all(word in result.stderr for word in words)
+
+
 def test_ray_must_be_there(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = run(plan, "--ray")
