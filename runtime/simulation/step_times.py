@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...plans.host_tier import HOST_LINK
 from ...plans.perf_model import StepModel, StepWork
 from ...plans.schema import Manifest, Performance
 from ...plans.stages import of_stage, performance_of
+from ..block_tier import reads
 from ..scheduling.costs import work_of
 from ..scheduling.step import BlockCopies, GroupedStep, Step, StepBatch
 from .errors import SimulationError
@@ -25,7 +26,9 @@ class StepTime:
 
 
 class StepTimes:
-    """What steps of one plan take. A step takes at least what its block copies take over the host link, each way apart."""
+    """What steps of one plan take. A step takes at least what its block copies take over the host link, each way apart, and rows
+    that read what it loads come after all of that, as measured: layers are waited for one by one, but loads cut so are slower.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         performance, count = manifest.performance, len(manifest.stages)
@@ -36,7 +39,9 @@ class StepTimes:
             parts = [performance_of(manifest, stage) for stage in manifest.stages]
         else:
             bytes_of, parts = [manifest.kv.pool_block_bytes], [performance]
-        self._stages = tuple(_Stage(part, size, rate) for part, size in zip(parts, bytes_of, strict=True))
+        self._stages = tuple(
+            _Stage(part, size, manifest.kv.pool_blocks, rate) for part, size in zip(parts, bytes_of, strict=True)
+        )
         self._buckets = sorted(c.rows for c in performance.step_costs) if manifest.target.row_padding == "bucket" else []
 
     def __call__(self, step: Step) -> StepTime:
@@ -73,18 +78,27 @@ def _work(part: StepBatch) -> StepWork:
 class _Stage:
     """One stage, with its part of the blocks that are copied."""
 
-    def __init__(self, performance: Performance, block_bytes: tuple[int, ...], link: float | None) -> None:
+    def __init__(
+        self, performance: Performance, block_bytes: tuple[int, ...], blocks: tuple[int, ...], link: float | None
+    ) -> None:
+        """`blocks` and `block_bytes` are of each pool."""
         self._model, self._block_bytes, self._link = StepModel(performance), block_bytes, link
+        self._blocks = dict(enumerate(blocks))
 
     def seconds(self, work: StepWork, part: StepBatch, padded_rows: int) -> float:
-        """As the cost model says, but at least as long as the copies."""
+        """As the cost model says, but at least as long as the copies; behind loads that its own rows read."""
         computing = self._model.seconds(work, padded_rows) if padded_rows else 0.0
-        return max(computing, self._copies(part)) if part.saves or part.loads else computing
+        if not (part.saves or part.loads):
+            return computing
+        saves, loads = self._copies(part.saves), self._copies(part.loads)
+        if part.loads and reads(part, part.loads, self._blocks):
+            computing += loads
+        return max(computing, saves, loads)
 
     def roofline(self, work: StepWork) -> float:
         return self._model.roofline(work) if work.rows else 0.0
 
-    def _copies(self, part: StepBatch) -> float:
+    def _copies(self, copies: Sequence[BlockCopies]) -> float:
         if self._link is None:
             raise SimulationError(
                 "the plan does not say how fast its host link is",
@@ -93,7 +107,4 @@ class _Stage:
                 got="none",
                 fix=f'compile the plan again, or name the rate: --rates FILE with {{"{HOST_LINK}": 5e10}}',
             )
-        return max(self._bytes(part.saves), self._bytes(part.loads)) / self._link
-
-    def _bytes(self, copies: Iterable[BlockCopies]) -> int:
-        return sum(len(copy.device) * self._block_bytes[copy.pool] for copy in copies)
+        return sum(len(copy.device) * self._block_bytes[copy.pool] for copy in copies) / self._link

@@ -57,6 +57,8 @@ def test_copies_set_a_floor_each_way_apart() -> None:
     times = StepTimes(manifest)
     alone = times(step([[40]])).stages[0]
     assert times(step([[40]], loads=copies(5))).stages == (alone,), "hidden behind the step"
+    reading = step([[40]], loads=copies(5), block_tables=np.array([[7, 3]], np.int32))
+    assert times(reading).stages == (pytest.approx(alone + 0.05),), "its rows read what comes"
     assert times(step([[40]], loads=copies(300), saves=copies(200))).stages == (3.0,)
     assert times(replace(empty_step(0), saves=copies(200))).stages == (2.0,), "copies without rows"
 
