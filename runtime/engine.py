@@ -134,6 +134,7 @@ class EngineLoop(Generic[StepKind]):
         self._roofline, self._roofline_seconds, self._busy = roofline, 0.0, BusyTime()
         self._disk, self._awaits_disk = disk, False
         self._began = self._waited = 0.0  # when `run` was called, and for how long it waited since
+        self._nothing = False  # nothing is in flight, and there was nothing to schedule
         self._blocked = 0  # times in a row that there was work, no step in flight, and nothing to schedule
 
     def run(self) -> bool:
@@ -156,7 +157,7 @@ class EngineLoop(Generic[StepKind]):
             self._take_commands(idle=True)
             batch = self._schedule(idle=True)
             if batch is not None:
-                self._busy.begin(time.monotonic())
+                self._busy.begin(batch, time.monotonic())
                 self._complete(batch, self._waiting(self._executed, batch, self._admitted(batch)))
 
     def overlap_loop(self) -> None:
@@ -168,7 +169,7 @@ class EngineLoop(Generic[StepKind]):
                 self._take_commands(idle=not running)
                 batch = self._schedule(idle=not running)
                 if batch is not None:
-                    self._busy.begin(time.monotonic())
+                    self._busy.begin(batch, time.monotonic())
                     running.append((batch, thread.submit(self._execute, batch, self._admitted(batch))))
                 if running and (batch is None or len(running) == self._scheduler.max_in_flight):
                     oldest, launched = running.popleft()
@@ -188,10 +189,11 @@ class EngineLoop(Generic[StepKind]):
 
     def _schedule(self, *, idle: bool) -> StepKind | None:
         batch = self._scheduler.schedule()
+        self._nothing = idle and batch is None
         if self._disk is not None:
             self._disk.submit(self._scheduler.disk_jobs())
-            self._awaits_disk = idle and batch is None and self._disk.busy
-        stuck = idle and batch is None and self._scheduler.has_work and not self._awaits_disk
+            self._awaits_disk = self._nothing and self._disk.busy
+        stuck = self._nothing and self._scheduler.has_work and not self._awaits_disk
         self._blocked = self._blocked + 1 if stuck else 0
         if self._blocked > _BLOCKED_WAITS and self._scheduler.next_wake is None:
             raise EngineStuck("requests are waiting, but no step can be scheduled")
@@ -223,13 +225,14 @@ class EngineLoop(Generic[StepKind]):
             self._end_jobs()
 
     def _patience(self) -> float | None:
-        """How long nothing but a command changes anything. Requests may wait for time to pass; the scheduler knows until when."""
+        """How long nothing but a command changes anything. Requests may wait for time to pass; the scheduler knows until when.
+        Without any it may still have steps that save blocks."""
+        if not self._nothing:
+            return 0.0
         if self._awaits_disk:
             return _DISK_WAIT_SECONDS
         if not self._scheduler.has_work:
             return None
-        if not self._blocked:
-            return 0.0
         wake = self._scheduler.next_wake
         wait = 0.0 if wake is None else wake - time.monotonic()
         return min(max(wait, _BLOCKED_WAIT_SECONDS), _LONGEST_WAIT_SECONDS)
@@ -308,7 +311,7 @@ class EngineLoop(Generic[StepKind]):
 
     def _complete(self, batch: StepKind, result: StepResult | Exception) -> None:
         now = time.monotonic()
-        self._busy.end(now)
+        self._busy.end(batch, now)
         self._scheduler.tick(now)
         if self._roofline is not None and not isinstance(result, Exception):
             self._roofline_seconds += self._roofline(batch)
@@ -363,21 +366,21 @@ class EngineLoop(Generic[StepKind]):
 
 
 class BusyTime:
-    """For how long there was a step in flight, one or several."""
+    """For how long there was a step in flight, one or several; those that only copy do not count."""
 
     def __init__(self) -> None:
         self._in_flight, self._seconds, self._since = 0, 0.0, 0.0
 
-    def begin(self, now: float) -> None:
+    def begin(self, step: Step, now: float) -> None:
         """A step is started."""
         if not self._in_flight:
             self._since = now
-        self._in_flight += 1
+        self._in_flight += step.rows > 0
 
-    def end(self, now: float) -> None:
+    def end(self, step: Step, now: float) -> None:
         """A step is complete."""
-        self._in_flight -= 1
-        if not self._in_flight:
+        self._in_flight -= step.rows > 0
+        if step.rows and not self._in_flight:
             self._seconds += now - self._since
 
     def seconds(self, now: float) -> float:

@@ -21,10 +21,8 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
         state.cover(chunk.sequence, chunk.start + chunk.rows)
     if chunks:
         batch, flight = _with_chunks(state, _cohort(state, decodes), chunks)
-    elif len(decodes):
-        batch, flight = _of_decodes(state, _cohort(state, decodes))
     else:
-        batch, flight = _without_rows(state)
+        batch, flight = _of_decodes(state, _cohort(state, decodes))
     slots = state.slots
     slots.computed[flight.slots] = flight.computed
     slots.last_token[flight.slots] = PENDING
@@ -32,9 +30,27 @@ def launch(state: SchedulerState, decodes: NDArray[np.intp], chunks: list[Chunk]
     state.service.add(decodes, chunks, flight.computed)
     for chunk in chunks:
         _note_chunk(state, chunk)
-    state.flights.append(flight)
-    if state.admitted and batch.rows:
+    if state.admitted:
         state.admitted.clear()
+    return _launched(state, batch, flight)
+
+
+def launch_copies(state: SchedulerState) -> StepBatch | None:
+    """A step that computes nothing: loads that rows wait for, saves that admissions wait for, and where nobody waits to run what
+    a pause leaves time for. None where there is nothing to copy."""
+    kv, none, slots = state.kv, np.empty(0, np.int32), np.empty(0, np.intp)
+    pause = not state.flights and len(state.waiting) == state.waiting.parked
+    if not (kv.has_tier and (pause or kv.boarding_blocks or kv.awaits_copies)):
+        return None
+    saves, loads = kv.launch(state.next_step, max(state.copied_blocks(None), kv.boarding_blocks, kv.unit_blocks))
+    if not saves and not loads:
+        return None
+    flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures, slots, False)
+    return _launched(state, replace(empty_step(state.next_step), saves=saves, loads=loads), flight)
+
+
+def _launched(state: SchedulerState, batch: StepBatch, flight: Flight) -> StepBatch:
+    state.flights.append(flight)
     state.next_step += 1
     state.counters.steps += 1
     state.counters.last_step_rows = batch.rows
@@ -167,14 +183,6 @@ def _with_chunks(state: SchedulerState, cohort: Cohort, chunks: list[Chunk]) -> 
     return batch, flight
 
 
-def _without_rows(state: SchedulerState) -> tuple[StepBatch, Flight]:
-    """A step that copies and computes nothing."""
-    none, slots = np.empty(0, np.int32), np.empty(0, np.intp)
-    saves, loads = _copies(state, 0, none, none)
-    flight = Flight(state.next_step, slots, none.astype(np.int64), none, slots, (), state.slots.departures, slots, False)
-    return replace(empty_step(state.next_step), saves=saves, loads=loads), flight
-
-
 def _admissions(state: SchedulerState) -> tuple[SlotAdmission, ...]:
     return tuple([SlotAdmission(s.request_id, s.slot, s.prompt(), s.output()) for s in state.admitted]) if state.admitted else ()
 
@@ -195,5 +203,5 @@ def _copies(
     """What a step with rows of these positions saves and loads."""
     if not state.kv.has_tier:
         return (), ()
-    saved = state.copied_blocks(work_of(decodes, positions, context)) if len(positions) else state.kv.blocks
+    saved = state.copied_blocks(work_of(decodes, positions, context))
     return state.kv.launch(state.next_step, saved)

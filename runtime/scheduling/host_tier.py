@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .blocks import FreeBlock, FreeHostBlock, LoadingBlock, OffloadedBlock, Reuse, SavingBlock, SealedBlock, Unit
 from .disk_tier import DiskTier
-from .order import Clock, EvictionOrder
+from .order import Clock, EvictionOrder, standing
 
 
 class WaitingLoad(NamedTuple):
@@ -30,7 +30,7 @@ class HostTier:
     """
 
     def __init__(self, blocks: int, unit_blocks: int, clock: Clock) -> None:
-        self.blocks, self.unit_blocks = blocks, unit_blocks
+        self.blocks, self.unit_blocks, self._clock = blocks, unit_blocks, clock
         self.free = [FreeHostBlock(index) for index in reversed(range(blocks))]
         self.copies = EvictionOrder[OffloadedBlock](clock)
         self.spare: OrderedDict[Unit, OffloadedBlock] = OrderedDict()
@@ -177,15 +177,23 @@ class HostTier:
     # Saves.
 
     def room(self, reuse: Reuse, evict: bool) -> bool:
-        """Whether there is room for a copy of a unit of this expected reuse; by eviction of what is worth no more, if allowed."""
-        if len(self.free) >= self.unit_blocks or self.copies.lowest() is Reuse.GONE:
-            return True
+        """Whether there is room for a copy of what is saved next of a kind; by eviction of what is worth no more, if allowed, but
+        not of a unit that has been unused on the device for longer: it needs its copy first."""
         lowest, first = self.copies.lowest(), self.copies.first()
+        if len(self.free) >= self.unit_blocks or lowest is Reuse.GONE:
+            return True
         if not evict or self.spare:
-            return evict
-        if self.disk is not None and first is not None and first.unit in self.disk.unstored:
+            return evict and not self._goes_before(next(reversed(self.spare)), reuse)
+        if first is None or (self.disk is not None and first.unit in self.disk.unstored):
             return False  # it is to be written to disk first
-        return lowest is not None and lowest <= reuse
+        assert lowest is not None
+        return lowest <= reuse and not self._goes_before(first.unit, reuse)
+
+    def _goes_before(self, unit: Unit, reuse: Reuse) -> bool:
+        """Whether the device has a unit that nobody uses, less wanted or unused for longer than what is saved next of a kind."""
+        next_saved = self.unsaved.first(reuse)
+        assert next_saved is not None
+        return unit in self.saved and (standing(unit, self._clock.now), unit.used) <= (reuse, next_saved.used)
 
     def soon_saved(self) -> int:
         """Cached units of which something is expected and that have no copy yet, but can have one."""

@@ -330,9 +330,9 @@ class KvManager:
         return self.pool.tier is not None
 
     @property
-    def has_loads(self) -> bool:
-        """Whether the step being planned loads blocks."""
-        return self.pool.tier is not None and bool(self.pool.tier.boarding)
+    def boarding_blocks(self) -> int:
+        """Blocks that the step being planned loads."""
+        return self.pool.boarding_blocks
 
     def launch(self, step_id: int, save_blocks: int) -> tuple[tuple[BlockCopies, ...], tuple[BlockCopies, ...]]:
         """What the planned step copies: saves, of at most so many blocks, and loads. They are done with `complete_step`."""

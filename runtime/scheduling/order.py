@@ -89,9 +89,9 @@ class EvictionOrder(Generic[Item]):
         self._expire()
         return [(reuse, len(queue)) for reuse, queue in self._by_reuse if queue]
 
-    def first(self) -> Item | None:
-        """What is evicted next, left in its place."""
-        lowest = self.lowest()
+    def first(self, kind: Reuse | None = None) -> Item | None:
+        """What is evicted next, of this kind if one is named, left in its place."""
+        lowest = self.lowest() if kind is None else kind
         return None if lowest is None else next(iter(self._queues[lowest].values()))
 
     def pop(self, kind: Reuse | None = None) -> Item:

@@ -150,6 +150,11 @@ class BlockPool:
         loads = [(loading.unit.indices, loading.unit.host) for loading in self.tier.launch(step_id, saves)]
         return self._copies(pairs), self._copies(loads)
 
+    @property
+    def boarding_blocks(self) -> int:
+        """Blocks that the step being planned loads."""
+        return 0 if self.tier is None else len(self.tier.boarding) * self.unit_blocks
+
     def _copies(self, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> BlockCopies | None:
         if not pairs:
             return None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import launch
+from .batch import launch, launch_copies
 from .completion import complete, fail
 from .costs import StepCosts
 from .disk_tier import DiskJob, StoredUnit
@@ -142,14 +142,16 @@ class Scheduler:
         return sequence.outcome(None, "abort")
 
     def schedule(self) -> StepBatch | None:
-        """The next step, or None when no row can run now. Raises SchedulerMisuse when `max_in_flight` are in flight already."""
+        """The next step, or None when no row can run now. Raises SchedulerMisuse when `max_in_flight` are in flight already.
+
+        A step without rows has copies. Where nothing is in flight and nobody waits but for his session's place, such steps save
+        cached blocks to the host, for a few milliseconds each, until there are no more to be saved: then it is None.
+        """
         state = self._state
         if len(state.flights) >= self.max_in_flight:
             raise SchedulerMisuse(f"complete step {state.flights[0].step_id} first: {self.max_in_flight} are in flight")
         decodes, chunks = self._planner.plan()
-        if not len(decodes) and not chunks and not (state.kv.has_loads or state.kv.awaits_copies):
-            return None
-        return launch(state, decodes, chunks)
+        return launch(state, decodes, chunks) if len(decodes) or chunks else launch_copies(state)
 
     def complete(self, step_id: int, tokens: Mapping[str, int] | Sequence[int] | NDArray[np.int32]) -> list[Outcome]:
         """Take in what step `step_id` sampled: by request id, or in the order of its logit rows.

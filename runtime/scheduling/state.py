@@ -214,12 +214,14 @@ class SchedulerState:
             self.table.started(sequence)
         self.wake()
 
-    def copied_blocks(self, work: StepWork) -> int:
-        """How many blocks the link to the host carries, one way, while a step is computed; all where nothing is predicted."""
+    def copied_blocks(self, work: StepWork | None) -> int:
+        """How many blocks the link to the host carries, one way, while a step is computed, at least for LEAST_COPY_SECONDS; None
+        computes nothing. All where nothing is predicted."""
         seconds = self.costs.copy_seconds(self.kv.bytes_per_block) if self.costs is not None else 0.0
         if self.costs is None or not 0 < seconds < inf:
             return self.kv.blocks
-        return int(max(self.costs.step_seconds(work), LEAST_COPY_SECONDS) / seconds)
+        computing = 0.0 if work is None else self.costs.step_seconds(work)
+        return int(max(computing, LEAST_COPY_SECONDS) / seconds)
 
     def wake(self) -> None:
         """Sequences whose blocks are on the device before the rows of the step being planned may have rows in it."""

@@ -7,7 +7,8 @@ from .step_times import StepTimes
 
 
 class VirtualMachine:
-    """Runs steps in the order of their launch. `busy_seconds` and `roofline_seconds` are means of the stages."""
+    """Runs steps in the order of their launch. `busy_seconds` and `roofline_seconds` are means of the stages;
+    what only copies does not count."""
 
     def __init__(self, times: StepTimes) -> None:
         self._times = times
@@ -21,6 +22,6 @@ class VirtualMachine:
         for stage, seconds in enumerate(time.stages):
             at = free[stage] = max(at, free[stage]) + seconds
         self._free = free
-        self.busy_seconds += sum(time.stages) / len(time.stages)
+        self.busy_seconds += sum(time.stages) / len(time.stages) if step.rows else 0.0
         self.roofline_seconds += time.roofline
         return at

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from tokenspeed.runtime.device.errors import DeviceLost
@@ -33,11 +34,13 @@ from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.prefix import PrefixChain
 from tokenspeed.runtime.scheduling.request import Outcome, Request, SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
-from tokenspeed.runtime.scheduling.step import IntArray, StepBatch
+from tokenspeed.runtime.scheduling.step import IntArray, StepBatch, empty_step
 
 from .fake_executor import EchoExecutor
 
 END = 1
+STEP = msgspec.structs.replace(empty_step(0), token_ids=np.zeros(1, np.int32))
+COPIES = empty_step(0)
 LIMITS = SchedulerLimits(max_rows=16, max_decode_rows=4, max_sequences=4, prefill_chunk=8, max_waiting=4, max_context=64)
 
 
@@ -45,8 +48,10 @@ class ListChannel:
     def __init__(self) -> None:
         self.commands: queue.Queue[EngineCommand] = queue.Queue()
         self.news: queue.Queue[EngineNews] = queue.Queue()
+        self.waits = 0
 
     def receive(self, timeout: float | None = 0.0) -> list[EngineCommand]:
+        self.waits += 1
         try:
             commands = [self.commands.get(block=timeout != 0, timeout=20 if timeout is None else timeout or None)]
         except queue.Empty:
@@ -62,9 +67,9 @@ class ListChannel:
 class Engine:
     """An engine loop in a thread; `until` collects news up to one of a kind."""
 
-    def __init__(self, *, overlap: bool, kind: type[Scheduler] = Scheduler) -> None:
+    def __init__(self, *, overlap: bool, kind: type[Scheduler] = Scheduler, host_blocks: int = 0) -> None:
         self.executor, self.channel = EchoExecutor(), ListChannel()
-        self.scheduler = kind(LIMITS, KvManager(32, 4, 4, "test"))
+        self.scheduler = kind(LIMITS, KvManager(32, 4, 4, "test", host_blocks=host_blocks))
         self.loop = EngineLoop(self.scheduler, self.executor, self.channel, (END,), overlap=overlap, roofline=lambda _step: 0.5)
         self.result: bool | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -388,9 +393,34 @@ def test_time_with_steps_in_flight_and_at_the_roofline_is_counted(engine: Engine
 def test_busy_time() -> None:
     busy = BusyTime()
     for begins, now in ((True, 1), (True, 2), (False, 4), (False, 5), (True, 7), (False, 8)):
-        busy.begin(now) if begins else busy.end(now)
-    busy.begin(10)
+        busy.begin(STEP, now) if begins else busy.end(STEP, now)
+    busy.begin(COPIES, 9)
+    busy.begin(STEP, 10)
     assert (busy.seconds(10), busy.seconds(13)) == (5, 8)
+    busy.end(COPIES, 14)
+    assert busy.seconds(15) == 10
+    busy.end(STEP, 15)
+    busy.begin(COPIES, 16)
+    assert busy.seconds(17) == 10
+    busy.end(COPIES, 18)
+    assert busy.seconds(19) == 10
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_engine_without_requests_saves_blocks_and_then_waits(overlap: bool) -> None:
+    engine = Engine(overlap=overlap, host_blocks=32)
+    engine.scheduler._state.copied_blocks = lambda work: 3 if work is None else 0
+    engine.submit("r", tuple(range(10, 40)), max_tokens=3)
+    engine.events("r")
+    while isinstance(news := engine.next(StepNews), StepNews) and news.stats.offloaded_tokens < 32:
+        pass
+    time.sleep(0.02)
+    copying = [batch for batch in engine.executor.batches if not batch.rows]
+    assert [sum(len(copies.device) for copies in batch.saves) for batch in copying] == [3, 3, 2]
+    engine.submit("again", tuple(range(10, 40)), max_tokens=3)
+    assert engine.events("again")["again"][-1].finish_reason == "length"
+    assert engine.channel.waits < 40, "it asks on and on"
+    engine.shut_down()
 
 
 def test_overlap_schedules_ahead() -> None:

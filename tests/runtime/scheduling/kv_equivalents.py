@@ -6,6 +6,7 @@ _ANY_BLOCK = "which of the free blocks is taken next is nobody's business"
 _SET_LATER = "set before it is read"
 _BOTH_ALIKE = "the two are the same, or in no order"
 _ONLY_COMPARED = "places are only compared: any that grow will do, any negative one means none"
+_NO_TIE = "no two units were used last at the same time"
 _LESS_THAN_ONE = "a share of one token is rounded to none"
 _ALL_WITHOUT_WINDOWS = "without windows every prefix has what they need: the condition saves time"
 _TWO_ROWS_AT_LEAST = "fewer than two rows count as two"
@@ -29,6 +30,9 @@ EQUIVALENT: dict[str, str] = {
     "host_tier.HostTier.__init__: 0 + 1 (1)": _SET_LATER,
     "host_tier.HostTier.load: 1 + 1": _ONLY_COMPARED,
     "host_tier.HostTier.place: 1 + 1": _ONLY_COMPARED,
+    "host_tier.HostTier._goes_before: (standing(unit, self._clock.now), unit.used) <= (reuse, next_saved.used) with Lt": _NO_TIE,
+    "pool.BlockPool._choose_saves: max(READY_SHARE * self.blocks, self.awaited) with its arguments swapped": _BOTH_ALIKE,
+    "pool.BlockPool._choose_saves: min(count, units - len(saves)) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.begin_step: max(1, units) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.cached: self.unsaved.add(unit, unit, first) with its arguments swapped": _BOTH_ALIKE,
     "order.EvictionOrder.lowest: without return None": "None all the same",

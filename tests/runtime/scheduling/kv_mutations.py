@@ -43,6 +43,7 @@ from . import (
     test_full_host,
     test_host_tier,
     test_kv,
+    test_pause,
     test_retention,
     test_windows,
 )
@@ -71,6 +72,7 @@ TESTS = (
     test_full_host,
     test_disk_tier,
     test_fetching,
+    test_pause,
     test_retention,
     test_windows,
 )

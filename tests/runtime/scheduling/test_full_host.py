@@ -122,6 +122,7 @@ def test_enough_to_evict_counts_blocks_not_units():
     kv.close_session("gone")
     held = compute(kv, prompt(5, 10))
     turn(kv, "", prompt(3, 2))
+    turn(kv, "", prompt(1, 2))
     assert held.live and not kv.pool.free
     assert steps.run() == ([], [])  # two units of two blocks can be evicted without loss: a quarter of the pool
 

@@ -63,10 +63,10 @@ def test_an_evicted_unit_with_a_copy_is_found_and_comes_back():
     assert len(hits.units) == 2 and (hits.idle_blocks, hits.reload_blocks) == (0, 2)
     kv.begin_step(ALL)
     blocks = start(kv, [*prompt(1, 2), 7])
-    assert kv.is_ready(blocks) and kv.has_loads and kv.available == 1
+    assert kv.is_ready(blocks) and kv.boarding_blocks and kv.available == 1
     assert sorted(block_states(kv).values()) == ["free", "loading", "loading", "writable"]
     saves, loads = steps.launch()
-    assert not saves and [device for device, _ in loads] == blocks.indices()[:2] and not kv.has_loads
+    assert not saves and [device for device, _ in loads] == blocks.indices()[:2] and not kv.boarding_blocks
     assert sorted(host_states(kv).values()) == ["free", "free", "loading", "loading"]
     assert kv.reloaded_tokens == 0
     steps.complete()
@@ -282,7 +282,7 @@ def test_a_manager_without_a_tier_copies_nothing():
     kv = manager(host_blocks=0)
     steps = Steps(kv)
     turn(kv, "", prompt(1))
-    assert not kv.has_tier and not kv.has_loads and kv.bytes_per_block == 0 and not KvManager(4, 4, 4, "kv").has_tier
+    assert not kv.has_tier and not kv.boarding_blocks and kv.bytes_per_block == 0 and not KvManager(4, 4, 4, "kv").has_tier
     assert (kv.host_usage, kv.kept_tokens, kv.tokens) == (0.0, 16, 16)
     assert steps.launch() == ([], []) and not steps.fail()
     assert kv.is_ready(compute(kv, prompt(1)))

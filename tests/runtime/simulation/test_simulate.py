@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_a_host_tier_finds_what_a_small_pool_forgot() -> None:
     assert found.makespan_seconds < without.makespan_seconds
     with pytest.raises(UsageError, match="not one KV block"):
         with_host_tier(small, 10)
+
+
+def test_pauses_of_the_traffic_save_what_steps_had_no_time_for() -> None:
+    small = tiny_manifest(blocks=40)
+    tiered = with_host_tier(small, 40 * small.kv.bytes_per_block)
+    trace = Trace("one", (session("a", [(150, 1, 0.0), (30, 1, 5.0)]),))
+    scenario = Scenario(1, policy=PLAIN)
+    clients, ends = scenario.clients(trace.sessions), list[float]()
+    machine = VirtualMachine(StepTimes(tiered))
+    conversations = Conversations(partial(chain_seed, tiered.kv.compatibility), tiered.kv.identity_tokens)
+    engine = VirtualEngine(scheduler_of(tiered, PLAIN), machine, clients, conversations, scenario.engine, ends.append)
+    run = engine.run()
+    assert run.stats.offloaded_tokens == 128
+    first, second = run.records
+    assert second.first_token_seconds == pytest.approx(prefill_seconds(tiered, 181, 128), rel=1e-9), "it waits for no copy"
+    assert any(first.token_seconds[-1] < end < second.arrival_seconds for end in ends)
 
 
 def test_rates_replace_the_plans() -> None:
