@@ -129,6 +129,8 @@ def test_a_call_after_a_broken_one_counts() -> None:
         ("hermes", '<tool_call>\n{"name": "look", "arguments": {"text": "a"}}'),
         ("hermes", '<tool_call>\n<tool_call>\n{"name": "look", "arguments": {"text": "a"}}\n</tool_call>'),
         ("llama3_json", '<|python_tag|>{"type": "function", "name": "look", "parameters": {"text": "a"}}'),
+        ("hermes", '<tool_call>{"extra": [1], "name": "look", "arguments": {"text": "a"}, "more": "x"}</tool_call>'),
+        ("llama3_json", '{"type": "function", "id": null, "name": "look", "parameters": {"text": "a"}}'),
         ("llama3_json", ' {"name": "look", "arguments": {"text": "a"}}'),
         ("qwen3_coder", "<function=look>\n<parameter=text>\na\n</parameter>\n</function>\n</tool_call>"),
         ("qwen3_coder", "<tool_call><function=look><parameter=text>a</parameter></function></tool_call>"),
@@ -166,7 +168,8 @@ def test_messages_of_channels() -> None:
     part = read("harmony", ["<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.\n"])
     assert (part.reasoning, part.text, part.calls) == ("Hm.", "Yes.\n", ())
     assert read("harmony", ["<|channel|>analysis<|message|>Hm"]).reasoning == "Hm"
-    assert read("harmony", ["<|channel|>commentary to=functions.look<|message|>no JSON"]).text == "no JSON"
+    for text in ("no JSON", "[1]"):
+        assert read("harmony", [f"<|channel|>commentary to=functions.look<|message|>{text}"]).text == text
     for cut in ("<|channel|>", "<|channel|>comm", " to=func", "<|channel|>commentary to=functions.look <|constrain|>js"):
         assert read("harmony", ["<|channel|>final<|message|>a<|end|><|start|>assistant" + cut]).text == "a"
         assert read("harmony", [cut]).text == ""
