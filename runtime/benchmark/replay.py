@@ -13,7 +13,7 @@ import msgspec
 
 from ..simulation.clients import Agents, Arrival, Arrivals, Clients
 from ..simulation.report import SCHEMA, TrafficReport, class_report, classes_by, curve, latencies
-from ..simulation.timeline import Timeline
+from ..simulation.timeline import as_clients_saw_it
 from ..simulation.turns import TurnRecord, TurnResult
 from ..traffic.contents import Vocabulary
 from ..traffic.session import Session, Trace
@@ -266,6 +266,6 @@ def _report(replay: _Replay, url: str, seconds: float) -> ReplayReport:
         cache=None,
         machine=None,
         curves={name: curve(values) for name, values in latencies(records).items()},
-        timeline=Timeline(),
+        timeline=as_clients_saw_it(records, seconds),
         errors=tuple(replay.errors)[:_LISTED_ERRORS],
     )

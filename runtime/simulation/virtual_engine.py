@@ -118,6 +118,8 @@ class VirtualEngine:
                 blocked += 1
                 now = self._wait(now, blocked)
             elif (arrival := self._next_arrival()) < inf:
+                if arrival - now > self._timeline.interval:
+                    self._timeline.take(now, scheduler.stats(), self._machine.busy_seconds)
                 now = max(now, arrival)
             else:
                 return self._result()

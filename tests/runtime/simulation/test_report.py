@@ -12,7 +12,7 @@ from tokenspeed.runtime.simulation.page import page
 from tokenspeed.runtime.simulation.report import TrafficReport, class_report, classes_by, latencies, summary_of
 from tokenspeed.runtime.simulation.simulate import Scenario, simulate
 from tokenspeed.runtime.simulation.svg import Axis, Line, chart
-from tokenspeed.runtime.simulation.timeline import TimelineRecorder
+from tokenspeed.runtime.simulation.timeline import Timeline, TimelineRecorder, as_clients_saw_it, in_bins
 from tokenspeed.runtime.simulation.turns import TurnRecord
 
 from .tiny import crowd, tiny_manifest
@@ -75,8 +75,44 @@ def test_charts_hold_their_points_and_escape_their_texts() -> None:
     assert "a &lt; b" in drawn and "&amp;" in drawn and drawn.count("<polyline") == 2
     points = re.findall(r'points="([^"]*)"', drawn)[0].split()
     assert len(points) == 2, "zero has no logarithm"
-    assert all(58 <= float(x) <= 448 and 30 <= float(y) <= 210 for x, y in (point.split(",") for point in points))
+    assert all(62 <= float(x) <= 502 and 40 <= float(y) <= 220 for x, y in (point.split(",") for point in points))
     assert "nothing to show" in chart("empty", Axis("x"), Axis("y"), [])
+
+
+def test_no_words_of_a_chart_lie_on_others() -> None:
+    """By the boxes of their letters, taken as wide as most fonts have them."""
+    report = simulate(tiny_manifest(), crowd(12), Scenario(3))
+    for drawn in re.findall(r"<svg.*?</svg>", page(report)):
+        boxes = []
+        for attributes, words in re.findall(r"<text ([^>]*)>([^<]*)</text>", drawn):
+            if "rotate" in attributes or not words:
+                continue
+            x, y = (float(re.search(rf'\b{name}="([-\d.]+)"', attributes)[1]) for name in "xy")  # type: ignore[index]
+            width, anchor = 6.0 * len(words), re.search(r'text-anchor="(\w+)"', attributes)
+            left = x - width * {"end": 1.0, "middle": 0.5}.get(anchor[1] if anchor else "", 0.0)
+            boxes.append((left, y - 8, left + width, y, words))
+        for place, (left, top, right, bottom, words) in enumerate(boxes):
+            assert left >= 0 and right <= 530, words
+            for other in boxes[place + 1 :]:
+                apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+                assert apart, (words, other[4])
+
+
+def test_a_measured_run_over_time() -> None:
+    records = [record(0, 1, 2, 3), record(1, 3, 4, 5)]
+    found = as_clients_saw_it(records, 10.0)
+    width = 10.0 / len(found.seconds)
+    assert sum(found.waiting) * width == pytest.approx(1 + 2) and sum(found.running) * width == pytest.approx(2 + 2)
+    assert sum(found.output_tokens_per_second) * width == pytest.approx(6)
+    assert found.busy_share == () and as_clients_saw_it([], 1.0) == Timeline()
+
+
+def test_bins_keep_what_was_counted() -> None:
+    times = tuple(float(second) for second in range(1, 1001))
+    long = Timeline(times, running=(2.0,) * 999 + (0.0,), busy_share=tuple(second % 2 for second in times))
+    found = in_bins(long)
+    assert len(found.seconds) < 200 and found.seconds[-1] == 1000 and found.kv_usage == ()
+    assert np.mean(found.busy_share) == pytest.approx(0.5) and set(np.round(found.running, 9)) == {2.0}
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-3.0, 1e9], [1e-9, 2e-9]])
