@@ -7,6 +7,7 @@ from dataclasses import replace
 from tokenspeed.runtime.scheduling.blocks import Reuse
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
+from tokenspeed.runtime.scheduling.request import TurnEnd
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
 from .kv_helpers import find, turn
@@ -73,6 +74,82 @@ def test_nothing_is_waited_for_where_no_copy_can_be_made_or_none_is_worth_it() -
     kv, _ = managed(host_blocks=0)
     expected(kv, "a", prompt(1, 2))
     assert not kv.would_lose(4, [])
+
+
+def test_without_the_rule_kinds_alone_count() -> None:
+    """Of a kind, what has a copy is the older."""
+    ends: tuple[tuple[TurnEnd, int], ...] = (("end_of_turn", 1), ("tool_call", 2))
+    for end, stays in ends:
+        kv = manager()
+        kv.retention.by_reuse = True
+        steps = Steps(kv)
+        expected(kv, "a", prompt(1))
+        steps.run()
+        turn(kv, "b", prompt(2))
+        kv.end_turn("b", end)
+        held = [start(kv, prompt(number)) for number in (3, 4, 5)]
+        there = [number for number in (1, 2) if (units := find(kv, prompt(number)).units) and units[0].indices]
+        assert held and there == [stays]
+
+
+def test_with_the_rule_what_has_a_copy_goes_first_though_it_is_expected_sooner() -> None:
+    kv, steps = managed()
+    expected(kv, "a", prompt(1))
+    steps.run()
+    turn(kv, "b", prompt(2))
+    held = [start(kv, prompt(number)) for number in (3, 4, 5)]
+    assert held and not find(kv, prompt(1)).units[0].indices and find(kv, prompt(2)).units[0].indices
+
+
+def test_a_step_copies_no_more_than_it_may_of_all_kinds_together() -> None:
+    kv, steps = managed(blocks=8, host_blocks=8)
+    turn(kv, "", prompt(1))
+    expected(kv, "a", prompt(2, 3))
+    assert len(steps.run(saved=2)[0]) == 2
+
+
+def test_who_used_a_unit_while_it_was_copied_leaves_it_behind_the_others() -> None:
+    kv, steps = managed(blocks=8, host_blocks=8)
+    expected(kv, "a", prompt(1))
+    expected(kv, "b", prompt(2))
+    steps.launch()
+    kv.release(start(kv, prompt(1)), -1)
+    steps.complete()
+    assert kv.pool.tier and [unit.session for unit in kv.pool.tier.saved] == ["b", "a"]
+
+
+def test_a_step_makes_one_copy_at_least_for_who_waits() -> None:
+    kv, steps = managed()
+    expected(kv, "a", prompt(1, 4))
+    assert steps.run(saved=0) == ([], [])
+    kv.await_copies(1, [])
+    assert kv.awaits_copies and len(steps.run(saved=0)[0]) == 1 and not kv.awaits_copies
+
+
+def test_units_of_several_blocks() -> None:
+    kv = manager(blocks=16, host_blocks=4, unit_blocks=2)
+    kv.retention.by_reuse = kv.retention.supersede = kv.pool.save_first = True
+    steps = Steps(kv)
+    turn(kv, "", prompt(1, 4))
+    assert len(steps.run()[0]) == 4
+    expected(kv, "a", prompt(2, 4))
+    assert kv.copied_or_free == 12 and not kv.would_lose(12, []) and kv.would_lose(13, [])
+    assert steps.run() == ([], []), "the host is full, and much of the device can be taken"
+    kv.await_copies(12, [])
+    assert steps.run() == ([], []), "so much can be taken"
+    copied, own = find(kv, prompt(1, 4)).units, find(kv, prompt(2, 4)).units
+    held = start(kv, prompt(2, 2))
+    kv.await_copies(11, own[:1])
+    assert steps.run() == ([], []), "what is in use is not among it"
+    kv.release(held, -1)
+    kv.await_copies(11, copied[:1])
+    assert len(steps.run()[0]) == 4
+
+
+def test_without_a_tier_all_can_be_taken() -> None:
+    kv = manager(host_blocks=0)
+    expected(kv, "a", prompt(1))
+    assert kv.copied_or_free == 4 and not kv.would_lose(4, [])
 
 
 def ended(policy: Policy = FIRST, host_blocks: int = 8) -> Scheduler:
