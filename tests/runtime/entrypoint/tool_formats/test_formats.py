@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from tokenspeed.runtime.entrypoint.tool_formats.names import NAMES
+from tokenspeed.runtime.entrypoint.tool_formats.reader import AnswerReader
 from tokenspeed.runtime.entrypoint.tool_formats.registry import FORMATS, tool_format
 from tokenspeed.runtime.entrypoint.tool_formats.tool_schemas import ToolSchemas
 
-from .writing import BY_NAME, WRITERS, Call, calls_of, read
+from .writing import BY_NAME, TOOLS, WRITERS, Call, calls_of, read
 
 ARGUMENTS: dict[str, Any] = {"text": 'a "b"\nc <é> {', "number": 2.5, "flag": True, "list": [1, {"a": None}], "object": {"x": []}}
 LOOK: Call = ("look", ARGUMENTS)
@@ -63,10 +64,10 @@ def test_plain_text(name: str) -> None:
         assert read(name, [text]).text == text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("harmony", "mistral", "kimi_k2")])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_calls_within_reasoning_are_none_unless_their_marks_are_the_tokenizers_own(name: str) -> None:
     written = WRITERS[name]([LOOK])
-    found = [LOOK] if name.startswith("deepseek") else []
+    found = [LOOK] if name in ("deepseek_v3", "deepseek_v31", "kimi_k2", "mistral") else []
     begin, end = BY_NAME[name].thinking
     for text, thinking in ((f"\n{begin}say {written}", False), (f"say {written}", True)):
         part = read(name, [f"{text}{end}\n\n{written}"], thinking=thinking)
@@ -113,6 +114,13 @@ def test_malformed_calls_are_content(name: str, answer: str, text: str | None) -
     part = read(name, [answer], hidden=frozenset(marks if name in special else ()))
     assert calls_of(part) == []
     assert part.text == (answer if text is None else text)
+
+
+def test_names_without_an_end_hold_up_nothing() -> None:
+    for name, opening in (("qwen3_coder", "<tool_call><function="), ("glm45", "<tool_call>"), ("mistral", "[TOOL_CALLS]")):
+        reader = AnswerReader(BY_NAME[name], ToolSchemas(TOOLS))
+        assert reader.push(opening + "x" * 200).text == ""
+        assert len(reader.push("x" * 100).text) == len(opening) + 300
 
 
 def test_a_call_after_a_broken_one_counts() -> None:
