@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 
 from ...plans.errors import PlanError
 from ...plans.schema import KvGeometry
@@ -57,6 +58,7 @@ class KvManager:
             WindowPool(BlockPool(number, count, self.unit_blocks, 0, share, self.clock), window, identity_tokens)
             for number, (window, count) in enumerate(windows, 1)
         )
+        self._pools = (self.pool, *(window.pool for window in self.windows))
         self._open: set[SequenceBlocks] = set()
         self._retiring: dict[int, list[SequenceBlocks]] = {}
         self.completed_step = -1
@@ -86,8 +88,7 @@ class KvManager:
     @property
     def usage(self) -> float:
         """Share of the fullest pool in use, 0 to 1; cached blocks nobody uses do not count."""
-        pools = (self.pool, *(window.pool for window in self.windows))
-        return max(1 - pool.available / pool.blocks for pool in pools)
+        return max(1 - pool.available / pool.blocks for pool in self._pools)
 
     @property
     def host_usage(self) -> float:
@@ -189,7 +190,7 @@ class KvManager:
             raise SchedulerMisuse(f"{hits.absent} units of the hits are on disk alone: fetch them first")
         held = [self.pool.hold(unit) for unit in hits.units]  # first, so that loads evict none of them
         sealed = [share or self.pool.load(unit) for share, unit in zip(held, hits.units, strict=True)]
-        for unit in hits.units:
+        for unit in chain(hits.units, *hits.windows):
             self.retention.used(unit, owner)
         self._leave([*self.retention.begin(owner)], owner.session)
         blocks = SequenceBlocks(sealed, owner)
@@ -229,6 +230,7 @@ class KvManager:
         self.retention.used(sealed.unit, blocks.owner)
         for window, part in zip(self.windows, blocks.windows, strict=True):
             window.seal(part, digest, parent, tokens)
+            self.retention.used(part.sealed[-1].unit, blocks.owner)
 
     def cover(self, blocks: SequenceBlocks, tokens: int) -> list[tuple[int, list[int]]]:
         """Let the sequence write its first `tokens` tokens in window pools too: of each the first new block, counted from the
@@ -239,10 +241,11 @@ class KvManager:
     def leave_behind(self, blocks: SequenceBlocks, confirmed: int, limit: int, prefills: bool) -> list[int]:
         """No row of the sequence before position `confirmed` is left in any step, and all its full units are sealed: how many
         blocks it gives back in each window pool."""
-        return [
-            window.leave_behind(part, confirmed, part.reserved if prefills else window.blocks_to_reserve(0, 0, limit))
-            for window, part in zip(self.windows, blocks.windows, strict=True)
-        ]
+        given: list[int] = []
+        for window, part in zip(self.windows, blocks.windows, strict=True):
+            reserve = part.reserved if prefills else window.blocks_to_reserve(0, 0, limit)
+            given.append(window.leave_behind(part, confirmed, reserve, self.retention.leave_behind))
+        return given
 
     def release(self, blocks: SequenceBlocks, last_step: int, ended: bool = True) -> None:
         """The sequence gives all its blocks back, because it ended or was preempted; `last_step` is the last launched step that
@@ -388,15 +391,18 @@ class KvManager:
             self.retention.expect(block.unit, blocks.owner, blocks.ended)
             self.pool.give_back(block)
         for window, part in zip(self.windows, blocks.windows, strict=True):
+            for block in part.sealed:
+                self.retention.expect(block.unit, blocks.owner, blocks.ended)
             window.give_back(part)
 
     def end_turn(self, session: str, end: TurnEnd) -> None:
         """Hint: how a session's last turn ended. O(units of the turn)."""
         for digest, reuse in self.retention.end_turn(session, end):
-            unit = self._own(digest, session)
-            if unit is not None and unit.reuse is not reuse:
-                unit.reuse, unit.since = reuse, self.clock.now
-                self.pool.regard(unit)
+            for pool, unit in self._own(digest, session):
+                behind = pool is not self.pool and unit.reuse is Reuse.GONE
+                if unit.reuse is not reuse and not behind:
+                    unit.reuse, unit.since = reuse, self.clock.now
+                    pool.regard(unit)
 
     def close_session(self, session: str) -> None:
         """Hint: a session has no further turn. O(units of its last turn)."""
@@ -405,23 +411,25 @@ class KvManager:
     def park_session(self, session: str) -> None:
         """A session gave up its place: nothing is expected of its last turn's units for now. O(units of the turn)."""
         for digest in self.retention.digests(session):
-            unit = self._own(digest, session)
-            if unit is not None and unit.reuse > Reuse.IDLE:
-                unit.reuse, unit.since = Reuse.IDLE, self.clock.now
-                self.pool.regard(unit)
+            for pool, unit in self._own(digest, session):
+                if unit.reuse > Reuse.IDLE:
+                    unit.reuse, unit.since = Reuse.IDLE, self.clock.now
+                    pool.regard(unit)
 
-    def _own(self, digest: bytes, session: str) -> Unit | None:
-        """A unit that this session alone has used, and nobody uses now."""
-        unit = self.pool.index.get(digest)
-        return unit if unit is not None and unit.session == session and not (unit.shared or unit.readers) else None
+    def _own(self, digest: bytes, session: str) -> Iterator[tuple[BlockPool, Unit]]:
+        """Of each pool a unit that this session alone has used, and nobody uses now."""
+        for pool in self._pools:
+            unit = pool.index.get(digest)
+            if unit is not None and unit.session == session and not (unit.shared or unit.readers):
+                yield pool, unit
 
     def _leave(self, digests: Sequence[bytes], session: str) -> None:
         """Units of this session that will not be wanted again: they are evicted first."""
         for digest in digests:
-            unit = self._own(digest, session)
-            if unit is not None and unit.reuse is not Reuse.GONE:
-                unit.reuse = Reuse.GONE
-                self.pool.regard(unit)
+            for pool, unit in self._own(digest, session):
+                if unit.reuse is not Reuse.GONE:
+                    unit.reuse = Reuse.GONE
+                    pool.regard(unit)
 
     def open_sequences(self) -> Collection[SequenceBlocks]:
         """Blocks of sequences that have not released, for checks."""

@@ -93,6 +93,13 @@ class Retention:
         else:
             unit.reuse = Reuse.HINTED if owner.hint else Reuse.IDLE
 
+    def leave_behind(self, unit: Unit) -> None:
+        """No row of its sequence sees a window's unit any more: who goes on with the sequence does not need it, but others that
+        start as it did may."""
+        unit.since = self._clock.now
+        if self.by_reuse:
+            unit.reuse = Reuse.SHARED if unit.shared else Reuse.GONE
+
     def end(self, owner: Owner) -> None:
         """The sequence ends: its chain is what the session's next turn is expected to go on with."""
         session = self._sessions.get(owner.session) if owner.named else None

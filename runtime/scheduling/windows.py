@@ -7,7 +7,7 @@ one, and the pools of windows are looked at on admission alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .blocks import SealedBlock, Unit, WritableBlock
 from .errors import IntegrityError, SchedulerMisuse
@@ -78,11 +78,12 @@ class WindowPool:
         part.sealed.append(self.pool.seal(part.writable[: self.pool.unit_blocks], digest, parent, tokens))
         del part.writable[: self.pool.unit_blocks]
 
-    def leave_behind(self, part: WindowBlocks, confirmed: int, reserve: int) -> int:
-        """Give back what no row from position `confirmed` on sees: how many blocks. From here on the sequence needs no more than
-        `reserve`, or what it holds now and one for its next row."""
+    def leave_behind(self, part: WindowBlocks, confirmed: int, reserve: int, tell: Callable[[Unit], None]) -> int:
+        """Give back what no row from position `confirmed` on sees, and `tell` of each unit: how many blocks. From here on the
+        sequence needs no more than `reserve`, or what it holds now and one for its next row."""
         gone = min(self.first_seen(confirmed) - part.first, len(part.sealed))
         for share in part.sealed[: max(0, gone)]:
+            tell(share.unit)
             self.pool.give_back(share)
         if gone > 0:
             del part.sealed[:gone]

@@ -33,6 +33,7 @@ EQUIVALENT: dict[str, str] = {
     "host_tier.HostTier._goes_before: (standing(unit, self._clock.now), unit.used) <= (reuse, next_saved.used) with Lt": _NO_TIE,
     "pool.BlockPool._choose_saves: max(READY_SHARE * self.blocks, self.awaited) with its arguments swapped": _BOTH_ALIKE,
     "pool.BlockPool._choose_saves: min(count, units - len(saves)) with its arguments swapped": _BOTH_ALIKE,
+    "kv.KvManager.open: chain(hits.units, *hits.windows) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.begin_step: max(1, units) with its arguments swapped": _BOTH_ALIKE,
     "host_tier.HostTier.cached: "
     f"(self.saved if unit.host or unit.reuse is Reuse.GONE else self.unsaved).add(unit, unit, first) {_SWAPPED}": _BOTH_ALIKE,

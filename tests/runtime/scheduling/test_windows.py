@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from tokenspeed.plans.errors import PlanError
 from tokenspeed.plans.schema import KvGeometry, WindowPool
+from tokenspeed.runtime.scheduling.blocks import Reuse
 from tokenspeed.runtime.scheduling.errors import HandleConsumed, IntegrityError, SchedulerMisuse
 from tokenspeed.runtime.scheduling.kv import KvManager, manager_of
 from tokenspeed.runtime.scheduling.kv_integrity import check_kv
+from tokenspeed.runtime.scheduling.retention import Owner
 from tokenspeed.runtime.scheduling.sequence_blocks import Hits, SequenceBlocks
 from tokenspeed.runtime.scheduling.windows import entries
 
@@ -259,6 +261,82 @@ def test_a_sequence_of_other_windows_is_refused():
     ):
         with pytest.raises(ValueError, match="zip"):
             use()
+
+
+def session(kv: KvManager, name: str, tokens: list[int], limit: int = 64) -> SequenceBlocks:
+    """A turn with its blocks computed, by eight tokens at a time; what its window leaves behind is given back."""
+    chain, _ = chain_of(kv, tokens)
+    hits = find(kv, tokens)
+    owner = Owner(name, True, chain.digests)
+    blocks = kv.open(hits, owner, kv.reservations(len(tokens), hits, limit))
+    start = len(blocks.sealed) * UNIT
+    for end in [*range(start + 8, len(tokens), 8), len(tokens)]:
+        kv.grow(blocks, kv.blocks_for(end) - len(blocks.indices()))
+        kv.cover(blocks, end)
+        seal(kv, blocks, tokens[:end])
+        kv.leave_behind(blocks, end, limit, prefills=True)
+        check_kv(kv)
+    return blocks
+
+
+def retaining(blocks: int = 20) -> KvManager:
+    kv = KvManager(80, 2, UNIT, "kv", windows=[(WINDOW, blocks)])
+    kv.limit_rows(8, 64)
+    kv.retention.by_reuse = kv.retention.supersede = True
+    return kv
+
+
+ONE, TWO = list(range(16)), list(range(100, 148))
+
+
+def kinds(kv: KvManager) -> list[Reuse]:
+    return [block.unit.reuse for block in kv.windows[0].pool.cached]
+
+
+def test_what_is_behind_a_window_goes_before_what_sessions_return_to():
+    kv = retaining()
+    kv.release(session(kv, "one", ONE), -1)
+    assert kinds(kv) == [Reuse.GONE] * 2 + [Reuse.USER] * 2
+    kv.end_turn("one", "tool_call")
+    assert kinds(kv) == [Reuse.GONE] * 2 + [Reuse.TOOL] * 2
+    kv.release(session(kv, "two", TWO), -1)
+    assert len(find(kv, ONE).units) == 4 and len(find(kv, TWO).units) == 12
+    kv = retaining()
+    kv.retention.by_reuse = False
+    kv.release(session(kv, "one", ONE), -1)
+    kv.release(session(kv, "two", TWO), -1)
+    assert find(kv, ONE).units == [], "the least recently used go first"
+
+
+def test_what_sessions_share_stays_when_it_is_left_behind():
+    kv = retaining(40)
+    kv.release(session(kv, "one", ONE[:12]), -1)
+    units = find(kv, ONE[:12]).windows[0]
+    assert [unit.session for unit in units] == ["one"] * 2 and not any(unit.shared for unit in units)
+    held = session(kv, "two", [*ONE[:12], *TWO])
+    assert all(unit.shared and unit.reuse is Reuse.SHARED and not unit.users for unit in units)
+    kv.release(held, -1)
+    assert kinds(kv).count(Reuse.SHARED) == 2
+
+
+def test_hints_of_sessions_reach_their_windows():
+    kv = retaining(40)
+    kv.release(session(kv, "one", ONE), -1)
+    kv.clock.now = 5.0
+    kv.park_session("one")
+    assert kinds(kv) == [Reuse.GONE] * 2 + [Reuse.IDLE] * 2
+    kv.end_turn("one", "end_of_turn")
+    assert kinds(kv) == [Reuse.GONE] * 2 + [Reuse.USER] * 2
+    assert all(block.unit.since == 5.0 for block in [*kv.windows[0].pool.cached][2:])
+    kv.close_session("one")
+    assert kinds(kv) == [Reuse.GONE] * 4
+
+
+def test_what_is_left_behind_is_told_the_time():
+    kv = retaining(40)
+    kv.clock.now = 7.0
+    blocks = session(kv, "one", ONE)
+    assert [block.unit.since for block in kv.windows[0].pool.cached] == [7.0] * 2 and blocks.live
 
 
 def test_a_released_sequence_seals_nothing():
