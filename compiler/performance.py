@@ -97,12 +97,13 @@ def _counted(module: ir.Module) -> list[tuple[ir.Operation, int]]:
 def _cost_row(
     counted: Sequence[tuple[ir.Operation, int]], counts: Mapping[ir.Value, str], machine: Machine, rows: int, logit_rows: int
 ) -> CostRow:
-    flops = weights = activations = communication = 0.0
-    instructions = 0
+    flops = weights = activations = communication = slowed = 0.0
+    instructions, experts = 0, machine.rates.get("experts.share")
     for operation, times in counted:
         here = rows_worked_on(operation, counts, rows, logit_rows)
         cost = cost_of(operation, here)
         flops += cost.flops * times
+        slowed += cost.flops * times / (experts.value if experts is not None and operation.name == "ts.moe_experts" else 1.0)
         weights += cost.weight_bytes * times
         activations += cost.activation_bytes * times
         instructions += times if cost.bytes or cost.flops else 0
@@ -114,4 +115,5 @@ def _cost_row(
         activation_bytes=activations,
         instructions=instructions,
         communication=communication,
+        products_share=flops / slowed if slowed else 1.0,
     )

@@ -126,7 +126,12 @@ def _together(rows: Iterable[CostRow]) -> CostRow:
         communication=sum(row.communication for row in found),
         attention_share=min(row.attention_share for row in found),
         attention_rows=max(row.attention_rows for row in found),
+        products_share=_ratio(sum(row.flops for row in found), sum(row.flops / row.products_share for row in found)),
     )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
 
 
 def _read(module: ir.Module) -> tuple[StagePart, ...]:

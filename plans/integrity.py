@@ -307,9 +307,9 @@ def _check_performance(manifest: Manifest) -> None:
         require_number(cost.instructions, f"performance.step_costs, {cost.rows} rows: instructions")
         figures = (cost.flops, cost.weight_bytes, cost.activation_bytes)
         _check_figures((*figures, cost.attention_rows), f"performance.step_costs, {cost.rows} rows")
-        share = cost.attention_share
-        where = f"performance.step_costs, {cost.rows} rows: attention_share"
-        require(0 < share <= 1, where, "a number above 0, at most 1", share)
+        for share in ("attention_share", "products_share"):
+            where, value = f"performance.step_costs, {cost.rows} rows: {share}", getattr(cost, share)
+            require(0 < value <= 1, where, "a number above 0, at most 1", value)
     _check_figures((performance.attention_flops_per_token_pair, performance.kv_bytes_per_token), "performance")
     _check_figures(performance.predictions.values(), "performance.predictions")
 

@@ -66,7 +66,7 @@ def chunk_work(before: int, tokens: int) -> StepWork:
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Work of a step at some number of rows: floating-point operations, bytes, instructions (may be fractional), and seconds of
-    collectives; `attention_share` and `attention_rows` are as in `CostRow`."""
+    collectives; shares and `attention_rows` are as in `CostRow`."""
 
     flops: float
     weight_bytes: float
@@ -75,12 +75,13 @@ class StepCost:
     communication: float = 0.0
     attention_share: float = 1.0
     attention_rows: float = 0.0
+    products_share: float = 1.0
 
 
 def step_cost(performance: Performance, rows: float) -> StepCost:
     """The cost table at `rows`: linear between its rows, the first row's below it, and the last segment continued beyond it.
 
-    A table of one row scales flops and activation bytes with rows beyond it. Shares of attention are those of the next row.
+    A table of one row scales flops and activation bytes with rows beyond it. Shares are those of the next row.
     """
     costs = performance.step_costs
     at = bisect_left([cost.rows for cost in costs], rows)
@@ -90,7 +91,7 @@ def step_cost(performance: Performance, rows: float) -> StepCost:
         if len(costs) == 1:
             factor, only = rows / costs[0].rows, costs[0]
             work = only.flops * factor, only.weight_bytes, only.activation_bytes * factor
-            shares = only.attention_share, only.attention_rows
+            shares = only.attention_share, only.attention_rows, only.products_share
             return StepCost(*work, only.instructions, only.communication * factor, *shares)
         at -= 1
     low, high = costs[at - 1], costs[at]
@@ -110,7 +111,8 @@ class _OfRows(NamedTuple):
 class StepModel:
     """Predicted seconds of steps of one plan, for many of them: what depends on rows alone is evaluated once.
 
-    products = (flops(rows) / (compute * products)) joined with (weight and activation bytes(rows) / bandwidth)
+    products = (flops(rows) / (compute * products * products_share(rows)))
+               joined with (weight and activation bytes(rows) / bandwidth)
     decoding = decode_tokens * max(kv_bytes_per_token / bandwidth, attention_flops_per_token_pair / compute)
     prompts = max(attention_flops_per_token_pair * prompt_pairs / (attention * attention_share(rows)),
                   attention_flops_per_token_pair * longest * attention_rows(rows) / attention,
@@ -159,7 +161,8 @@ class StepModel:
 
     def _evaluate(self, rows: float) -> _OfRows:
         cost = step_cost(self._performance, rows)
-        arithmetic, traffic = cost.flops / self._products, (cost.weight_bytes + cost.activation_bytes) / self._bandwidth
+        arithmetic = cost.flops / (self._products * cost.products_share)
+        traffic = (cost.weight_bytes + cost.activation_bytes) / self._bandwidth
         fixed = _joined(arithmetic, traffic, self._overlap) + cost.instructions * self._dispatch + cost.communication
         return _OfRows(cost, fixed, self._pair / cost.attention_share, self._pair * cost.attention_rows)
 
@@ -282,4 +285,5 @@ def _between(low: CostRow, high: CostRow, share: float) -> StepCost:
         mix(low.communication, high.communication),
         high.attention_share,
         high.attention_rows,
+        high.products_share,
     )

@@ -266,7 +266,8 @@ class CostRow(_Part, frozen=True, kw_only=True):
     that ranks meet in collectives (plans/perf_model.py).
 
     `attention_share` is what attention of prompts reaches of its rate in steps of this bucket. However few rows a prompt has, its
-    attention takes no less than `attention_rows` rows behind the same context take at the full rate.
+    attention takes no less than `attention_rows` rows behind the same context take at the full rate. `products_share` is what its
+    products reach of what others do (of experts each has few rows).
     """
 
     rows: int
@@ -277,6 +278,7 @@ class CostRow(_Part, frozen=True, kw_only=True):
     communication: float = 0.0
     attention_share: float = 1.0
     attention_rows: float = 0.0
+    products_share: float = 1.0
 
 
 class Rate(_Part, frozen=True, kw_only=True):

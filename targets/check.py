@@ -31,6 +31,7 @@ _RATE_UNITS = {
     "dispatch.graph": "s",
     "products.share": "1",
     "products.overlap": "1",
+    "experts.share": "1",
     "attention.compute": "FLOP/s",
     "attention.cut": "1",
 }

@@ -90,6 +90,7 @@ HOPPER = (
                 for rate, value, unit in ((f"latency.{collective}", latency, "s"), (f"link.{collective}", bandwidth, "B/s"))
             },
             "products.share": measured(0.882, "1", _STEPS),
+            "experts.share": measured(0.28, "1", f"prompts of 8192 tokens, Qwen3 30B A3B in bfloat16; {_ON_TWO_H200}"),
             "products.overlap": measured(1.187, "1", _STEPS),
             "attention.compute": measured(813e12, "FLOP/s", _STEPS),
             "attention.cut": measured(0.761, "1", _STEPS),

@@ -144,6 +144,7 @@ MANIFEST_CASES: list[tuple[str, Any, str]] = [
     ("performance.step_costs.0.flops", -1.0, "performance.step_costs, 1 rows"),
     ("performance.step_costs.0.instructions", 10**400, "performance.step_costs, 1 rows: instructions"),
     ("performance.step_costs.0.attention_share", 0.0, "performance.step_costs, 1 rows: attention_share"),
+    ("performance.step_costs.0.products_share", 1.5, "performance.step_costs, 1 rows: products_share"),
     ("performance.step_costs.0.attention_rows", -1.0, "performance.step_costs, 1 rows"),
     ("performance.predictions.ttft_seconds", float("nan"), "performance.predictions"),
     ("tokenizer.entry", "absent", "tokenizer.entry"),
