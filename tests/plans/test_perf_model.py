@@ -57,6 +57,14 @@ def test_measured_products_lie_between_the_roofline_and_the_sum(rows: int, share
         assert found == pytest.approx(sum(parts))
 
 
+def test_products_of_a_bucket_may_be_slower_than_others() -> None:
+    rows = tuple(msgspec.structs.replace(row, products_share=0.25) for row in PERFORMANCE.step_costs)
+    slower = StepModel(msgspec.structs.replace(PERFORMANCE, step_costs=rows))
+    flops = step_cost(PERFORMANCE, 64).flops
+    assert slower.seconds(StepWork(64)) == pytest.approx(max(flops / 0.25e12, 4.064e6 / 1e11) + 10e-6)
+    assert slower.roofline(StepWork(64)) == StepModel(PERFORMANCE).roofline(StepWork(64)), "the ceiling is without shares"
+
+
 def test_attention_of_prompts_has_its_rate_and_few_rows_do_not_fill_the_machine() -> None:
     full, half = measured(attention=2e11), measured(attention=1e11)
     work = chunk_work(100_000, 8)
