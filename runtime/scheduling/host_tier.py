@@ -221,11 +221,6 @@ class HostTier:
 
     # Copies on their way to disk and back.
 
-    def touch(self, unit: Unit) -> None:
-        """A copy that nobody has on the device is wanted soon: of its kind it is given up last."""
-        if unit in self.copies:
-            self.copies.add(unit, self.copies.take(unit))
-
     def lend(self, unit: Unit) -> OffloadedBlock:
         """A copy at rest, to be written to disk."""
         self.lent[unit] = unit in self.spare

@@ -296,9 +296,15 @@ class KvManager:
 
     def fetch(self, hits: Hits) -> set[int]:
         """Begin to bring what is `absent` of hits just looked up back to the host, as far as there is room for it: the jobs after
-        which to look again."""
+        which to look again. What the host has of them stays, as what is expected back soon does."""
         tier, disk = self.pool.tier, self.disk
-        return set() if tier is None or disk is None else self.pool.fetch(tier, disk, hits.units)
+        if tier is None or disk is None:
+            return set()
+        wanted = [unit for unit in hits.units if not unit.indices]
+        for unit in wanted:
+            unit.reuse, unit.since = max(unit.reuse, Reuse.TOOL), self.clock.now
+            self.pool.regard(unit)
+        return self.pool.fetch(tier, disk, wanted)
 
     def fetch_seconds(self, hits: Hits) -> float:
         """How long it takes to read what is absent from disk."""

@@ -211,13 +211,10 @@ class BlockPool:
     def fetch(self, tier: HostTier, disk: DiskTier, units: Sequence[Unit]) -> set[int]:
         """Bring units that cannot be loaded yet back to the host, the first ones as far as there is room; jobs to wait for. None
         gives way to another."""
-        absent = {unit: None for unit in units if not unit.indices}
-        for unit in absent:
-            tier.touch(unit)
-        jobs: set[int] = set()
-        for unit in absent:
+        jobs, keep = set[int](), frozenset(units)
+        for unit in units:
             if not (unit.host or unit in disk.job_of):
-                if not self._room_to_fetch(tier, absent):
+                if not self._room_to_fetch(tier, keep):
                     break
                 disk.fetch(unit, [tier.free.pop() for _ in range(self.unit_blocks)])
             if unit in disk.job_of:

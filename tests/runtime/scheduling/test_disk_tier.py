@@ -355,6 +355,7 @@ def test_what_is_being_read_gives_way_to_nobody():
     steps.run()
     assert kv.disk_jobs() == []
     end(kv, jobs)
+    kv.clock.now = 1000.0
     assert tokens_of(written(kv)) == [200] and find(kv, prompt(1)).units[0].host
 
 
@@ -427,6 +428,18 @@ def test_a_fetch_makes_room_but_not_at_the_cost_of_what_it_is_for():
     end(kv, kv.disk_jobs())
     assert kv.fetch(find(kv, prompt(1, 3))) == set()
     assert not find(kv, prompt(1, 3)).units[1].host and find(kv, prompt(1, 3)).units[0].host
+
+
+def test_what_was_fetched_stays_for_who_waits_for_it():
+    kv, steps = restored(prompt(1), host_blocks=1)
+    kv.clock.now = 5000.0
+    kv.fetch(find(kv, prompt(1)))
+    end(kv, kv.disk_jobs())
+    held = compute(kv, prompt(5, 3))
+    turn(kv, "", prompt(2))
+    assert steps.run()[0] == [] and find(kv, prompt(1)).absent == 0
+    kv.clock.now = 6000.0  # nobody took it up
+    assert len(steps.run()[0]) == 1 and find(kv, prompt(1)).absent == 1 and held.live
 
 
 def test_a_fetch_brings_the_rest_and_touches_what_is_there():
