@@ -221,7 +221,7 @@ def _what_it_is(model: Any) -> object:
     ]
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     config = {**model.config.to_dict(), "quantization_config": None}  # which says how a checkpoint is stored
-    return features, [(name, value.shape, value.dtype) for name, value in named], config
+    return features, [(name, value.shape, value.dtype) for name, value in named], sorted(config.items())
 
 
 @functools.cache

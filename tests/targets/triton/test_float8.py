@@ -39,7 +39,7 @@ def test_rounding(interpreter: Interpreter) -> None:
         assert np.array_equal(rows[~np.isnan(given)], bits(given)[~np.isnan(given)])
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
 @pytest.mark.parametrize("step", [([1, 1, 1], [1, 31, 17], 4, 4), ([1, 1, 9, 2, 7], [30, 3, 26, 2, 7], 24, 8)])
 def test_attention(interpreter: Interpreter, style: tuple[int, float, bool], step: tuple[list[int], list[int], int, int]) -> None:
     case = _case(*step, style)
