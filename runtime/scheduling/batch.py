@@ -203,5 +203,5 @@ def _copies(
     """What a step with rows of these positions saves and loads."""
     if not state.kv.has_tier:
         return (), ()
-    saved = state.copied_blocks(work_of(decodes, positions, context))
+    saved = state.copied_blocks(work_of(decodes, positions, context)) if state.kv.has_unsaved else 0
     return state.kv.launch(state.next_step, saved)

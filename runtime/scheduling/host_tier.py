@@ -68,9 +68,8 @@ class HostTier:
         (self.saved if unit.host or unit.reuse is Reuse.GONE else self.unsaved).add(unit, unit, first)
 
     def _uncached(self, unit: Unit) -> None:
-        for order in (self.unsaved, self.saved):
-            if unit in order:
-                order.take(unit)
+        self.unsaved.discard(unit)
+        self.saved.discard(unit)
 
     def next_evicted(self, save_first: bool) -> Unit | None:
         """What the device is to evict next. With `save_first` what is lost by that goes last, unless nothing is expected of it;

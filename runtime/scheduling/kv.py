@@ -343,6 +343,11 @@ class KvManager:
         """Blocks that the step being planned loads."""
         return self.pool.boarding_blocks
 
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether there is something without a copy on the host."""
+        return self.pool.tier is not None and bool(self.pool.tier.unsaved or self.pool.tier.fresh)
+
     def launch(self, step_id: int, save_blocks: int) -> tuple[tuple[BlockCopies, ...], tuple[BlockCopies, ...]]:
         """What the planned step copies: saves, of at most so many blocks, and loads. They are done with `complete_step`."""
         save, load = self.pool.launch(step_id, save_blocks)

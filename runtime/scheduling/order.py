@@ -10,11 +10,13 @@ from .blocks import Reuse, Unit
 
 Item = TypeVar("Item")
 
-_FALLING = Reuse.SHARED, Reuse.TOOL, Reuse.USER, Reuse.HINTED
 _NEVER = float("nan")
 
-SECONDS = {Reuse.USER: 300.0, Reuse.TOOL: 60.0, Reuse.SHARED: 900.0}
-"""How long an expectation holds. Of agents' tool calls 88 % come back within 60 s, and half of their users within 127 s."""
+SECONDS = (0.0, 0.0, 0.0, 300.0, 60.0, 900.0)
+"""How long an expectation holds, by `Reuse`; hints have their own. Of agents' tool calls 88 % come back within 60 s, and half of
+their users within 127 s."""
+
+_, _IDLE, _HINTED, _USER, _TOOL, _SHARED = Reuse  # members are slow to look up by name
 
 
 class Clock:
@@ -28,14 +30,14 @@ class Clock:
 
 def standing(unit: Unit, now: float) -> Reuse:
     """What is still expected of a unit: when a tool was too slow, as of a person; then as its client wished; then nothing."""
-    age = now - unit.since
-    if unit.reuse > Reuse.HINTED and age < SECONDS[unit.reuse]:
-        return unit.reuse
-    if unit.reuse in (Reuse.TOOL, Reuse.SHARED) and age < SECONDS[Reuse.USER]:
-        return Reuse.USER
-    if unit.reuse > Reuse.IDLE and age < unit.hint:
-        return Reuse.HINTED
-    return min(unit.reuse, Reuse.IDLE)
+    reuse, age = unit.reuse, now - unit.since
+    if reuse <= _IDLE:
+        return reuse
+    if age < SECONDS[reuse]:
+        return reuse
+    if reuse >= _TOOL and age < SECONDS[_USER]:
+        return _USER
+    return _HINTED if age < unit.hint else _IDLE
 
 
 class EvictionOrder(Generic[Item]):
@@ -76,6 +78,11 @@ class EvictionOrder(Generic[Item]):
         self._looked[reuse] = _NEVER
         return self._queues[reuse].pop(unit)
 
+    def discard(self, unit: Unit) -> None:
+        """Take it out if it is there."""
+        if unit in self._queue_of:
+            self.take(unit)
+
     def lowest(self) -> Reuse | None:
         """The kind of what is evicted next; None when there is nothing."""
         self._expire()
@@ -106,7 +113,7 @@ class EvictionOrder(Generic[Item]):
 
     def _expire(self) -> None:
         now, looked = self._clock.now, self._looked
-        for reuse in _FALLING:
+        for reuse in (_SHARED, _TOOL, _USER, _HINTED):
             if looked[reuse] == now:
                 continue
             looked[reuse], queue = now, self._queues[reuse]

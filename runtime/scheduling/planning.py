@@ -100,7 +100,7 @@ class StepPlanner:
 
     def _load_blocks(self, decodes: NDArray[np.intp]) -> int:
         """Blocks that the step may bring back from the host: as many as others' rows hide; all where no other is held up."""
-        if not (len(decodes) and self._state.kv.has_tier):
+        if not (len(decodes) and self._state.kv.has_tier and (self._state.loading or len(self._state.waiting))):
             return self._state.kv.blocks
         return self._state.copied_blocks(StepWork(len(decodes), float(self._state.slots.computed[decodes].sum())))
 
