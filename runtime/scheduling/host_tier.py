@@ -189,10 +189,10 @@ class HostTier:
         return lowest <= reuse and not self._goes_before(first.unit, reuse)
 
     def _goes_before(self, unit: Unit, reuse: Reuse) -> bool:
-        """Whether the device has a unit that nobody uses, less wanted or unused for longer than what is saved next of a kind."""
+        """Whether the device has a unit that nobody uses, of this kind, and unused for longer than what is saved next of it."""
         next_saved = self.unsaved.first(reuse)
         assert next_saved is not None
-        return unit in self.saved and (standing(unit, self._clock.now), unit.used) <= (reuse, next_saved.used)
+        return unit in self.saved and standing(unit, self._clock.now) is reuse and unit.used <= next_saved.used
 
     def soon_saved(self) -> int:
         """Cached units of which something is expected and that have no copy yet, but can have one."""

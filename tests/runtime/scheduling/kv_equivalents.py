@@ -30,7 +30,7 @@ EQUIVALENT: dict[str, str] = {
     "host_tier.HostTier.__init__: 0 + 1 (1)": _SET_LATER,
     "host_tier.HostTier.load: 1 + 1": _ONLY_COMPARED,
     "host_tier.HostTier.place: 1 + 1": _ONLY_COMPARED,
-    "host_tier.HostTier._goes_before: (standing(unit, self._clock.now), unit.used) <= (reuse, next_saved.used) with Lt": _NO_TIE,
+    "host_tier.HostTier._goes_before: unit.used <= next_saved.used with Lt": _NO_TIE,
     "pool.BlockPool._choose_saves: max(READY_SHARE * self.blocks, self.awaited) with its arguments swapped": _BOTH_ALIKE,
     "pool.BlockPool._choose_saves: min(count, units - len(saves)) with its arguments swapped": _BOTH_ALIKE,
     "kv.KvManager.open: chain(hits.units, *hits.windows) with its arguments swapped": _BOTH_ALIKE,
