@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from tokenspeed.runtime.scheduling.blocks import Reuse
 from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.policy import AGENTIC, Policy
 from tokenspeed.runtime.scheduling.request import TurnEnd
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
-from .kv_helpers import find, turn
+from .kv_helpers import compute, find, turn
 from .shadow import make_request, make_scheduler
 from .tier_helpers import Steps, manager, prompt, start
 
@@ -108,14 +109,53 @@ def test_a_step_copies_no_more_than_it_may_of_all_kinds_together() -> None:
     assert len(steps.run(saved=2)[0]) == 2
 
 
+def order(kv: KvManager, saved: bool) -> list[tuple[int, int]]:
+    """Prompts of `prompt` and their units, as the device evicts those with a copy, or those without."""
+    assert kv.pool.tier
+    first = [np.frombuffer(unit.tokens, "<i4")[0] for unit in (kv.pool.tier.saved if saved else kv.pool.tier.unsaved)]
+    return [(token // 100, token % 100 // kv.identity_tokens) for token in first]
+
+
+def test_what_was_copied_is_behind_what_was_before_tails_before_heads() -> None:
+    kv = manager(blocks=8, host_blocks=8)
+    steps = Steps(kv)
+    turn(kv, "", prompt(1))
+    steps.run()
+    turn(kv, "", prompt(2, 2))
+    turn(kv, "", prompt(3))
+    steps.run()
+    assert order(kv, saved=True) == [(1, 0), (2, 1), (2, 0), (3, 0)]
+
+
 def test_who_used_a_unit_while_it_was_copied_leaves_it_behind_the_others() -> None:
-    kv, steps = managed(blocks=8, host_blocks=8)
-    expected(kv, "a", prompt(1))
-    expected(kv, "b", prompt(2))
+    kv = manager(blocks=8, host_blocks=8)
+    steps = Steps(kv)
+    turn(kv, "", prompt(1))
+    turn(kv, "", prompt(2))
     steps.launch()
     kv.release(start(kv, prompt(1)), -1)
     steps.complete()
-    assert kv.pool.tier and [unit.session for unit in kv.pool.tier.saved] == ["b", "a"]
+    assert order(kv, saved=True) == [(2, 0), (1, 0)]
+
+
+def test_who_ended_while_his_units_were_copied_leaves_the_tail_first() -> None:
+    kv = manager(blocks=8, host_blocks=8)
+    steps = Steps(kv)
+    blocks = compute(kv, prompt(1, 3))
+    steps.launch()
+    kv.release(blocks, -1)
+    steps.complete()
+    assert order(kv, saved=True) == [(1, 2), (1, 1), (1, 0)]
+
+
+def test_what_could_not_be_copied_is_where_it_was() -> None:
+    kv = manager(blocks=8, host_blocks=8)
+    steps = Steps(kv)
+    for number in (1, 2, 3):
+        turn(kv, "", prompt(number))
+    steps.launch(saved=2)
+    steps.fail()
+    assert order(kv, saved=False) == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_step_makes_one_copy_at_least_for_who_waits() -> None:
@@ -132,18 +172,20 @@ def test_units_of_several_blocks() -> None:
     steps = Steps(kv)
     turn(kv, "", prompt(1, 4))
     assert len(steps.run()[0]) == 4
+    held = start(kv, prompt(1, 4))
     expected(kv, "a", prompt(2, 4))
-    assert kv.copied_or_free == 12 and not kv.would_lose(12, []) and kv.would_lose(13, [])
+    assert kv.copied_or_free == 8 and not kv.would_lose(8, []) and kv.would_lose(9, [])
     assert steps.run() == ([], []), "the host is full, and much of the device can be taken"
-    kv.await_copies(12, [])
+    kv.await_copies(8, [])
     assert steps.run() == ([], []), "so much can be taken"
-    copied, own = find(kv, prompt(1, 4)).units, find(kv, prompt(2, 4)).units
-    held = start(kv, prompt(2, 2))
-    kv.await_copies(11, own[:1])
+    kv.await_copies(7, [share.unit for share in held.sealed])
     assert steps.run() == ([], []), "what is in use is not among it"
-    kv.release(held, -1)
-    kv.await_copies(11, copied[:1])
+    kv.await_copies(7, find(kv, prompt(2, 4)).units[:1])
     assert len(steps.run()[0]) == 4
+    kv.release(held, -1)
+    steps.run()
+    expected(kv, "b", prompt(3, 2))
+    assert kv.pool.tier and len(kv.pool.tier.saved) == 2 and kv.copied_or_free == 10
 
 
 def test_without_a_tier_all_can_be_taken() -> None:
