@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 PLAN := .cache/smollm2.bin
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
+# processes that tests start need not compile what the first has compiled
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint types imports unit format install clean
 
 install: $(VENV)/.installed

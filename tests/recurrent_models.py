@@ -12,8 +12,13 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+# as the compiler makes miniatures, so that these are traced once
 _WITH_ATTENTION: dict[str, Any] = {
     **_SIZES,
+    "vocab_size": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
     "intermediate_size": 96,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -44,10 +49,10 @@ RECURRENT_MODELS: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 12,
         "linear_conv_kernel_dim": 4,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "head_dim": 24,
+        "head_dim": 16,
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 40,
-        "shared_expert_intermediate_size": 48,
+        "shared_expert_intermediate_size": 56,
     },
 }
