@@ -45,7 +45,6 @@ EQUIVALENT: dict[str, str] = {
     f"pool.BlockPool.would_lose: max(soon, 0) {_SWAPPED}": _BOTH_ALIKE,
     "order.EvictionOrder.lowest: without return None": "None all the same",
     "order.EvictionOrder._expire: without if looked[reuse] == now: ...": "what was looked at this moment is as it was",
-    "order.standing: min(unit.reuse, Reuse.IDLE) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,
     "kv.KvManager.kept_tokens: 0 + 1": _LESS_THAN_ONE,
