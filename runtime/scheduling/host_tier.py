@@ -106,7 +106,7 @@ class HostTier:
     def given_back(self, unit: Unit) -> None:
         """The last sequence that used it does not use it any more."""
         if self.disk is not None:
-            self.disk.regarded(unit, unit in self.copies or unit in self.spare)
+            self.disk.regarded(unit, unit in self.spare)
 
     # Copies at rest.
 

@@ -95,7 +95,7 @@ def _event(machine: SchedulerMachine, chosen: Random) -> None:
     elif kind == "fail" and launched:
         machine.fail(0)
     elif kind == "job" and machine.device.jobs:
-        machine.end_job(chosen.randrange(100), chosen.random() < 0.8)
+        machine.end_job(chosen.randrange(100), chosen.random() < 0.65)
     elif kind == "restart" and machine.kv.disk is not None and not launched:
         machine.restart(0)
     elif kind == "hint":

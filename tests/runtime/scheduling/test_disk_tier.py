@@ -347,6 +347,42 @@ def test_what_the_device_has_is_known_without_any_copy_below():
     assert find(kv, prompt(1)).units == [unit] and not unit.host and unit.place < 0
 
 
+def test_what_the_device_gives_up_is_found_on_disk():
+    kv, _ = with_disk(prompt(1))
+    written(kv)
+    empty_host(kv)
+    assert find(kv, prompt(1)).units[0].place == 0
+    fill_device(kv)
+    assert find(kv, prompt(1)).absent == 1
+
+
+def test_what_is_being_loaded_is_not_written_before_it_is_there():
+    kv, steps = with_disk(prompt(1))
+    fill_device(kv)
+    kv.begin_step(ALL)
+    blocks = kv.open(find(kv, prompt(1)))
+    check_kv(kv)
+    assert kv.disk_jobs() == []
+    steps.launch()
+    assert kv.disk_jobs() == []
+    steps.complete()
+    assert len(written(kv)) == 1 and blocks.live
+
+
+def test_a_spare_copy_that_is_wanted_after_all_is_written():
+    kv = manager()
+    kv.add_disk(2, 1.0)
+    kv.retention.supersede = kv.retention.by_reuse = True
+    turn(kv, "one", prompt(1))
+    Steps(kv).run()
+    turn(kv, "one", prompt(1))
+    assert kv.pool.tier is not None and len(kv.pool.tier.spare) == 1
+    kv.close_session("one")
+    assert kv.disk_jobs() == []
+    kv.end_turn("one", "tool_call")
+    assert len(written(kv)) == 1
+
+
 def test_what_is_being_read_gives_way_to_nobody():
     kv, steps = restored(prompt(1), places=1)
     kv.fetch(find(kv, prompt(1)))
