@@ -198,13 +198,6 @@ class HostTier:
         """Cached units of which something is expected and that have no copy yet, but can have one."""
         return sum(count for reuse, count in self.unsaved.kinds() if reuse > Reuse.IDLE and self.room(reuse, evict=True))
 
-    def next_to_go(self) -> OffloadedBlock | None:
-        """The copy that is given up next."""
-        first = self.copies.first()
-        if self.spare and (first is None or self.copies.lowest() is not Reuse.GONE):
-            return next(reversed(self.spare.values()))
-        return first
-
     def evict(self) -> Unit:
         """Give one copy up: the unit it was of."""
         spare = self.spare and self.copies.lowest() is not Reuse.GONE

@@ -223,8 +223,8 @@ class BlockPool:
 
     def _room_to_fetch(self, tier: HostTier, keep: Container[Unit]) -> bool:
         while len(tier.free) < self.unit_blocks:
-            next_to_go = tier.next_to_go()
-            if next_to_go is None or next_to_go.unit in keep:
+            first = tier.copies.first()
+            if not tier.spare and (first is None or first.unit in keep):
                 return False
             self._evict_copy(tier)
         return True

@@ -478,6 +478,16 @@ def test_what_was_fetched_stays_for_who_waits_for_it():
     assert len(steps.run()[0]) == 1 and find(kv, prompt(1)).absent == 1 and held.live
 
 
+def test_a_fetch_takes_the_room_of_a_spare_copy():
+    kv, steps = restored(prompt(1), host_blocks=1)
+    held = compute(kv, prompt(2))
+    steps.run()
+    assert kv.pool.tier is not None and held.sealed[0].unit in kv.pool.tier.spare
+    assert len(kv.fetch(find(kv, prompt(1)))) == 1 and not held.sealed[0].unit.host
+    check_kv(kv)
+    end(kv, kv.disk_jobs())
+
+
 def test_a_fetch_brings_the_rest_and_touches_what_is_there():
     """The first unit is the host's oldest copy, the second is on disk: to make room another one goes."""
     kv = manager(blocks=8, host_blocks=2)
