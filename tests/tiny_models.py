@@ -201,6 +201,9 @@ MIXTURES: dict[str, dict[str, Any]] = {
 CONTEXT = 128
 """Tokens of the longest sequence that models are traced for, unless a test says otherwise."""
 
+_OF_CHECKPOINTS = {"architectures", "quantization_config", "transformers_version"}
+"""Fields of a configuration that say who wrote a checkpoint, and how."""
+
 _exported = tracing._exported
 _EXPORTED: dict[str, tuple[ExportedProgram, int]] = {}
 
@@ -220,8 +223,8 @@ def _what_it_is(model: Any) -> object:
         for path, module in model.named_modules()
     ]
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    config = {**model.config.to_dict(), "quantization_config": None}  # which says how a checkpoint is stored
-    return features, [(name, value.shape, value.dtype) for name, value in named], sorted(config.items())
+    config = [(name, value) for name, value in sorted(model.config.to_dict().items()) if name not in _OF_CHECKPOINTS]
+    return features, [(name, value.shape, value.dtype) for name, value in named], config
 
 
 @functools.cache

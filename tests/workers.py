@@ -18,6 +18,7 @@ TOGETHER = (
     "compiler/test_proof.py",
     "compiler/frontends/test_import.py",
     "compiler/frontends/test_trace.py",
+    "compiler/test_stages.py",
     "test_served_ranks.py",
 )
 LONGEST = (
