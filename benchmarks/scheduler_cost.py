@@ -48,7 +48,7 @@ from tokenspeed.runtime.scheduling.scheduler import Scheduler
 BLOCK_TOKENS, PREFILL_CHUNK, ANSWER = 64, 2048, 5
 STEP_SECONDS = 0.01
 _FREE_SLOTS = 16
-GOALS = {16: 50.0, 256: 400.0}
+GOALS = {16: 50.0, 256: 100.0}
 """Microseconds of a step, by running requests."""
 
 
