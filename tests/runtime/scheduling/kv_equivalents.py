@@ -78,6 +78,8 @@ EQUIVALENT: dict[str, str] = {
     "windows.WindowHits.last: not True": "it has a list for each of its pools",
     "sequence_blocks.SequenceBlocks.__init__: 1 + 1": _ONLY_COMPARED,
     "pool.BlockPool.give_back: 1 + 1": _ONLY_COMPARED,
+    "kv.KvManager.fetch: without return set()": "without a disk nothing is absent",
+    "kv.KvManager.fetch: tier is None or disk is None without tier is None": "without a tier there is no disk",
     "disk_tier.DiskTier.__init__: 0 + 1 (1)": _ANY_NUMBER,
     "disk_tier.DiskTier.__init__: reversed(range(places)) as it is": _ANY_BLOCK,
     "disk_tier.DiskTier.hosted: self.unstored.add(unit, unit) with its arguments swapped": _BOTH_ALIKE,

@@ -478,6 +478,22 @@ def test_what_was_fetched_stays_for_who_waits_for_it():
     assert len(steps.run()[0]) == 1 and find(kv, prompt(1)).absent == 1 and held.live
 
 
+def test_a_fetch_keeps_what_the_host_has_of_the_prefix():
+    """Its first unit is the host's oldest copy, the second is on disk."""
+    kv = manager(blocks=8, host_blocks=2)
+    kv.add_disk(8, 1.0, [unit_of(kv, prompt(1, 2), 0, number=1)])
+    steps = Steps(kv)
+    for number in (1, 2):
+        turn(kv, "", prompt(number))
+        steps.run()
+        written(kv)
+    fill_device(kv)
+    hits = find(kv, prompt(1, 2))
+    assert (hits.absent, hits.reload_blocks) == (1, 2) and len(kv.fetch(hits)) == 1
+    end(kv, kv.disk_jobs())
+    assert find(kv, prompt(1, 2)).absent == 0 and find(kv, prompt(2)).absent == 1
+
+
 def test_a_fetch_takes_the_room_of_a_spare_copy():
     kv, steps = restored(prompt(1), host_blocks=1)
     held = compute(kv, prompt(2))
