@@ -69,10 +69,10 @@ class KvManager:
 
     @property
     def kept_tokens(self) -> int:
-        """How many tokens sessions may be let into: a third of the tier has copies of what the device has, so that this can be
+        """How many tokens sessions may be let into: half of the tier has copies of what the device has, so that this can be
         evicted (docs/performance.md, "Agents' traffic, simulated")."""
         tier = self.pool.tier
-        return self.tokens + (0 if tier is None else tier.blocks * self.block_tokens * 2 // 3)
+        return self.tokens + (0 if tier is None else tier.blocks * self.block_tokens // 2)
 
     @property
     def available(self) -> int:
