@@ -12,6 +12,7 @@ _ALL_WITHOUT_WINDOWS = "without windows every prefix has what they need: the con
 _TWO_ROWS_AT_LEAST = "fewer than two rows count as two"
 _ANY_PLACE_BETWEEN = "any place above the low one and up to the high one halves what is left"
 _ANY_NUMBER = "jobs are told apart by their numbers, whatever these are"
+_PUT_AGAIN = "those used meanwhile are put behind all once more"
 _SWAPPED = "with its arguments swapped"
 
 EQUIVALENT: dict[str, str] = {
@@ -43,6 +44,9 @@ EQUIVALENT: dict[str, str] = {
     f"pool.BlockPool.await_copies: max(self.awaited, blocks + kept * self.unit_blocks) {_SWAPPED}": _BOTH_ALIKE,
     f"pool.BlockPool.launch: max(save_blocks // self.unit_blocks, int(self.awaited > 0)) {_SWAPPED}": _BOTH_ALIKE,
     f"pool.BlockPool.would_lose: max(soon, 0) {_SWAPPED}": _BOTH_ALIKE,
+    "pool.BlockPool._saved: cached is not None and unit in tier.put_back without cached is not None": "who uses it takes it out",
+    "pool.BlockPool._saved: cached is not None and unit in tier.put_back without unit in tier.put_back": _PUT_AGAIN,
+    "pool.BlockPool._saved: cached is not None and unit in tier.put_back with Or": _PUT_AGAIN,
     "order.EvictionOrder.lowest: without return None": "None all the same",
     "order.EvictionOrder._expire: without if looked[reuse] == now: ...": "what was looked at this moment is as it was",
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,

@@ -188,6 +188,16 @@ def test_units_of_several_blocks() -> None:
     assert kv.pool.tier and len(kv.pool.tier.saved) == 2 and kv.copied_or_free == 10
 
 
+def test_units_of_several_blocks_that_have_a_copy_can_be_taken() -> None:
+    kv = manager(blocks=16, host_blocks=8, unit_blocks=2)
+    kv.retention.by_reuse = kv.pool.save_first = True
+    steps = Steps(kv)
+    expected(kv, "a", prompt(1, 4))
+    steps.run()
+    expected(kv, "b", prompt(2, 2))
+    assert kv.copied_or_free == 14 and not kv.would_lose(14, []) and kv.would_lose(15, [])
+
+
 def test_without_a_tier_all_can_be_taken() -> None:
     kv = manager(host_blocks=0)
     expected(kv, "a", prompt(1))
