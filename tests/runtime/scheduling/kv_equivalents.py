@@ -13,6 +13,7 @@ _TWO_ROWS_AT_LEAST = "fewer than two rows count as two"
 _ANY_PLACE_BETWEEN = "any place above the low one and up to the high one halves what is left"
 _ANY_NUMBER = "jobs are told apart by their numbers, whatever these are"
 _PUT_AGAIN = "those used meanwhile are put behind all once more"
+_DISK_NEEDS_TIER = "there is no disk without a tier on the host"
 _SWAPPED = "with its arguments swapped"
 
 EQUIVALENT: dict[str, str] = {
@@ -44,6 +45,10 @@ EQUIVALENT: dict[str, str] = {
     f"pool.BlockPool.await_copies: max(self.awaited, blocks + kept * self.unit_blocks) {_SWAPPED}": _BOTH_ALIKE,
     f"pool.BlockPool.launch: max(save_blocks // self.unit_blocks, int(self.awaited > 0)) {_SWAPPED}": _BOTH_ALIKE,
     f"pool.BlockPool.would_lose: max(soon, 0) {_SWAPPED}": _BOTH_ALIKE,
+    f"kv.KvManager.fetch: max(unit.reuse, Reuse.TOOL) {_SWAPPED}": _BOTH_ALIKE,
+    "kv.KvManager.disk_jobs: tier is None or disk is None without tier is None": _DISK_NEEDS_TIER,
+    "kv.KvManager.disk_done: tier is None or disk is None or number not in disk.storing.keys() | disk.fetching.keys() "
+    "without tier is None": _DISK_NEEDS_TIER,
     "pool.BlockPool._saved: cached is not None and unit in tier.put_back without cached is not None": "who uses it takes it out",
     "pool.BlockPool._saved: cached is not None and unit in tier.put_back without unit in tier.put_back": _PUT_AGAIN,
     "pool.BlockPool._saved: cached is not None and unit in tier.put_back with Or": _PUT_AGAIN,

@@ -166,6 +166,23 @@ def test_a_step_makes_one_copy_at_least_for_who_waits() -> None:
     assert kv.awaits_copies and len(steps.run(saved=0)[0]) == 1 and not kv.awaits_copies
 
 
+def test_a_copy_of_what_is_less_wanted_gives_way_though_the_device_has_it_for_longer() -> None:
+    kv, steps = managed(blocks=8, host_blocks=1)
+    turn(kv, "", prompt(1))
+    steps.run()
+    held = start(kv, prompt(5, 6))
+    expected(kv, "a", prompt(2))
+    assert len(held.indices()) == 6 and len(steps.run()[0]) == 1 and find(kv, prompt(2)).units[0].host
+
+
+def test_expectations_that_were_not_met_count_as_what_they_have_become() -> None:
+    kv, _ = managed()
+    expected(kv, "a", prompt(1, 2))
+    assert kv.pool.tier and kv.pool.tier.unsaved.kinds() == [(Reuse.TOOL, 2)]
+    kv.clock.now = 100.0
+    assert kv.pool.tier.unsaved.kinds() == [(Reuse.USER, 2)]
+
+
 def test_units_of_several_blocks() -> None:
     kv = manager(blocks=16, host_blocks=4, unit_blocks=2)
     kv.retention.by_reuse = kv.retention.supersede = kv.pool.save_first = True

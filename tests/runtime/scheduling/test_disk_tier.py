@@ -575,3 +575,21 @@ def test_what_cannot_be_restored():
             kv.disk_done(number, True)
     with pytest.raises(SchedulerMisuse, match="no job 0"):
         manager().disk_done(0, True)
+
+
+def test_what_is_said_where_a_disk_is_not_possible():
+    with pytest.raises(PlanError) as none:
+        manager(host_blocks=0).add_disk(2, 1.0)
+    assert none.value.got == "no host_blocks" and none.value.fix == "compile the plan with --host-kv"
+    with pytest.raises(PlanError) as windows:
+        KvManager(8, 4, 4, "kv", host_blocks=4, windows=[(4, 8)]).add_disk(2, 1.0)
+    assert windows.value.got == "1 windows" and windows.value.fix == "serve without --disk-kv"
+
+
+def test_what_the_device_has_of_a_fetched_prefix_is_not_expected_sooner():
+    kv = manager(blocks=8)
+    kv.add_disk(4, 1.0, [unit_of(kv, prompt(1, 2), 0, number=1)])
+    turn(kv, "", prompt(1, 1))
+    hits = find(kv, prompt(1, 2))
+    assert hits.absent == 1 and kv.fetch(hits)
+    assert [unit.reuse for unit in hits.units] == [Reuse.IDLE, Reuse.TOOL]

@@ -348,3 +348,37 @@ def test_a_step_loads_as_many_units_as_its_blocks_make():
     assert [len(steps.launch(loaded=loaded)[1]) for loaded in (5, 1)] == [4, 2] and not kv.is_ready(blocks)
     kv.begin_step(0)
     assert kv.is_ready(blocks)
+
+
+def test_whether_something_is_to_be_copied():
+    kv = manager(blocks=8)
+    steps = Steps(kv)
+    assert not kv.has_unsaved
+    turn(kv, "", prompt(1))
+    assert kv.has_unsaved
+    steps.run()
+    assert not kv.has_unsaved
+    blocks = compute(kv, prompt(2))
+    assert kv.has_unsaved, "what is in use counts"
+    steps.run()
+    assert not kv.has_unsaved and blocks.live
+    kv = manager(host_blocks=0)
+    turn(kv, "", prompt(1))
+    assert not kv.has_unsaved
+
+
+def test_blocks_last_touched_by_a_completed_step_come_back_at_once():
+    kv = manager(host_blocks=0)
+    blocks = compute(kv, prompt(1))
+    kv.complete_step(3)
+    kv.complete_step(2)
+    kv.release(blocks, 3)
+    assert kv.available == 4 and not kv.retiring
+
+
+def test_without_a_disk_nothing_is_fetched():
+    kv, _ = offloaded(prompt(1))
+    assert kv.fetch(find(kv, prompt(1))) == set()
+    kv = manager(host_blocks=0)
+    turn(kv, "", prompt(1))
+    assert kv.fetch(find(kv, prompt(1))) == set()
