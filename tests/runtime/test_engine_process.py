@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, cast
 
 from tokenspeed.runtime.engine_channel import EngineChannel
@@ -24,7 +25,9 @@ def scheduler(policy: str, features: tuple[str, ...]) -> Any:
         plan="", plan_id="", weights=None, threads=None, pin_threads=False, overlap=True, verify=False, step_timeout=60.0,
         policy=policy, without=features, tenant_weights={"ours": 3.0}, commands="", news="",
     )  # fmt: skip
-    loop: Any = _loop(cast(Any, Planned()), cast(Executor, EchoExecutor()), cast(EngineChannel, ListChannel()), options)
+    channel = cast(EngineChannel, ListChannel())
+    with ExitStack() as closing:
+        loop: Any = _loop(cast(Any, Planned()), cast(Executor, EchoExecutor()), channel, options, None, closing)
     assert loop._roofline is not None
     return loop._scheduler
 

@@ -94,10 +94,7 @@ def test_a_step_without_logits_runs(weights: str) -> None:
     admit(executor, 0, FIRST)
     batch = batch_of(Rows(0, 0, FIRST[:8]))
     empty = np.empty(0, np.int32)
-    prefill = StepBatch(
-        **{name: getattr(batch, name) for name in StepBatch.__slots__}
-        | {"logit_rows": empty, "logit_slots": empty, "logit_request_ids": ()}
-    )
+    prefill = msgspec.structs.replace(batch, logit_rows=empty, logit_slots=empty, logit_request_ids=())
     assert len(executor.run(prefill).tokens) == 0
     logits = executor.logits_for(batch_of(Rows(0, 8, FIRST[8:])))
     assert np.abs(logits[0] - exact_logits(Llama(), SOURCES, FIRST)[-1]).max() < 1e-5
