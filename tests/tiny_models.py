@@ -224,6 +224,7 @@ def _what_it_is(model: Any) -> object:
     ]
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     config = [(name, value) for name, value in sorted(model.config.to_dict().items()) if name not in _OF_CHECKPOINTS]
+    config.append(("attention", model.config._attn_implementation))
     return features, [(name, value.shape, value.dtype) for name, value in named], config
 
 

@@ -57,7 +57,6 @@ EQUIVALENT: dict[str, str] = {
     "retention.Retention.begin: _common(session.digests, owner.digests) with its arguments swapped": _BOTH_ALIKE,
     "retention.Retention.expect: max(unit.hint, owner.hint) with its arguments swapped": _BOTH_ALIKE,
     "kv.KvManager.kept_tokens: 0 + 1": _LESS_THAN_ONE,
-    "kv.KvManager.kept_tokens: 0 + 1 (1)": _LESS_THAN_ONE,
     "kv.KvManager.lookup: not self.windows or behind.tell(digest, *of_unit) without not self.windows": _ALL_WITHOUT_WINDOWS,
     "kv.KvManager.probable_units: 1 + 1 (1)": _ANY_PLACE_BETWEEN,
     "kv.KvManager.limit_rows: 0 + 1": "with so many rows the length is the bound",
