@@ -305,11 +305,10 @@ class SchedulerState:
             length = int(self.slots.length[sequence.slot])
             self._leave_slot(sequence)
             sequence.status = Status.FINISHED
-        elif self.fetching.pop(sequence.request_id, None) is not None:
-            sequence.status = Status.FINISHED
         else:
             sequence.status = Status.FINISHED
-            self.waiting.dropped(sequence)
+            if self.fetching.pop(sequence.request_id, None) is None:
+                self.waiting.dropped(sequence)
         self._settle(sequence)
         if self.table is not None:
             self.table.finished(sequence, length, self.clock or 0.0)

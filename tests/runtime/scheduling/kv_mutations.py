@@ -38,6 +38,7 @@ from tokenspeed.runtime.scheduling import (
 from . import (
     test_blocks,
     test_copies_first,
+    test_disk_room,
     test_disk_tier,
     test_fetching,
     test_full_host,
@@ -70,6 +71,7 @@ TESTS = (
     test_host_tier,
     test_copies_first,
     test_full_host,
+    test_disk_room,
     test_disk_tier,
     test_fetching,
     test_pause,

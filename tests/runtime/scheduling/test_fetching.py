@@ -10,9 +10,9 @@ from tokenspeed.runtime.scheduling.kv import KvManager
 from tokenspeed.runtime.scheduling.request import SchedulerLimits
 from tokenspeed.runtime.scheduling.scheduler import Scheduler
 
+from .disk_helpers import unit_of
 from .shadow import make_request
 from .test_costs import PERFORMANCE
-from .test_disk_tier import unit_of
 from .tier_helpers import prompt
 
 PREFIX, OTHER = prompt(1, 3), prompt(2, 2)

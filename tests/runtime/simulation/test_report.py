@@ -87,7 +87,7 @@ def test_no_words_of_a_chart_lie_on_others() -> None:
         for attributes, words in re.findall(r"<text ([^>]*)>([^<]*)</text>", drawn):
             if "rotate" in attributes or not words:
                 continue
-            x, y = (float(re.search(rf'\b{name}="([-\d.]+)"', attributes)[1]) for name in "xy")  # type: ignore[index]
+            x, y = (float(re.findall(rf'\b{name}="([-\d.]+)"', attributes)[0]) for name in "xy")
             width, anchor = 6.0 * len(words), re.search(r'text-anchor="(\w+)"', attributes)
             left = x - width * {"end": 1.0, "middle": 0.5}.get(anchor[1] if anchor else "", 0.0)
             boxes.append((left, y - 8, left + width, y, words))
